@@ -1,0 +1,46 @@
+"""What is each part of the model worth? Zero-shot accuracy with parts replaced by their mean.
+
+    python compute_ablations.py --model ViT-H-14
+    python compute_ablations.py --model emojiclip --dataset emoji
+
+Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir. Prints the accuracy, in
+percent, with all MLPs ablated, with the class token's attention to itself ablated, with both, and with
+the attention layers 1 to k ablated, for every k (paper section 3.2, figure 2).
+
+Writes to --figures_dir (or else --input_dir): {dataset}_ablations_{model}.json and .png.
+"""
+from utils.datasets import add_run_options
+from utils.script import make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--figures_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    from utils import ablation, arrays, models, plots
+
+    model = models.file_name(args.model)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp", "cls_attn"))
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, terms["attn"].shape[-1])
+    found = ablation.accuracies(terms, classifier)
+    print(f"Baseline: {found['baseline']}")
+    print(f"+ MLPs ablation: {found['mlp_ablated']}")
+    print(f"+ CLS ablation: {found['cls_ablated']}")
+    print(f"+ MLPs + CLS ablation: {found['mlp_and_cls_ablated']}")
+    print(f"Attention ablations: {found['attention_ablated']}")
+
+    folder = Path(args.figures_dir or args.input_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{args.dataset}_ablations_{model}.json"
+    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
+    plots.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,76 @@
+"""TextSpan: name every attention head of the last layers by the texts that span what it writes.
+
+    python compute_complete_text_set.py --model ViT-L-14 --texts_per_head 20 --num_of_last_layers 4 \\
+        --text_descriptions image_descriptions_general
+    python compute_complete_text_set.py --model emojiclip --dataset emoji --num_of_last_layers 4 \\
+        --text_descriptions emoji_descriptions
+
+Reads what compute_prs.py, compute_text_projection.py and compute_text_set_projection.py wrote to --input_dir
+(paper section 4, table 2). The accuracy is the zero-shot accuracy, in percent, when the heads of the last
+layers are replaced by what their texts span, all earlier heads by their means, and the MLPs are kept.
+
+Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads_{model}.txt, the published
+report, and .json, with each text's share of its head's variance.
+"""
+from utils.datasets import add_run_options
+from utils.script import UserError, make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
+                        help="where the report goes (default: %(default)s)")
+    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER",
+                        help="where the text pool is (default: %(default)s)")
+    parser.add_argument("--text_descriptions", default="image_descriptions_general", metavar="POOL",
+                        help="the pool's file name without .txt (default: %(default)s)")
+    parser.add_argument("--num_of_last_layers", type=int, default=8, help="layers whose heads are named (default: %(default)s)")
+    parser.add_argument("--texts_per_head", type=int, default=10, help="texts picked for each head (default: %(default)s)")
+    parser.add_argument("--w_ov_rank", type=int, default=80,
+                        help="singular directions of a head at most; rounding noise is dropped (default: %(default)s)")
+    parser.add_argument("--device", help="taken for compatibility; runs on the CPU, in double precision")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    from utils import arrays, models, textspan, zeroshot
+
+    model = models.file_name(args.model)
+    texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"))
+    layers, _, width = terms["attn"].shape[1:]
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, width)
+    pool = arrays.open_texts(args.input_dir, args.text_descriptions, model, manifest, width, texts)
+    for name, most in (("num_of_last_layers", layers), ("texts_per_head", len(texts)), ("w_ov_rank", max(width, 80))):
+        if not 1 <= getattr(args, name) <= most:
+            raise UserError(f"--{name} is {getattr(args, name)}; choose from 1 to {most}")
+
+    spans = textspan.span_heads(terms["attn"], pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
+    accuracy = textspan.accuracy(terms, classifier, spans)
+    distinct = len({pick for span in spans.values() for pick in span.picks})
+
+    rule = "-" * 18
+    lines = []
+    for (layer, head), span in spans.items():
+        lines += [rule, f"Layer {layer}, Head {head}", rule, *(texts[pick] for pick in span.picks)]
+    lines += [rule, f"Current accuracy: {accuracy}", f"Number of texts: {distinct}"]
+    path = Path(args.output_dir) / (f"{args.dataset}_completeness_{args.text_descriptions}_top_{args.texts_per_head}"
+                                    f"_heads_{model}.txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays.write_text(path, "\n".join(lines) + "\n")
+    arrays.write_json(path.with_suffix(".json"), {
+        "model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), "pool": args.text_descriptions,
+        "texts_per_head": args.texts_per_head, "num_of_last_layers": args.num_of_last_layers, "w_ov_rank": args.w_ov_rank,
+        "accuracy": accuracy, "number_of_texts": distinct,
+        "heads": [{"layer": layer, "head": head, "rank_used": span.rank,
+                   "variance": span.variance, "explained": sum(span.shares),
+                   "texts": [{"text": texts[pick], "share": share} for pick, share in zip(span.picks, span.shares)]}
+                  for (layer, head), span in spans.items()]})
+    print(f"Current accuracy: {accuracy}\nNumber of texts: {distinct}\n-> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

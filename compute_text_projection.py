@@ -1,0 +1,41 @@
+"""Make the zero-shot classifier of a data set.
+
+    python compute_text_projection.py --dataset imagenet --model ViT-H-14 --pretrained laion2b_s32b_b79k
+    python compute_text_projection.py --dataset emoji --model emojiclip
+
+Writes {dataset}_classifier_{model}.npy [d, classes] to --output_dir: for each class the embeddings of
+its prompts, normalised, averaged and normalised again. Class names of `imagefolder` are the names of
+its folders (--data_path). Prompts are open_clip's 80 ImageNet templates, and short ones for the emoji sets.
+"""
+from utils.datasets import add_data_options
+from utils.models import add_model_options
+from utils.script import make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_model_options(parser)
+    add_data_options(parser)
+    parser.add_argument("--batch_size", type=int, default=800, help="prompts a forward pass (default: %(default)s)")
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
+                        help="where the classifier goes (default: %(default)s)")
+    return parser
+
+
+def main(args) -> None:
+    from utils import arrays, datasets, models, zeroshot
+    from utils.script import pick_device
+
+    classes = datasets.class_names(args.dataset, args.data_path)
+    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    columns = zeroshot.classifier(clip, classes, datasets.templates(args.dataset), args.batch_size)
+    path = arrays.term_path(args.output_dir, args.dataset, "classifier", clip.name)
+    with arrays.Writer(arrays.manifest_path(args.output_dir, args.dataset, "classifier", clip.name)) as writer:
+        writer.append(path, columns)
+        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip),
+                       "dataset": args.dataset, "classes": classes, "options": {"seed": args.seed}})
+    print(f"{len(classes)} classes -> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,45 @@
+"""Embed a text pool: a file with one description a line.
+
+    python compute_text_set_projection.py --data_path text_descriptions/image_descriptions_general.txt \
+        --model ViT-H-14 --pretrained laion2b_s32b_b79k
+    python compute_text_set_projection.py --data_path text_descriptions/emoji_descriptions.txt --model emojiclip
+
+Writes {pool}_{model}.npy [m, d] to --output_dir: the unit embedding of every line.
+"""
+from utils.models import add_model_options
+from utils.script import make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_model_options(parser)
+    parser.add_argument("--data_path", default="text_descriptions/image_descriptions_general.txt", metavar="FILE.txt",
+                        help="the text pool (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=2048, help="texts a forward pass (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, help="taken for compatibility; texts need no workers")
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
+                        help="where the embeddings go (default: %(default)s)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    from utils import arrays, models, zeroshot
+    from utils.script import pick_device
+
+    pool = Path(args.data_path)
+    texts = zeroshot.read_texts(pool)
+    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    embeddings = zeroshot.embed_texts(clip, texts, args.batch_size)
+    path = arrays.text_path(args.output_dir, pool.stem, clip.name)
+    with arrays.Writer(arrays.manifest_path(args.output_dir, pool.stem, clip.name)) as writer:
+        writer.append(path, embeddings)
+        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip),
+                       "texts": len(texts), "texts_sha256": arrays.texts_hash(texts),
+                       "options": {"seed": args.seed}})
+    print(f"{len(texts)} texts -> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Make .venv in the repository root with everything of requirements.txt. A second run changes nothing.
+#   PYTHON=python3.12 bash scripts/setup.sh    # another interpreter (3.11 to 3.13)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+
+wanted=$(sha256sum requirements.txt | cut -d' ' -f1)
+if [ "$(cat .venv/.installed 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
+    echo "error: $("$PYTHON" --version) will not do; name a Python 3.11 to 3.13 with PYTHON=python3.12 bash scripts/setup.sh" >&2; exit 2; }
+echo "installing into .venv (about 9 GB) ..." >&2
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+# uv, because pip may take a CPU build of torch that lies on the disk and does not fit torchvision.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt
+echo "$wanted" > .venv/.installed

@@ -1,0 +1,60 @@
+"""Print a short summary of what the decomposition scripts wrote.
+
+    python -m scripts.show_results --model emojiclip --dataset emoji --text_descriptions emoji_descriptions
+
+What each part of the model is worth, the heads that one attribute explains best, and where the files are.
+"""
+from utils.datasets import add_run_options
+from utils.script import UserError, make_parser, run
+
+HEADS = 8  # with the largest variance
+TEXTS = 4
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.set_defaults(model="emojiclip", dataset="emoji")
+    parser.add_argument("--text_descriptions", default="emoji_descriptions", metavar="POOL",
+                        help="as given to compute_complete_text_set.py (default: %(default)s)")
+    parser.add_argument("--texts_per_head", type=int, default=10, help="as given there (default: %(default)s)")
+    return parser
+
+
+def main(args) -> None:
+    import json
+    from pathlib import Path
+
+    from utils.models import file_name
+
+    folder, model = Path(args.input_dir), file_name(args.model)
+    spans = f"{args.dataset}_completeness_{args.text_descriptions}_top_{args.texts_per_head}_heads_{model}.json"
+    paths = {"ablations": folder / f"{args.dataset}_ablations_{model}.json", "texts": folder / spans}
+    missing = [str(path) for path in paths.values() if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist; run compute_ablations.py and compute_complete_text_set.py first")
+    ablations, texts = (json.loads(path.read_text(encoding="utf-8")) for path in paths.values())
+
+    print(f"\n{args.model} on {ablations['images']} images of {args.dataset}: zero-shot accuracy (%)")
+    rows = [("whole model", ablations["baseline"]), ("all MLPs mean-ablated", ablations["mlp_ablated"]),
+            ("class token's attention to itself ablated", ablations["cls_ablated"]),
+            ("both ablated", ablations["mlp_and_cls_ablated"])]
+    rows += [(f"attention layers 1 to {k} ablated", value) for k, value in enumerate(ablations["attention_ablated"]) if k]
+    rows += [(f"heads of the last {texts['num_of_last_layers']} layers reduced to {texts['number_of_texts']} texts",
+              texts["accuracy"])]
+    for label, value in rows:
+        print(f"  {label:<50} {value:6.1f}")
+
+    heads = sorted(texts["heads"], key=lambda head: -head["variance"])[:HEADS]
+    print(f"\nThe {len(heads)} heads that vary most, each with its first texts (share of the head's variance)")
+    for head in heads:
+        listed = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in head["texts"][:TEXTS])
+        print(f"  layer {head['layer']}, head {head['head']}: {listed}")
+
+    print("\nAll of it:")
+    for path in (paths["ablations"], paths["ablations"].with_suffix(".png"), paths["texts"].with_suffix(".txt"), paths["texts"]):
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,117 @@
+import literal
+import numpy as np
+import pytest
+import torch
+
+from utils import ablation, textspan
+
+
+def head_terms(images=300, width=24, inner=8, seed=0, dtype=np.float32):
+    """Terms as a head writes them: of low rank, around a mean, with a rounding's worth of noise."""
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(images, inner)) * np.linspace(2, 0.3, inner)
+    x = latent @ rng.normal(size=(inner, width)) + rng.normal(size=width)
+    return (0.02 * x).astype(dtype)
+
+
+def pool(texts=90, width=24, seed=1):
+    t = np.random.default_rng(seed).normal(size=(texts, width))
+    return (t / np.linalg.norm(t, axis=1, keepdims=True)).astype(np.float32)
+
+
+def span(x, texts, number, rank):
+    means, seconds = textspan.moments(x[:, None])
+    return textspan.text_span(means[0], seconds[0], torch.from_numpy(texts).double(), number, rank, np.finfo(x.dtype).eps)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("rank", [3, 8, 80])
+def test_same_texts_shares_and_reconstruction_as_the_literal_algorithm(seed, rank):
+    x, texts = head_terms(seed=seed), pool(seed=seed + 100)
+    number = min(rank, 6)
+    found = span(x, texts, number, rank)
+    picks, reconstruction, shares, kept = literal.text_span(x, texts, number, rank, np.finfo(np.float32).eps)
+    assert found.rank == kept == min(rank, 9)  # 8 directions and the mean
+    assert found.picks == picks
+    np.testing.assert_allclose(found.shares, shares, atol=1e-8)
+    np.testing.assert_allclose(found.reconstruct(torch.from_numpy(x).double()), reconstruction, atol=1e-9)
+    np.testing.assert_allclose(found.reconstruct(torch.from_numpy(x)), reconstruction, atol=1e-4)
+
+
+def test_on_the_embedded_model_too(emoji_run):
+    attn = np.load(emoji_run / "out" / "imagefolder_attn_emojiclip.npy")
+    texts = np.load(emoji_run / "out" / "pool_emojiclip.npy")
+    for head in range(attn.shape[2]):
+        x = attn[:, -1, head]
+        found = span(x, texts, 10, 20)
+        picks, reconstruction, *_ = literal.text_span(x, texts, 10, 20, np.finfo(np.float32).eps)
+        assert found.picks == picks
+        np.testing.assert_allclose(found.reconstruct(torch.from_numpy(x)), reconstruction, atol=1e-4)
+
+
+def test_picks_are_in_falling_order_of_what_they_explain_and_never_repeat():
+    found = span(head_terms(), pool(), 8, 80)
+    assert len(set(found.picks)) == len(found.picks) == 8
+    assert sum(found.shares) <= 1 + 1e-9
+    np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(8), atol=1e-9)
+
+
+def test_no_more_texts_than_there_are_directions():
+    found = span(head_terms(inner=3), pool(), 20, 80)
+    assert found.rank == 4 and len(found.picks) <= 4
+    assert sum(found.shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_constant_head_has_no_texts():
+    x = np.tile(np.float32([[0.5, -1.0, 2.0, 0.25]]), (50, 1))
+    found = span(x, pool(width=4), 5, 80)
+    assert found.picks == []
+    np.testing.assert_allclose(found.reconstruct(torch.from_numpy(x)), x, atol=1e-6)
+
+
+def test_half_precision_arrays_cut_where_their_rounding_starts():
+    x = head_terms(dtype=np.float16)
+    found = span(x, pool(), 5, 80)
+    *_, kept = literal.text_span(x, pool(), 5, 80, np.finfo(np.float16).eps)
+    assert found.rank == kept <= 9
+
+
+def test_moments_do_not_depend_on_the_blocks(monkeypatch):
+    x = head_terms(images=700)[:, None]
+    whole = textspan.moments(x)
+    monkeypatch.setattr("utils.arrays.blocks.__defaults__", (33,))
+    for a, b in zip(textspan.moments(x), whole):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+    np.testing.assert_allclose(whole[0][0], x[:, 0].astype(np.float64).mean(0), atol=1e-12)
+
+
+def test_accuracy_with_reconstructions_equals_the_literal_one():
+    rng = np.random.default_rng(3)
+    b, l, h, d, last = 200, 4, 3, 24, 2
+    attn = np.stack([np.stack([head_terms(b, d, 5, seed=10 * i + j) for j in range(h)], 1) for i in range(l)], 1)
+    run = {"attn": attn, "mlp": rng.normal(size=(b, l + 1, d)).astype(np.float32) * 0.1, "labels": rng.integers(0, 7, b)}
+    classifier = rng.normal(size=(d, 7)).astype(np.float32)
+    texts = pool(width=d)
+    spans = textspan.span_heads(attn, texts, last, 4, 80)
+    assert sorted(spans) == [(i, j) for i in (2, 3) for j in range(h)]
+    whole = run["mlp"].astype(np.float64).sum(1) + attn[:, :last].astype(np.float64).mean(0).sum((0, 1))
+    for i in (2, 3):
+        for j in range(h):
+            whole += literal.text_span(attn[:, i, j], texts, 4, 80, np.finfo(np.float32).eps)[1]
+    expected = 100 * np.mean((whole @ classifier).argmax(1) == run["labels"])
+    assert textspan.accuracy(run, classifier, spans) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("images", [1, 200, 600])
+def test_ablations_equal_the_literal_ones(images):
+    rng = np.random.default_rng(images)
+    l, h, d = 3, 2, 10
+    run = {"attn": rng.normal(size=(images, l, h, d)), "mlp": rng.normal(size=(images, l + 1, d)),
+           "cls_attn": rng.normal(size=(images, l, d)), "labels": rng.integers(0, 4, images)}
+    run = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in run.items()}
+    classifier = rng.normal(size=(d, 4)).astype(np.float32)
+    found = ablation.accuracies(run, classifier)
+    slow = literal.ablations(run["attn"], run["mlp"], run["cls_attn"], run["labels"], classifier)
+    assert found.keys() == slow.keys()
+    for name, value in slow.items():
+        assert found[name] == pytest.approx(value), name

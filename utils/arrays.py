@@ -1,0 +1,227 @@
+"""Arrays on disk. The only file that knows how a file is named and laid out.
+
+    {dataset}_{attn|mlp|cls_attn}_{model}.npy, {dataset}_labels.npy   from compute_prs.py
+    {dataset}_classifier_{model}.npy                                  from compute_text_projection.py
+    {text_set}_{model}.npy                                            from compute_text_set_projection.py
+
+Beside each group lies a manifest (JSON) that says what made it; readers use it to refuse arrays
+that do not belong together. Everything is written under a `.partial` name and renamed when complete.
+"""
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from utils.script import UserError
+
+PACKAGES = ("torch", "open-clip-torch", "numpy")
+BLOCK = 256  # images that are in memory at a time
+
+
+def term_path(folder: str, dataset: str, what: str, model: str) -> Path:
+    """Path of one array of a run; labels belong to the data set alone."""
+    return Path(folder) / (f"{dataset}_labels.npy" if what == "labels" else f"{dataset}_{what}_{model}.npy")
+
+
+def text_path(folder: str, text_set: str, model: str) -> Path:
+    """Path of a text pool's embeddings."""
+    return Path(folder) / f"{text_set}_{model}.npy"
+
+
+def manifest_path(folder: str, *parts: str) -> Path:
+    """Path of a manifest: of a run (dataset, model), a classifier (dataset, "classifier", model), a pool (pool, model)."""
+    return Path(folder) / f"{'_'.join(parts)}.json"
+
+
+class ArrayWriter:
+    """One .npy file that grows along its first axis, one batch after the other."""
+
+    def __init__(self, path: Path, dtype: str):
+        self.path, self.dtype = path, np.dtype(dtype)
+        self.partial = path.with_name(path.name + ".partial")
+        self.file = self.partial.open("wb")
+        self.shape: tuple[int, ...] | None = None
+
+    def _header(self) -> None:
+        # numpy pads the header so that the first axis can be rewritten in place.
+        np.lib.format.write_array_header_1_0(self.file, {
+            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape})
+
+    def append(self, values: np.ndarray) -> None:
+        """Write a batch [b, ...]."""
+        if self.shape is None:
+            self.shape = (0, *values.shape[1:])
+            self._header()
+        self.file.write(np.ascontiguousarray(values, self.dtype).data)
+        self.shape = (self.shape[0] + len(values), *self.shape[1:])
+
+    def close(self) -> dict:
+        """Complete the file under its partial name. Returns its shape and type for the manifest."""
+        self.file.flush()
+        self.file.seek(0)
+        self._header()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return {"file": self.path.name, "shape": list(self.shape), "dtype": self.dtype.name}
+
+
+class Writer:
+    """Writes a group of arrays and their manifest. Used with `with`: what is not finished is removed."""
+
+    def __init__(self, manifest: Path):
+        self.manifest, self.arrays, self.finished = manifest, {}, False
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def append(self, path: Path, values: np.ndarray, dtype: str = "float32") -> None:
+        """Append a batch to the array of that path."""
+        if path not in self.arrays:
+            self.arrays[path] = ArrayWriter(path, dtype)
+        self.arrays[path].append(values)
+
+    def finish(self, description: dict) -> None:
+        """Give every array its final name, and write the manifest last."""
+        layout = [writer.close() for writer in self.arrays.values()]
+        self.manifest.unlink(missing_ok=True)  # from here on it would describe arrays that are being replaced
+        for writer in self.arrays.values():
+            os.replace(writer.partial, writer.path)
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        write_json(self.manifest, {**description, "versions": versions, "arrays": layout})
+        self.finished = True
+
+    def __exit__(self, *_) -> None:
+        for writer in self.arrays.values():
+            with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses once more
+                writer.file.close()
+            writer.partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON; the file has its name only when it is complete."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write text; the file has its name only when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_manifest(path: Path) -> dict | None:
+    if not path.is_file():
+        print(f"warning: no manifest {path.name}; its arrays are read unchecked", file=sys.stderr)
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not a manifest of this project; delete it or make the arrays again") from error
+
+
+def _open(path: Path, manifest: dict | None, hint: str) -> np.ndarray:
+    """An array mapped from disk, checked against its manifest."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with: {hint}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a complete .npy file; make it again with: {hint}") from error
+    entry = next((entry for entry in (manifest or {}).get("arrays", []) if entry["file"] == path.name), None)
+    if manifest and (entry is None or entry["shape"] != list(array.shape) or entry["dtype"] != array.dtype.name):
+        raise UserError(f"{path}: differs from what its manifest says; it comes from another run, make it again with: {hint}")
+    return array
+
+
+def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict | None]:
+    """Arrays of one run of compute_prs.py, mapped from disk, and its manifest (None for foreign arrays).
+
+    `names` are of "attn" [b, l, h, d], "mlp" [b, l + 1, d], "cls_attn" [b, l, d]; "labels" [b] come always.
+    Raises UserError where one is missing, incomplete, or of another run, model or number of images.
+    """
+    hint = f"python compute_prs.py --dataset {dataset} --model {model} --output_dir {folder}"
+    first = term_path(folder, dataset, names[0], model)
+    if not first.is_file():
+        raise UserError(f"{first} does not exist; make it with: {hint}")
+    manifest = _read_manifest(manifest_path(folder, dataset, model))
+    arrays = {name: _open(term_path(folder, dataset, name, model), manifest, hint) for name in names}
+    images, ranks = len(arrays[names[0]]), {"attn": 4, "mlp": 3, "cls_attn": 3}
+    labels = term_path(folder, dataset, "labels", model)
+    if dataset == "imagenet" and not labels.is_file() and images == 50_000:
+        arrays["labels"] = np.arange(images) // 50  # the published runs wrote none
+    else:
+        arrays["labels"] = _open(labels, None, hint)
+    for name, array in arrays.items():
+        if array.ndim != ranks.get(name, 1):
+            raise UserError(f"{term_path(folder, dataset, name, model)}: has shape {array.shape}, which is not that of {name}")
+        if len(array) != images:
+            raise UserError(f"{term_path(folder, dataset, name, model)}: holds {len(array)} images and "
+                            f"{first.name} holds {images}; they are of different runs, make them again with: {hint}")
+    widths = {array.shape[-1] for name, array in arrays.items() if name != "labels"}
+    if len(widths) > 1:
+        raise UserError(f"{folder}: the arrays of {dataset} and {model} have different widths {sorted(widths)}; "
+                        f"make them again with: {hint}")
+    return arrays, manifest
+
+
+def open_classifier(folder: str, dataset: str, model: str, run: dict | None, width: int) -> np.ndarray:
+    """The classifier [d, classes] of a data set. `run` and `width` are those of the terms it goes with."""
+    hint = f"python compute_text_projection.py --dataset {dataset} --model {model} --output_dir {folder}"
+    path = term_path(folder, dataset, "classifier", model)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with: {hint}")
+    manifest = _read_manifest(manifest_path(folder, dataset, "classifier", model))
+    array = _open(path, manifest, hint)
+    if array.ndim != 2 or len(array) != width:
+        raise UserError(f"{path}: has shape {array.shape}, and the terms are {width} wide; make it again with: {hint}")
+    same_weights(path, manifest, run, hint)
+    if run and manifest and run["classes"] != manifest["classes"]:
+        raise UserError(f"{path}: has other classes than the run; make it again with: {hint}")
+    return np.asarray(array, dtype=np.float32)
+
+
+def texts_hash(texts: list[str]) -> str:
+    """SHA-256 of a text pool, by which its embeddings are known to be its own."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def open_texts(folder: str, text_set: str, model: str, run: dict | None, width: int, texts: list[str]) -> np.ndarray:
+    """Embeddings [m, d] of the text pool with these lines, float32."""
+    hint = (f"python compute_text_set_projection.py --data_path text_descriptions/{text_set}.txt --model {model} "
+            f"--output_dir {folder}")
+    path = text_path(folder, text_set, model)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with: {hint}")
+    manifest = _read_manifest(manifest_path(folder, text_set, model))
+    array = _open(path, manifest, hint)
+    if array.shape != (len(texts), width):
+        raise UserError(f"{path}: has shape {array.shape}, and {len(texts)} texts and terms of width {width} need "
+                        f"{(len(texts), width)}; make it again with: {hint}")
+    if manifest and manifest["texts_sha256"] != texts_hash(texts):
+        raise UserError(f"{path}: was made from other texts than {text_set}.txt holds now; make it again with: {hint}")
+    same_weights(path, manifest, run, hint)
+    return np.asarray(array, dtype=np.float32)
+
+
+def same_weights(path: Path, manifest: dict | None, run: dict | None, hint: str) -> None:
+    """Refuse arrays of two different models under one name."""
+    if manifest and run and manifest["weights_sha256"] != run["weights_sha256"]:
+        raise UserError(f"{path}: was made with other weights ({manifest['pretrained']}) than the terms "
+                        f"({run['pretrained']}); make it again with: {hint} --pretrained {run['pretrained']}")
+
+
+def blocks(images: int, size: int = BLOCK) -> Iterator[slice]:
+    """Slices that cover all images in order."""
+    for start in range(0, images, size):
+        yield slice(start, min(start + size, images))

@@ -1,0 +1,281 @@
+"""Data sets by name: images with labels, class names and prompt templates.
+
+Natural images: imagenet, imagefolder (any folder of class folders), CIFAR10, CIFAR100,
+binary_waterbirds, cub. Embedded scenes with known truth (no --data_path, drawn at the model's
+image size): emoji, emoji_unseen_style, emoji_spurious, emoji_seg.
+"""
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from utils.script import UserError, describe
+
+# torch and what needs it are imported where they are used, so that every script's --help answers at once.
+
+EMBEDDED = ("emoji", "emoji_unseen_style", "emoji_spurious", "emoji_seg")
+NAMES = ("imagenet", "imagefolder", "CIFAR10", "CIFAR100", "binary_waterbirds", "cub", *EMBEDDED)
+# Embedded sets: number of scenes (of each split), and the seed that makes them.
+SIZES = {"emoji": 2080, "emoji_unseen_style": 1040, "emoji_seg": 520,
+         "emoji_spurious": {"train": 1200, "val": 400, "test": 800}}
+SEEDS = {"emoji": 1, "emoji_unseen_style": 2, "emoji_seg": 3, "emoji_spurious": {"train": 4, "val": 5, "test": 6}}
+SPLITS = ("train", "val", "test")
+SPURIOUS_CLASSES = ("land animal", "sea animal")
+AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
+EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
+
+
+@dataclass
+class Images:
+    """A data set with what its zero-shot classifier needs."""
+    samples: Sequence           # sample i is (PIL image, label)
+    classes: list[str]
+    paths: list[str] | None     # of the image files, to name a bad one
+    scenes: list | None = None  # the scenes of an embedded set
+
+
+class SceneImages:
+    """Drawn scenes; batches are drawn in one go."""
+
+    def __init__(self, drawn: list, labels: list[int], image_size: int):
+        self.drawn, self.labels, self.image_size = drawn, labels, image_size
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def __getitem__(self, index: int):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list:
+        from utils import scenes
+
+        images, _ = scenes.draw([self.drawn[i] for i in indices], self.image_size)
+        return [(Image.fromarray(image), self.labels[i])
+                for image, i in zip(images.permute(0, 2, 3, 1).numpy(), indices)]
+
+
+class ImageFiles:
+    """Image files with labels."""
+
+    def __init__(self, samples: list[tuple[str, int]]):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        path, label = self.samples[index]
+        with Image.open(path) as image:
+            return image.convert("RGB"), label
+
+
+def add_data_options(parser) -> None:
+    """The options that choose a data set."""
+    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
+                        help=f"one of {', '.join(NAMES)} (default: %(default)s)")
+    parser.add_argument("--data_path", metavar="FOLDER",
+                        help="where the images are; the emoji sets need none (default: none)")
+
+
+def add_run_options(parser) -> None:
+    """The options by which a script finds the arrays of a run of compute_prs.py."""
+    parser.add_argument("--model", default="ViT-H-14", metavar="NAME", help="as given to compute_prs.py (default: %(default)s)")
+    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
+                        help="as given to compute_prs.py (default: %(default)s)")
+    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
+                        help="where the arrays are (default: %(default)s)")
+
+
+def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], list[int] | None]:
+    """Scenes and labels of an embedded data set, and for emoji_spurious the background's place (0 land, 1 sea)."""
+    from utils import scenes
+
+    if name == "emoji_spurious":
+        rows = scenes.sample_spurious(SIZES[name][split], SEEDS[name][split], AGREEMENT[split])
+        return [scene for scene, *_ in rows], [y for _, y, _ in rows], [place for *_, place in rows]
+    fixed = {"style": scenes.UNSEEN_STYLE} if name == "emoji_unseen_style" else {}
+    drawn = scenes.sample_scenes(SIZES[name], SEEDS[name], **fixed)
+    return drawn, [scene.object for scene in drawn], None
+
+
+def load_images(name: str, data_path: str | None = None, image_size: int = 224) -> Images:
+    """Load a data set by name; its test or validation split where it has several.
+
+    `image_size` is the side at which scenes are drawn. Raises UserError where files are missing.
+    """
+    if name in EMBEDDED:
+        drawn, labels, _ = embedded_scenes(name)
+        return Images(SceneImages(drawn, labels, image_size), class_names(name), None, drawn)
+    root = _root(name, data_path)
+    if name in ("CIFAR10", "CIFAR100"):
+        return _cifar(name, root)
+    files, classes = {"imagenet": _imagenet, "imagefolder": _imagefolder,
+                      "binary_waterbirds": _waterbirds, "cub": _cub}[name](root)
+    if not files:
+        raise UserError(f"--data_path {root}: no images there for --dataset {name}")
+    return Images(ImageFiles(files), classes, [path for path, _ in files])
+
+
+def class_names(name: str, data_path: str | None = None) -> list[str]:
+    """Class names of a data set, in the order of its labels.
+
+    `data_path` is needed where the names come with the images: imagefolder, CIFAR10, CIFAR100, cub.
+    """
+    if name == "imagenet":
+        from open_clip import IMAGENET_CLASSNAMES
+        return list(IMAGENET_CLASSNAMES)
+    if name == "binary_waterbirds":
+        return ["landbird", "waterbird"]
+    if name == "emoji_spurious":
+        return list(SPURIOUS_CLASSES)
+    if name in EMBEDDED:
+        from utils import scenes
+        return [concept["name"] for concept in scenes.concepts()]
+    if name == "cub":
+        return [line.split(".", 1)[-1].replace("_", " ") for line in _cub_lines(_root(name, data_path), "classes.txt").values()]
+    return load_images(name, data_path).classes
+
+
+def _root(name: str, data_path: str | None) -> Path:
+    if data_path is None:
+        raise UserError(f"--dataset {name} needs --data_path, the folder of its images")
+    if not Path(data_path).is_dir():
+        raise UserError(f"--data_path {data_path}: no such folder")
+    return Path(data_path)
+
+
+def _imagefolder(root: Path) -> tuple[list, list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        folder = ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise UserError(f"--data_path {root}: expected folders, one a class, with images in each") from error
+    return folder.samples, [name.replace("_", " ") for name in folder.classes]
+
+
+def _imagenet(root: Path) -> tuple[list, list[str]]:
+    files, folders = _imagefolder(root / "val" if (root / "val").is_dir() else root)
+    if len(folders) != 1000:
+        raise UserError(f"--data_path {root}: expected the 1,000 class folders (n01440764, ...) of ImageNet's validation "
+                        f"images, here or in val/, and found {len(folders)}")
+    return files, class_names("imagenet")
+
+
+def _cifar(name: str, root: Path) -> Images:
+    from torchvision import datasets as vision
+
+    try:
+        samples = getattr(vision, name)(str(root), train=False, download=True)
+    except Exception as error:  # the network, the archive or the disk
+        raise UserError(f"--data_path {root}: {name} is not there and cannot be downloaded ({describe(error)})") from error
+    return Images(samples, [label.replace("_", " ") for label in samples.classes], None)
+
+
+def _table(path: Path, columns: set[str]) -> list[dict]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; --data_path should be the data set's own folder")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not columns <= set(rows[0]):
+        raise UserError(f"{path}: expected the columns {', '.join(sorted(columns))}")
+    return rows
+
+
+def _waterbirds(root: Path) -> tuple[list, list[str]]:
+    if not (root / "metadata.csv").is_file() and (root / "waterbird_complete95_forest2water2").is_dir():
+        root = root / "waterbird_complete95_forest2water2"
+    rows = _table(root / "metadata.csv", {"img_filename", "y", "split", "place"})
+    files = [(str(root / row["img_filename"]), int(row["y"])) for row in rows if row["split"] == "2"]
+    return files, class_names("binary_waterbirds")
+
+
+def _cub_lines(root: Path, name: str) -> dict[str, str]:
+    """A table of CUB-200-2011: 'number value' lines."""
+    root = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
+    if not (root / name).is_file():
+        raise UserError(f"{root / name} does not exist; --data_path should be the folder CUB_200_2011")
+    return dict(line.split(maxsplit=1) for line in (root / name).read_text().splitlines() if line.strip())
+
+
+def _cub(root: Path) -> tuple[list, list[str]]:
+    images, labels, train = (_cub_lines(root, name) for name in
+                             ("images.txt", "image_class_labels.txt", "train_test_split.txt"))
+    folder = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
+    return [(str(folder / "images" / images[i].strip()), int(labels[i]) - 1)
+            for i in images if train[i].strip() == "0"], class_names("cub", str(root))
+
+
+class _Prepared:
+    """Samples through the model's preprocessing. A sample that cannot be read comes as its error."""
+
+    def __init__(self, images: Images, preprocess: Callable):
+        self.images, self.preprocess = images, preprocess
+
+    def __len__(self) -> int:
+        return len(self.images.samples)
+
+    def _prepare(self, index: int, read: Callable):
+        try:
+            image, label = read()
+            return self.preprocess(image), label
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            name = self.images.paths[index] if self.images.paths else f"image {index}"
+            return f"{name} ({describe(error) if not isinstance(error, OSError) else error})"
+
+    def __getitem__(self, index: int):
+        return self._prepare(index, lambda: self.images.samples[index])
+
+    def __getitems__(self, indices: list[int]) -> list:
+        if not hasattr(self.images.samples, "__getitems__"):
+            return [self[index] for index in indices]
+        samples = self.images.samples.__getitems__(indices)
+        return [self._prepare(index, lambda sample=sample: sample) for index, sample in zip(indices, samples)]
+
+
+def _collate(samples: list) -> tuple:
+    import torch
+
+    good = [sample for sample in samples if not isinstance(sample, str)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return images, torch.tensor([label for _, label in good]), [sample for sample in samples if isinstance(sample, str)]
+
+
+def worker_count(wanted: int | None) -> int:
+    """As many workers as there are cores, at most ten, where none are asked for."""
+    return min(10, os.cpu_count() or 1) if wanted is None else wanted
+
+
+def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,
+            skip_bad_images: bool = False) -> Iterator[tuple]:
+    """All images in order, in batches: images [b, 3, height, width], labels [b], and the bad ones left out.
+
+    Raises UserError that names the first image that cannot be read, unless `skip_bad_images`.
+    """
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(_Prepared(images, preprocess), batch_size, num_workers=num_workers, collate_fn=_collate)
+    for pixels, labels, bad in loader:
+        if bad and not skip_bad_images:
+            raise UserError(f"cannot read {bad[0]}; mend or remove it, or leave such images out with --skip_bad_images")
+        yield pixels, labels.numpy(), bad
+
+
+def templates(name: str) -> list[Callable[[str], str]]:
+    """Prompt templates for class names of a data set: functions from a name to a text."""
+    if name not in EMBEDDED:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+        return list(OPENAI_IMAGENET_TEMPLATES)
+    from utils import scenes
+
+    plurals = {concept["name"]: concept["plural"] for concept in scenes.concepts()}
+
+    def fill(template: str, class_name: str) -> str:
+        plural = plurals.get(class_name, f"{class_name}s")
+        one = class_name if class_name == plural else scenes.with_article(class_name)
+        return template.format(name=class_name, one=one, many=plural)
+
+    return [lambda class_name, template=template: fill(template, class_name) for template in EMOJI_TEMPLATES]

@@ -1,0 +1,230 @@
+"""The exact decomposition of a CLIP image representation (arXiv 2310.05916, section 3).
+
+The representation is the class token after the last block, through the final LayerNorm and the
+projection. The residual stream makes it a sum of terms: one for each attention head of each layer,
+one for each MLP, one for the embedded class token. This file is the only one that knows the inside
+of a transformer: `read_tower` takes from open_clip's own model what is needed, and refuses what it
+does not know; `decompose` runs one forward pass and returns the terms.
+
+Letters of shapes: b images, l layers, h heads, n tokens (class token first), w width of the tower,
+k width of a head, d width of the joint space.
+"""
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.script import UserError
+
+
+@dataclass
+class Block:
+    """One pre-norm transformer block, x + attention(norm_1(x)), then x + mlp(norm_2(x))."""
+    heads: int
+    norm_1: nn.Module
+    qkv_weight: Tensor            # [3w, w]
+    qkv_bias: Tensor | None       # [3w]
+    norm_q: nn.Module             # on queries and keys of each head; the identity in most models
+    norm_k: nn.Module
+    out_weight: Tensor            # [w, w], each head's scale and LayerScale included
+    out_bias: Tensor              # [w], LayerScale included
+    norm_2: nn.Module
+    mlp: Callable[[Tensor], Tensor]  # LayerScale included
+
+
+@dataclass
+class Tower:
+    """What the decomposition needs of an image tower."""
+    embed: Callable[[Tensor], Tensor]  # images [b, 3, height, width] -> tokens [b, n, w] that enter the first block
+    blocks: list[Block]
+    norm: nn.LayerNorm                 # the final LayerNorm
+    projection: Tensor                 # [w, d]
+    head_maps: Tensor                  # [l, h, k, d]: a head's output -> joint space, the final norm's weight included
+    image_size: tuple[int, int]
+
+
+@dataclass
+class Terms:
+    """The terms of a batch of images, float32, each divided by the norm of its image's representation."""
+    attn: Tensor            # [b, l, h, d]: one term a head, summed over tokens
+    mlp: Tensor             # [b, l + 1, d]: the embedded class token, then MLP 1 to l
+    cls_attn: Tensor        # [b, l, d]: the part of attn whose source is the class token, summed over heads
+    representation: Tensor  # [b, d]: unit length; what attn and mlp sum to
+
+
+def _refuse(what: str) -> UserError:
+    return UserError(f"this model cannot be decomposed: {what}")
+
+
+def _read_block(block: nn.Module) -> Block:
+    """All that is read from a block of open_clip stands here. Raises UserError for what is not known."""
+    kind = type(block).__name__
+    children = {name for name, child in block.named_children() if not isinstance(child, nn.Identity)}
+    if not {"ln_1", "attn", "ln_2", "mlp"} <= children <= {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}:
+        raise _refuse(f"its blocks ({kind}) hold {', '.join(sorted(children))}")
+    attn = block.attn
+    norm_q = norm_k = nn.Identity()
+    head_scale = None
+    if isinstance(attn, nn.MultiheadAttention):
+        plain = attn.in_proj_weight is not None and attn.bias_k is None and not attn.add_zero_attn and attn.batch_first
+        if not plain:
+            raise _refuse("its nn.MultiheadAttention has separate or additional keys and values")
+    elif type(attn).__module__.startswith("open_clip.") and hasattr(attn, "in_proj_weight"):
+        if not isinstance(attn.ln_inner, nn.Identity):
+            raise _refuse("a norm over all heads (scale_attn_inner) lies between its heads and their output projection")
+        if attn.scaled_cosine:
+            raise _refuse("its attention is a scaled cosine")
+        norm_q, norm_k, head_scale = attn.ln_q, attn.ln_k, attn.head_scale
+    else:
+        raise _refuse(f"its attention is of an unknown class, {type(attn).__module__}.{type(attn).__name__}")
+    out_weight, width = attn.out_proj.weight.detach(), attn.out_proj.weight.shape[0]
+    out_bias = torch.zeros_like(out_weight[0]) if attn.out_proj.bias is None else attn.out_proj.bias.detach()
+    if head_scale is not None:
+        out_weight = out_weight * head_scale.detach().flatten().repeat_interleave(width // attn.num_heads)
+    if hasattr(block.ls_1, "gamma"):
+        out_weight, out_bias = out_weight * block.ls_1.gamma.detach()[:, None], out_bias * block.ls_1.gamma.detach()
+    elif not isinstance(block.ls_1, nn.Identity):
+        raise _refuse(f"its layer scale is of an unknown class, {type(block.ls_1).__name__}")
+    return Block(heads=attn.num_heads, norm_1=block.ln_1, qkv_weight=attn.in_proj_weight.detach(),
+                 qkv_bias=None if attn.in_proj_bias is None else attn.in_proj_bias.detach(),
+                 norm_q=norm_q, norm_k=norm_k, out_weight=out_weight, out_bias=out_bias,
+                 norm_2=block.ln_2, mlp=lambda x: block.ls_2(block.mlp(x)))
+
+
+def read_tower(visual: nn.Module) -> Tower:
+    """Read an image tower of open_clip (`model.visual`, in eval mode).
+
+    Any of its own vision transformers with class-token pooling: quick-GELU or GELU, with or without
+    `ln_pre`, LayerScale, norms on queries and keys. Raises UserError with the reason for the others.
+    """
+    kind = type(visual).__name__
+    if kind != "VisionTransformer":
+        raise _refuse({"ModifiedResNet": "it is a ResNet, whose image tower has no residual stream of attention heads",
+                       "TimmModel": "its image tower comes from timm, which is not supported yet",
+                       }.get(kind, f"its image tower is of an unknown class, {kind}"))
+    if visual.attn_pool is not None:
+        raise _refuse("it pools its tokens by attention, which is not supported yet")
+    if visual.pool_type != "tok":
+        raise _refuse(f"it pools its tokens by {visual.pool_type!r}, and only the class token ('tok') is supported yet")
+    if visual.proj is None or not isinstance(visual.ln_post, nn.LayerNorm) or visual.ln_post.weight is None:
+        raise _refuse("its final norm is not a LayerNorm with weights, or it has no projection")
+
+    def embed(images: Tensor) -> Tensor:
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)
+        first = visual.class_embedding.expand(len(images), 1, -1)
+        return visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding)
+
+    blocks = [_read_block(block) for block in visual.transformer.resblocks]
+    projection = visual.proj.detach()
+    weighted = visual.ln_post.weight.detach()[:, None] * projection  # [w, d]
+    head_maps = torch.stack([(block.out_weight.T @ weighted).unflatten(0, (block.heads, -1)) for block in blocks])
+    return Tower(embed=embed, blocks=blocks, norm=visual.ln_post, projection=projection,
+                 head_maps=head_maps, image_size=tuple(visual.image_size))
+
+
+def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of one block.
+
+    Returns what it adds to the residual stream [b, n or 1, w], the class token's head outputs before
+    the output projection [b, h, k], and the part of these whose source is the class token [b, h, k].
+    """
+    width = x.shape[-1]
+    y = block.norm_1(x)
+
+    def part(tokens: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+        rows = slice(first * width, last * width)
+        out = F.linear(tokens, block.qkv_weight[rows], None if block.qkv_bias is None else block.qkv_bias[rows])
+        return out.unflatten(-1, (last - first, block.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    if only_class_token:
+        (q,), (k, v) = part(y[:, :1], 0, 1), part(y, 1, 3)
+    else:
+        q, k, v = part(y, 0, 3)
+    q, k = block.norm_q(q), block.norm_k(k)
+    out = F.scaled_dot_product_attention(q, k, v)  # [b, h, n or 1, k]
+    scores = (q[:, :, :1] @ k.transpose(-1, -2)).squeeze(2) * q.shape[-1] ** -0.5
+    from_class_token = scores.softmax(dim=-1)[..., :1] * v[:, :, 0]
+    added = F.linear(out.transpose(1, 2).flatten(2), block.out_weight, block.out_bias)
+    return added, out[:, :, 0], from_class_token
+
+
+@torch.inference_mode()
+def decompose(tower: Tower, images: Tensor) -> Terms:
+    """Decompose the representations of images [b, 3, height, width] at the cost of a forward pass.
+
+    Sums commute with linear maps: a head's output, summed over tokens, is kept at head width and
+    projected once. The last block runs for the class token alone.
+    Biases, the final LayerNorm's mean and its bias are shared out evenly over the terms
+    (paper section 3.2 and appendix A.1; conventions of the published code).
+    """
+    x = tower.embed(images)
+    tokens = x.shape[1]
+    mlp, heads, self_attended = [x[:, 0]], [], []
+    for index, block in enumerate(tower.blocks):
+        last = index == len(tower.blocks) - 1
+        added, out, from_class_token = _attend(block, x, only_class_token=last)
+        x = (x[:, :1] if last else x) + added
+        heads.append(out)
+        self_attended.append(from_class_token)
+        added = block.mlp(block.norm_2(x))
+        x = x + added
+        mlp.append(added[:, 0])
+    return _project(tower, x[:, 0], torch.stack(mlp, 1), torch.stack(heads, 1), torch.stack(self_attended, 1), tokens)
+
+
+def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_attended: Tensor, tokens: int) -> Terms:
+    """Carry terms into the joint space, through the final LayerNorm with its statistics frozen.
+
+    final [b, w] is the class token after the last block; mlp [b, l + 1, w]; heads and self_attended
+    [b, l, h, k] are before the output projection.
+    """
+    layers, number = heads.shape[1:3]
+    shares = 2 * layers + 1  # terms that share the final norm's mean and bias, before layers split into heads
+    variance, mean = torch.var_mean(final, dim=-1, correction=0)
+    weighted = tower.norm.weight[:, None] * tower.projection          # [w, d]
+    mean_part = mean[:, None, None] * weighted.sum(0)                 # [b, 1, d]
+    bias_part = tower.norm.bias @ tower.projection                    # [d]
+    out_bias = torch.stack([block.out_bias for block in tower.blocks]) @ weighted  # [l, d]
+    std = (variance + tower.norm.eps).sqrt()[:, None, None]
+
+    representation = tower.norm(final) @ tower.projection
+    length = representation.norm(dim=-1)[:, None, None]
+
+    def share(terms: Tensor, among: int) -> Tensor:
+        """Centre, scale and shift terms [b, _, d], each of which stands for one of `among` parts."""
+        return ((terms - mean_part / among) / std + bias_part / among) / length
+
+    attn = torch.einsum("blhk,lhkd->blhd", heads, tower.head_maps) + out_bias[:, None] / number
+    cls_attn = torch.einsum("blhk,lhkd->bld", self_attended, tower.head_maps) + out_bias / tokens
+    return Terms(attn=share(attn.flatten(1, 2), shares * number).unflatten(1, (layers, number)),
+                 mlp=share(mlp @ weighted, shares),
+                 cls_attn=share(cls_attn, shares * tokens),
+                 representation=representation / length[:, 0])
+
+
+def check(model: nn.Module, tower: Tower, images: Tensor, repeats: int = 3) -> dict[str, float]:
+    """Compare the decomposition with the model's own output.
+
+    Returns `error`, the largest absolute difference between the sum of an image's terms and
+    `model.encode_image`'s unit representation, and `cost`, the time of `decompose` over that of
+    `encode_image`, the fastest of `repeats` each, in turns.
+    """
+    def timed(function: Callable) -> tuple[float, Tensor | Terms]:
+        start = time.perf_counter()
+        result = function()
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, result
+
+    times = {"plain": [], "ours": []}
+    with torch.inference_mode():
+        for _ in range(repeats):
+            seconds, plain = timed(lambda: F.normalize(model.encode_image(images), dim=-1))
+            times["plain"].append(seconds)
+            seconds, terms = timed(lambda: decompose(tower, images))
+            times["ours"].append(seconds)
+        total = terms.attn.sum(dim=(1, 2)) + terms.mlp.sum(dim=1)
+        return {"error": (total - plain).abs().max().item(), "cost": min(times["ours"]) / min(times["plain"])}

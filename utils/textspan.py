@@ -1,0 +1,122 @@
+"""TextSpan: the texts that span what an attention head writes (paper section 4, algorithm 1).
+
+Only second moments of a head's terms are needed: the variance of X t over images is t' C t, with C
+the covariance of X. All of it happens in the coordinates of the head's leading singular vectors.
+
+Letters of shapes: b images, d width of the joint space, m texts, r rank used, p picked texts.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.ablation import mean as mean_over_images
+from utils.arrays import blocks
+from utils.zeroshot import correct
+
+EXHAUSTED = 1e-6  # what is left of a text's direction, relative to its length, below which nothing remains to pick
+
+
+@dataclass
+class Span:
+    """A head's texts and what they explain."""
+    picks: list[int]        # indices into the pool, in the order they were picked
+    shares: list[float]     # of the head's variance, explained by each pick beyond those before
+    rank: int               # number of singular directions used
+    variance: float         # of the head's terms over images, summed over the joint space
+    mean: Tensor            # [d]
+    directions: Tensor      # [p, d], orthonormal: the picked directions, each without those before
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Terms [b, d] with only what the texts span: the mean plus the part along the picked directions."""
+        directions, mean = self.directions.to(x.dtype), self.mean.to(x.dtype)
+        return mean + (x - mean) @ directions.T @ directions
+
+
+def moments(terms: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean [h, d] and uncentred second moment [h, d, d] of terms [b, h, d] over images, in float64.
+
+    The array is read in blocks.
+    """
+    _, heads, width = terms.shape
+    total, second = torch.zeros(heads, width, dtype=torch.float64), torch.zeros(heads, width, width, dtype=torch.float64)
+    for block in blocks(len(terms)):
+        x = torch.from_numpy(terms[block].astype(np.float64)).transpose(0, 1)  # [h, b, d]
+        total += x.sum(dim=1)
+        second.baddbmm_(x.transpose(1, 2), x)
+    return total / len(terms), second / len(terms)
+
+
+def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, rank: int, eps: float) -> Span:
+    """Pick the texts of one head.
+
+    mean [d] and second [d, d] are the head's moments, texts [m, d] the pool's embeddings, float64.
+    `rank` caps the singular directions; those whose singular value is at most 16 x `eps` (of the type
+    the terms are stored in) of the largest are rounding noise and dropped. Fewer than
+    `texts_per_head` texts are returned where their directions leave nothing to explain.
+    """
+    values, vectors = torch.linalg.eigh(second)  # ascending; singular values are the roots
+    singular = values.clamp(min=0).sqrt().flip(0)[:rank]
+    kept = int((singular > 16 * eps * singular[0]).sum())
+    basis = vectors.flip(1)[:, :kept]                        # [d, r]
+    pool = texts @ basis                                     # [m, r]
+    centred = second - mean.outer(mean)
+    covariance = basis.T @ centred @ basis                   # [r, r]
+    total = centred.trace().item()
+    variances = ((pool @ covariance) * pool).sum(dim=1)      # [m]: t' C t
+    picks: list[int] = []
+    shares: list[float] = []
+    directions = torch.zeros(0, kept, dtype=pool.dtype)
+    while len(picks) < min(texts_per_head, kept):
+        pick = int(variances.argmax())
+        left = pool[pick]
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            left = left - directions.T @ (directions @ left)
+        if total <= 0 or left.norm() <= EXHAUSTED * pool[pick].norm():
+            break
+        q = left / left.norm()
+        image = covariance @ q
+        removed = (q @ image).item()
+        along, across = pool @ q, pool @ image               # the only work that grows with the pool: 2 m r
+        variances += removed * along ** 2 - 2 * along * across
+        covariance = covariance - q.outer(image) - image.outer(q) + removed * q.outer(q)
+        directions = torch.cat([directions, q[None]])
+        picks.append(pick)
+        shares.append(removed / total)
+    return Span(picks, shares, kept, total, mean, directions @ basis.T)
+
+
+def span_heads(attn: np.ndarray, pool: np.ndarray, last_layers: int, texts_per_head: int,
+               rank: int) -> dict[tuple[int, int], Span]:
+    """TextSpan of every head of the last layers, from attn [b, l, h, d] and the pool's embeddings [m, d].
+
+    Returns spans by (layer, head), both counted from 0. One layer's moments are in memory at a time.
+    """
+    layers, heads = attn.shape[1:3]
+    texts = torch.from_numpy(pool).double()
+    spans = {}
+    for layer in tqdm(range(layers - last_layers, layers), desc="layers", unit="layer"):
+        means, seconds = moments(attn[:, layer])
+        for head in range(heads):
+            spans[layer, head] = text_span(means[head], seconds[head], texts, texts_per_head, rank, np.finfo(attn.dtype).eps)
+    return spans
+
+
+def accuracy(run: dict[str, np.ndarray], classifier: np.ndarray, spans: dict[tuple[int, int], Span]) -> float:
+    """Zero-shot accuracy in percent with the spanned heads replaced by their reconstructions.
+
+    All earlier heads are mean-ablated and the MLPs kept. `run` holds attn [b, l, h, d],
+    mlp [b, l + 1, d] and labels [b]; `spans` cover all heads of the last layers.
+    """
+    first = min(layer for layer, _ in spans)
+    earlier = mean_over_images(run["attn"][:, :first]).sum(axis=(0, 1))  # [d]
+    right = 0
+    for block in blocks(len(run["labels"])):
+        representations = torch.from_numpy(run["mlp"][block].astype(np.float32).sum(axis=1) + earlier)
+        attn = torch.from_numpy(run["attn"][block, first:].astype(np.float32))
+        for (layer, head), span in spans.items():
+            representations += span.reconstruct(attn[:, layer - first, head])
+        right += correct(representations.numpy(), classifier, run["labels"][block])
+    return 100 * right / len(run["labels"])
