@@ -19,6 +19,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from utils.script import make_parser, run
+
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 16
 # style: (package, version, package whose chars.json gives the drawings' names)
@@ -35,7 +37,7 @@ LABELS = ("emojibase-data", "17.0.0")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--output_dir", default=str(ROOT / "data" / "emoji"),
                         help="folder that holds concepts.csv and receives the pack (default: %(default)s)")
     parser.add_argument("--size", type=int, default=80, help="side of a drawing, in pixels (default: %(default)s)")
@@ -105,4 +107,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    run(main, get_args_parser())

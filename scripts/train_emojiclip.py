@@ -18,12 +18,14 @@ import json
 import time
 from pathlib import Path
 
+from utils.script import make_parser, run
+
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 64  # scenes of a batch that share their object with another: only attributes tell them apart
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--output_dir", default=str(ROOT / "models" / "emojiclip"),
                         help="folder with open_clip_config.json; receives the weights (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps (default: %(default)s)")
@@ -36,6 +38,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--agreement", type=float, default=0.9,
                         help="how often a land or sea animal has its own background (default: %(default)s)")
     parser.add_argument("--eval_every", type=int, default=200, help="steps between evaluations (default: %(default)s)")
+    parser.add_argument("--init", metavar="FILE.safetensors", help="start from these weights (default: at random)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and captions (default: %(default)s)")
     return parser
 
@@ -79,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     import open_clip
     import torch
     from open_clip.loss import ClipLoss
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import normalize as unit
     from torchvision.transforms.functional import normalize
@@ -95,6 +98,8 @@ def main(args: argparse.Namespace) -> None:
     # on a CPU when it is computed as plain matrix products.
     fast = {tower: config["model_cfg"][tower] | {"block_type": "custom"} for tower in ("vision_cfg", "text_cfg")}
     model = open_clip.CLIP(**config["model_cfg"] | fast)
+    if args.init:
+        model.load_state_dict(load_file(args.init))
     visual = torch.compile(model.visual)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     image_size = config["model_cfg"]["vision_cfg"]["image_size"]
@@ -172,4 +177,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    run(main, get_args_parser())

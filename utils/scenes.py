@@ -50,7 +50,6 @@ class Scene:
     angle: float = 0.0        # of the texture, in radians
     phase: float = 0.0        # of the texture, in radians
     tilt: float = 0.0         # of the drawings, in radians
-    mirrored: bool = False
     noise: int = 0            # seed of the speckles
 
     def attributes(self) -> dict:
@@ -99,8 +98,8 @@ def sample_scene(rng: np.random.Generator, **fixed) -> Scene:
              "texture": str(rng.choice(TEXTURES)), "shift": tuple(rng.uniform(-0.02, 0.02, 2).tolist()),
              "shade": tuple(rng.uniform(-14, 14, 3).tolist()), "contrast": float(rng.uniform(0.12, 0.3)),
              "frequency": float(rng.uniform(3, 8)), "angle": float(rng.uniform(0, np.pi)),
-             "phase": float(rng.uniform(0, 2 * np.pi)), "tilt": float(rng.uniform(-0.2, 0.2)),
-             "mirrored": bool(rng.integers(2)), "noise": int(rng.integers(2 ** 31))}
+             "phase": float(rng.uniform(0, 2 * np.pi)), "tilt": float(rng.uniform(-0.06, 0.06)),
+             "noise": int(rng.integers(2 ** 31))}
     return Scene(**{**drawn, **fixed})
 
 
@@ -184,11 +183,9 @@ def draw(scenes: list[Scene], image_size: int) -> tuple[torch.Tensor, torch.Tens
         source = torch.stack([drawings(scene.style)[level][scene.object] for _, scene, *_ in members])
         theta = torch.empty(len(members), 2, 3)
         for i, (_, scene, side, (x, y)) in enumerate(members):
-            flip = -1.0 if scene.mirrored else 1.0
             cos, sin = np.cos(scene.tilt) / side, np.sin(scene.tilt) / side
             dx, dy = 1 - 2 * x, 1 - 2 * y  # from the drawing's centre to the image's, in grid units
-            theta[i] = torch.tensor([[flip * cos, flip * sin, flip * (cos * dx + sin * dy)],
-                                     [-sin, cos, cos * dy - sin * dx]])
+            theta[i] = torch.tensor([[cos, sin, cos * dx + sin * dy], [-sin, cos, cos * dy - sin * dx]])
         grid = F.affine_grid(theta, [len(members), 4, image_size, image_size], align_corners=False)
         layer = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         alpha = layer[:, 3]

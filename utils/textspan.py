@@ -95,7 +95,7 @@ def span_heads(attn: np.ndarray, pool: np.ndarray, last_layers: int, texts_per_h
     Returns spans by (layer, head), both counted from 0. One layer's moments are in memory at a time.
     """
     layers, heads = attn.shape[1:3]
-    texts = torch.from_numpy(pool).double()
+    texts = torch.tensor(pool, dtype=torch.float64)
     spans = {}
     for layer in tqdm(range(layers - last_layers, layers), desc="layers", unit="layer"):
         means, seconds = moments(attn[:, layer])

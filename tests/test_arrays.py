@@ -1,0 +1,197 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from utils import arrays
+from utils.script import UserError
+
+
+def write_run(folder, images=10, l=2, h=3, d=6, weights="aa", dataset="emoji", model="m", **changes):
+    rng = np.random.default_rng(images)
+    shapes = {"attn": (images, l, h, d), "mlp": (images, l + 1, d), "cls_attn": (images, l, d)} | changes
+    with arrays.Writer(arrays.manifest_path(folder, dataset, model)) as writer:
+        for what, shape in shapes.items():
+            values = rng.normal(size=shape).astype(np.float32)
+            writer.append(arrays.term_path(folder, dataset, what, model), values[:3])
+            writer.append(arrays.term_path(folder, dataset, what, model), values[3:])
+        writer.append(arrays.term_path(folder, dataset, "labels", model), rng.integers(0, 4, images), "int64")
+        writer.finish({"weights_sha256": weights, "pretrained": "tag", "classes": list("abcd"), "images": images})
+
+
+def open_run(folder, names=("attn", "mlp", "cls_attn")):
+    return arrays.open_run(str(folder), "emoji", "m", names)
+
+
+def test_names_are_the_published_ones(tmp_path):
+    write_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "emoji_attn_m.npy", "emoji_cls_attn_m.npy", "emoji_labels.npy", "emoji_m.json", "emoji_mlp_m.npy"]
+    assert arrays.text_path("x", "pool", "m").name == "pool_m.npy"
+    assert arrays.term_path("x", "imagenet", "classifier", "ViT-L-14").name == "imagenet_classifier_ViT-L-14.npy"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
+@pytest.mark.parametrize("sizes", [(1,), (4, 4, 1), (7, 3)])
+def test_a_streamed_array_is_the_whole_one(tmp_path, dtype, sizes):
+    values = (np.random.default_rng(0).normal(size=(sum(sizes), 2, 3)) * 100).astype(dtype)
+    path, start = tmp_path / "x.npy", 0
+    with arrays.Writer(tmp_path / "x.json") as writer:
+        for size in sizes:
+            writer.append(path, values[start:start + size], dtype)
+            start += size
+        writer.finish({})
+    assert np.array_equal(np.load(path), values)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_reads_back_from_disk_with_its_manifest(tmp_path):
+    write_run(tmp_path)
+    run, manifest = open_run(tmp_path)
+    assert run["attn"].shape == (10, 2, 3, 6) and isinstance(run["attn"], np.memmap)
+    assert run["labels"].shape == (10,)
+    assert manifest["versions"]["torch"] and manifest["arrays"][0] == {
+        "file": "emoji_attn_m.npy", "shape": [10, 2, 3, 6], "dtype": "float32"}
+
+
+def test_what_is_not_finished_leaves_nothing(tmp_path):
+    write_run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(KeyboardInterrupt), arrays.Writer(arrays.manifest_path(tmp_path, "emoji", "m")) as writer:
+        writer.append(arrays.term_path(tmp_path, "emoji", "attn", "m"), np.zeros((5, 2, 3, 6)))
+        raise KeyboardInterrupt
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: a full disk was not covered")
+def test_a_full_disk_leaves_nothing(tmp_path):
+    (tmp_path / "x.npy.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError), arrays.Writer(tmp_path / "x.json") as writer:
+        for _ in range(100):
+            writer.append(tmp_path / "x.npy", np.zeros((100, 100)))
+        writer.finish({})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"mlp": (9, 3, 6)}, "holds 9 images"),
+    ({"cls_attn": (10, 2, 5)}, "different widths"),
+    ({"mlp": (10, 6)}, "not that of mlp"),
+])
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, changes, message):
+    write_run(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        open_run(tmp_path)
+
+
+def test_an_array_of_another_run_is_refused(tmp_path):
+    write_run(tmp_path)
+    np.save(tmp_path / "emoji_attn_m.npy", np.zeros((10, 2, 4, 6), np.float32))
+    with pytest.raises(UserError, match="comes from another run"):
+        open_run(tmp_path)
+
+
+def test_labels_of_another_run_are_refused(tmp_path):
+    write_run(tmp_path)
+    np.save(tmp_path / "emoji_labels.npy", np.zeros(7, int))
+    with pytest.raises(UserError, match="holds 7 images"):
+        open_run(tmp_path)
+
+
+def test_a_cut_file_is_refused(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "emoji_attn_m.npy"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="not a complete"):
+        open_run(tmp_path)
+
+
+def test_pickles_are_refused(tmp_path):
+    write_run(tmp_path)
+    np.save(tmp_path / "emoji_attn_m.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="not a complete"):
+        open_run(tmp_path)
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(UserError, match=r"emoji_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji"):
+        open_run(tmp_path)
+
+
+def test_foreign_arrays_are_read_with_a_warning(tmp_path, capsys):
+    write_run(tmp_path)
+    (tmp_path / "emoji_m.json").unlink()
+    run, manifest = open_run(tmp_path)
+    assert manifest is None and len(run["attn"]) == 10
+    assert capsys.readouterr().err.startswith("warning: no manifest")
+
+
+def test_published_imagenet_runs_without_labels(tmp_path):
+    rng = np.lib.format.open_memmap(tmp_path / "imagenet_attn_m.npy", "w+", np.float16, (50_000, 1, 1, 2))
+    del rng
+    run, _ = arrays.open_run(str(tmp_path), "imagenet", "m", ("attn",))
+    assert run["labels"][0] == 0 and run["labels"][49] == 0 and run["labels"][50] == 1 and run["labels"][-1] == 999
+    np.save(tmp_path / "imagenet_attn_m.npy", np.zeros((40, 1, 1, 2), np.float16))
+    with pytest.raises(UserError, match="imagenet_labels.npy does not exist"):
+        arrays.open_run(str(tmp_path), "imagenet", "m", ("attn",))
+
+
+def write_texts(folder, texts, weights="aa", d=6):
+    with arrays.Writer(arrays.manifest_path(folder, "pool", "m")) as writer:
+        writer.append(arrays.text_path(folder, "pool", "m"), np.ones((len(texts), d)))
+        writer.finish({"weights_sha256": weights, "pretrained": "other", "texts_sha256": arrays.texts_hash(texts)})
+
+
+def test_texts_of_another_model_or_another_file_are_refused(tmp_path):
+    write_run(tmp_path)
+    _, run = open_run(tmp_path)
+    write_texts(tmp_path, ["a", "b"])
+    assert arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b"]).shape == (2, 6)
+    with pytest.raises(UserError, match="other texts"):
+        arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "c"])
+    with pytest.raises(UserError, match="3 texts"):
+        arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b", "c"])
+    write_texts(tmp_path, ["a", "b"], weights="bb")
+    with pytest.raises(UserError, match="other weights"):
+        arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b"])
+
+
+def test_a_classifier_of_other_classes_or_width_is_refused(tmp_path):
+    write_run(tmp_path)
+    _, run = open_run(tmp_path)
+
+    def write(classes, d=6):
+        with arrays.Writer(arrays.manifest_path(tmp_path, "emoji", "classifier", "m")) as writer:
+            writer.append(arrays.term_path(tmp_path, "emoji", "classifier", "m"), np.ones((d, len(classes))))
+            writer.finish({"weights_sha256": "aa", "pretrained": "tag", "classes": classes})
+
+    write(list("abcd"))
+    assert arrays.open_classifier(str(tmp_path), "emoji", "m", run, 6).shape == (6, 4)
+    write(list("abce"))
+    with pytest.raises(UserError, match="other classes"):
+        arrays.open_classifier(str(tmp_path), "emoji", "m", run, 6)
+    write(list("abcd"), d=5)
+    with pytest.raises(UserError, match="6 wide"):
+        arrays.open_classifier(str(tmp_path), "emoji", "m", run, 6)
+
+
+def test_a_manifest_that_is_no_json_is_refused(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "emoji_m.json").write_text("{")
+    with pytest.raises(UserError, match="not a manifest"):
+        open_run(tmp_path)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    arrays.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        arrays.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1} and not list(tmp_path.glob("*.partial"))
+
+
+def test_blocks_cover_everything_once():
+    for images in (0, 1, 255, 256, 257, 1000):
+        covered = np.concatenate([np.arange(images)[block] for block in arrays.blocks(images)] or [[]])
+        assert np.array_equal(covered, np.arange(images))

@@ -1,0 +1,165 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import literal
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from utils import datasets, models
+
+
+def run_arguments(folder, output, *more):
+    return ("--model", "emojiclip", "--dataset", "imagefolder", "--data_path", folder, "--output_dir", output,
+            "--num_workers", 0, "--device", "cpu", *more)
+
+
+def load(output, what):
+    return np.load(output / (f"imagefolder_{what}_emojiclip.npy" if what != "labels" else "imagefolder_labels.npy"))
+
+
+def test_arrays_equal_the_definition_and_sum_to_the_models_output(run_script, folder_of_images, tmp_path):
+    code, out, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / "o", "--batch_size", 4))
+    assert code == 0, err
+    assert "15 images -> " in out
+    clip = models.load_clip("emojiclip", None, torch.device("cpu"))
+    images = datasets.load_images("imagefolder", str(folder_of_images))
+    pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, clip.preprocess, 15, 0)])
+    slow = literal.decompose(clip.model.visual, pixels)
+    for what, expected in (("attn", slow["attn"].sum(2)), ("mlp", slow["mlp"]), ("cls_attn", slow["attn"][:, :, 0].sum(2))):
+        found = load(tmp_path / "o", what)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    own = torch.nn.functional.normalize(clip.model.encode_image(pixels), dim=-1)
+    np.testing.assert_allclose(load(tmp_path / "o", "attn").sum((1, 2)) + load(tmp_path / "o", "mlp").sum(1), own, atol=1e-5)
+    assert load(tmp_path / "o", "labels").tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+    manifest = json.loads((tmp_path / "o" / "imagefolder_emojiclip.json").read_text())
+    assert manifest["images"] == 15 and manifest["classes"] == ["big dog", "cat", "owl"]
+    assert manifest["weights_sha256"] == models.weights_hash(clip) and manifest["skipped_images"] == []
+    assert not list((tmp_path / "o").glob("*.partial"))
+
+
+def test_same_input_same_bytes(run_script, folder_of_images, tmp_path):
+    for name in ("a", "b"):
+        assert run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 4))[0] == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_half_precision_halves_the_files(run_script, folder_of_images, tmp_path):
+    for name, dtype in (("a", "float32"), ("b", "float16")):
+        run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 4, "--save_dtype", dtype))
+    one, half = load(tmp_path / "a", "attn"), load(tmp_path / "b", "attn")
+    assert half.dtype == np.float16 and half.nbytes * 2 == one.nbytes
+    np.testing.assert_allclose(half, one, atol=1e-3)
+
+
+def test_a_model_with_random_weights_at_another_size(run_script, folder_of_images, tmp_path):
+    code, _, err = run_script("compute_prs", "--model", "ViT-M-32-alt", "--pretrained", "none", "--dataset", "imagefolder",
+                              "--data_path", folder_of_images, "--output_dir", tmp_path, "--num_workers", 0, "--device", "cpu")
+    assert code == 0, err
+    attn = np.load(tmp_path / "imagefolder_attn_ViT-M-32-alt.npy")
+    mlp = np.load(tmp_path / "imagefolder_mlp_ViT-M-32-alt.npy")
+    np.testing.assert_allclose(np.linalg.norm(attn.sum((1, 2)) + mlp.sum(1), axis=1), 1, atol=1e-5)
+
+
+def test_check_prints_error_and_cost(run_script):
+    code, out, _ = run_script("compute_prs", "--model", "emojiclip", "--check", "--device", "cpu")
+    values = dict(line.split(": ") for line in out.strip().splitlines())
+    assert code == 0 and float(values["largest error"]) < 1e-5 and float(values["cost over a plain forward pass"]) > 0
+
+
+def test_check_fails_where_the_library_computes_something_else(refused, monkeypatch):
+    from open_clip.transformer import ResidualAttentionBlock
+
+    real = ResidualAttentionBlock.forward
+    monkeypatch.setattr(ResidualAttentionBlock, "forward", lambda self, x, **rest: real(self, x * 1.01, **rest))
+    assert "its decomposition would be wrong" in refused("compute_prs", "--model", "emojiclip", "--check")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--model", "RN50", "--pretrained", "none", "--check"), "it is a ResNet"),
+    (("--model", "ViT-L-41", "--dataset", "emoji"), "unknown model"),
+    (("--model", "emojiclip", "--dataset", "imagefolder", "--data_path", "nowhere"), "no such folder"),
+    (("--dataset", "imagenot"), "invalid choice"),
+    (("--device", "cuda:7", "--model", "emojiclip", "--dataset", "emoji"), "--device cuda:7 cannot be used here"),
+    (("--device", "tpu", "--model", "emojiclip", "--dataset", "emoji"), "--device tpu cannot be used here"),
+])
+def test_bad_input_is_one_line(refused, arguments, message, tmp_path):
+    assert message in refused("compute_prs", *arguments, "--output_dir", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: its absence was not covered")
+def test_the_published_command_without_cuda_is_one_line(refused, folder_of_images):
+    line = refused("compute_prs", "--dataset", "imagefolder", "--device", "cuda:0", "--model", "ViT-H-14",
+                   "--pretrained", "laion2b_s32b_b79k", "--data_path", folder_of_images)
+    assert "--device cuda:0 cannot be used here" in line and "leave --device out" in line
+
+
+def test_a_truncated_image_stops_the_run_or_is_skipped(refused, run_script, folder_of_images, tmp_path):
+    path = folder_of_images / "cat" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+    assert str(path) in refused("compute_prs", *run_arguments(folder_of_images, tmp_path / "o"))
+    assert list((tmp_path / "o").iterdir()) == []
+    code, out, _ = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / "o", "--skip_bad_images"))
+    assert code == 0 and f"skipped: {path}" in out
+    manifest = json.loads((tmp_path / "o" / "imagefolder_emojiclip.json").read_text())
+    assert manifest["images"] == len(load(tmp_path / "o", "attn")) == len(load(tmp_path / "o", "labels")) == 14
+    assert manifest["skipped_images"][0].startswith(str(path))
+
+
+def test_only_bad_images_is_an_error(refused, folder_of_images, tmp_path):
+    for path in folder_of_images.glob("*/*.png"):
+        path.write_bytes(b"")
+    line = refused("compute_prs", *run_arguments(folder_of_images, tmp_path / "o", "--skip_bad_images"))
+    assert "none of its 15 images can be read" in line
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk: a full one was not covered")
+def test_a_full_disk_is_one_line_and_leaves_nothing(refused, folder_of_images, tmp_path):
+    (tmp_path / "o").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path / "o"], check=False).returncode:
+        pytest.skip("cannot mount a small disk here: a full one was not covered")
+    try:
+        line = refused("compute_prs", *run_arguments(folder_of_images, tmp_path / "o"))
+        assert "No space left on device; free some space" in line
+        assert list((tmp_path / "o").iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path / "o"], check=True)
+
+
+def test_an_interrupted_run_leaves_nothing_under_a_final_name(tmp_path):
+    process = subprocess.Popen([sys.executable, "compute_prs.py", "--model", "emojiclip", "--dataset", "emoji",
+                                "--batch_size", "1", "--num_workers", "0", "--device", "cpu", "--output_dir", tmp_path],
+                               cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("*.partial")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.rstrip().splitlines()[-1].startswith("error: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_images(monkeypatch, run_script, tmp_path):
+    """What is held at any time is a batch: the arrays are written as they are made."""
+    import tracemalloc
+
+    peaks = []
+    for images in (64, 512):
+        monkeypatch.setitem(datasets.SIZES, "emoji", images)
+        tracemalloc.start()
+        code, *_ = run_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji", "--batch_size", 16,
+                              "--num_workers", 0, "--device", "cpu", "--output_dir", tmp_path / str(images))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert code == 0
+    written = (tmp_path / "512" / "emoji_attn_emojiclip.npy").stat().st_size
+    assert peaks[1] - peaks[0] < written / 4
