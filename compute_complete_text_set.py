@@ -67,7 +67,8 @@ def main(args) -> None:
         "accuracy": accuracy, "number_of_texts": distinct,
         "heads": [{"layer": layer, "head": head, "rank_used": span.rank,
                    "variance": span.variance, "explained": sum(span.shares),
-                   "texts": [{"text": texts[pick], "share": share} for pick, share in zip(span.picks, span.shares)]}
+                   "texts": [{"text": texts[pick], "index": pick, "share": share}
+                             for pick, share in zip(span.picks, span.shares)]}
                   for (layer, head), span in spans.items()]})
     print(f"Current accuracy: {accuracy}\nNumber of texts: {distinct}\n-> {path}")
 

@@ -16,7 +16,6 @@ def get_args_parser():
     parser.add_argument("--data_path", default="text_descriptions/image_descriptions_general.txt", metavar="FILE.txt",
                         help="the text pool (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=2048, help="texts a forward pass (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, help="taken for compatibility; texts need no workers")
     parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
                         help="where the embeddings go (default: %(default)s)")
     return parser

@@ -2,13 +2,15 @@
 
     python -m scripts.show_results --model emojiclip --dataset emoji --text_descriptions emoji_descriptions
 
-What each part of the model is worth, the heads that one attribute explains best, and where the files are.
+What each part of the model is worth, the texts of the heads that vary most, and where the files are. Draws
+{dataset}_heads_{model}.png: for these heads, the images that score highest and lowest on the head's first text.
 """
 from utils.datasets import add_run_options
 from utils.script import UserError, make_parser, run
 
 HEADS = 8  # with the largest variance
 TEXTS = 4
+IMAGES = 8  # of the highest, and as many of the lowest score
 
 
 def get_args_parser():
@@ -17,8 +19,34 @@ def get_args_parser():
     parser.set_defaults(model="emojiclip", dataset="emoji")
     parser.add_argument("--text_descriptions", default="emoji_descriptions", metavar="POOL",
                         help="as given to compute_complete_text_set.py (default: %(default)s)")
+    parser.add_argument("--data_path", metavar="FOLDER", help="as given to compute_prs.py (default: none)")
     parser.add_argument("--texts_per_head", type=int, default=10, help="as given there (default: %(default)s)")
     return parser
+
+
+def draw_heads(args, model: str, heads: list[dict], path) -> None:
+    """A sheet of the images that score highest and lowest on each head's first text."""
+    import numpy as np
+
+    from utils import arrays, datasets, plots
+
+    run_arrays, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn",))
+    attn = run_arrays["attn"]
+    images = datasets.load_images(args.dataset, args.data_path, 96)
+    if len(images.samples) != len(attn):
+        raise UserError(f"{args.dataset} has {len(images.samples)} images and the arrays hold {len(attn)}; "
+                        "a picture needs a run that skipped none")
+    pool = np.load(arrays.text_path(args.input_dir, args.text_descriptions, model), mmap_mode="r", allow_pickle=False)
+    rows = []
+    for head in heads:
+        if not head["texts"]:
+            continue
+        scores = attn[:, head["layer"], head["head"]] @ pool[head["texts"][0]["index"]]
+        order = np.argsort(-scores, kind="stable")
+        highest, lowest = ([images.samples[int(i)][0] for i in part] for part in (order[:IMAGES], order[-IMAGES:]))
+        title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
+        rows.append((f"layer {head['layer']}, head {head['head']}:  {title}", highest, lowest))
+    plots.head_sheet(rows, path)
 
 
 def main(args) -> None:
@@ -51,8 +79,11 @@ def main(args) -> None:
         listed = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in head["texts"][:TEXTS])
         print(f"  layer {head['layer']}, head {head['head']}: {listed}")
 
+    picture = folder / f"{args.dataset}_heads_{model}.png"
+    draw_heads(args, model, heads, picture)
     print("\nAll of it:")
-    for path in (paths["ablations"], paths["ablations"].with_suffix(".png"), paths["texts"].with_suffix(".txt"), paths["texts"]):
+    for path in (paths["ablations"], paths["ablations"].with_suffix(".png"), paths["texts"].with_suffix(".txt"), paths["texts"],
+                 picture):
         print(f"  {path}")
 
 

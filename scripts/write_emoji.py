@@ -82,7 +82,7 @@ def main(args) -> None:
 
     import numpy as np
 
-    from utils import datasets, scenes
+    from utils import captions, datasets
 
     root = Path(args.output_dir)
     root.mkdir(parents=True, exist_ok=True)
@@ -93,11 +93,11 @@ def main(args) -> None:
         if args.dataset == "emoji_seg":
             write_segmentation(root / "gtsegs_ijcv.mat", drawn, args.image_size)
         else:
-            names = [scenes.concepts()[scene.object]["name"].replace(" ", "_") for scene in drawn]
+            names = [scene.attributes()["object"].replace(" ", "_") for scene in drawn]
             write_folders(drawn, args.image_size, [root / name / f"{i:05d}.png" for i, name in enumerate(names)])
     with (root / "scenes.jsonl").open("w", encoding="utf-8") as file:
         for i, scene in enumerate(drawn):
-            said = scenes.caption(scene, np.random.default_rng((0, i)))
+            said = captions.caption(scene, np.random.default_rng((0, i)))
             file.write(json.dumps({**scene.record(), "caption": said}) + "\n")
     print(f"{len(drawn)} scenes -> {root}")
 

@@ -126,13 +126,15 @@ def test_nothing_there_is_one_line(refused, tmp_path):
     assert "make it with: python compute_prs.py --dataset imagenet --model ViT-H-14" in line
 
 
-def test_the_summary_names_heads_and_files(run_script, emoji_run, tmp_path):
-    run_script("compute_ablations", *arguments(emoji_run, "--figures_dir", tmp_path))
-    run_script("compute_complete_text_set", *texts_of(emoji_run, "--output_dir", tmp_path, "--num_of_last_layers", 2))
+def test_the_summary_names_heads_and_files_and_draws_them(run_script, emoji_run):
+    run_script("compute_ablations", *arguments(emoji_run))
+    run_script("compute_complete_text_set", *texts_of(emoji_run, "--output_dir", emoji_run / "out", "--num_of_last_layers", 2))
     code, out, err = run_script("scripts.show_results", "--model", "emojiclip", "--dataset", "imagefolder",
-                                "--input_dir", tmp_path, "--text_descriptions", "pool")
+                                "--input_dir", emoji_run / "out", "--text_descriptions", "pool",
+                                "--data_path", emoji_run / "images")
     assert code == 0, err
-    assert "whole model" in out and "layer 5, head " in out and str(tmp_path) in out
+    assert Image.open(emoji_run / "out" / "imagefolder_heads_emojiclip.png").format == "PNG"
+    assert "whole model" in out and "layer 5, head " in out and str(emoji_run) in out
 
 
 def test_a_summary_of_nothing_is_one_line(refused, tmp_path):

@@ -7,7 +7,6 @@ from conftest import ROOT
 
 from utils import datasets, models
 
-
 FUNCTION_WORDS = set("""
     a the an of in on at with and or by to from for under over behind beside between into its their his her one two three
     across against along around through beneath above below inside near off onto out up down past toward towards without

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import datasets, scenes
+from utils import captions, datasets, scenes
 
 
 def test_the_pack_is_complete_and_small():
@@ -91,12 +91,12 @@ def test_textures_differ_and_keep_the_colour():
 def test_captions_are_true():
     rng = np.random.default_rng(0)
     for drawn in scenes.sample_scenes(400, 11):
-        said = f" {scenes.caption(drawn, rng, detail=0.6)} "
+        said = f" {captions.caption(drawn, rng, detail=0.6)} "
         names = scenes.concepts()[drawn.object]
         objects = said.replace(names["plural"], "").replace(names["name"], "")
         for color in scenes.COLORS:  # of the background, unless the object's own name holds the word
             assert f" {color} background" not in objects or color == drawn.color, said
-        for number, word in scenes.NUMBERS.items():
+        for number, word in captions.NUMBERS.items():
             assert f" {word} " not in objects or number == drawn.count, said
         for texture in scenes.TEXTURES:
             assert texture not in objects or texture == drawn.texture, said

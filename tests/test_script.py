@@ -9,7 +9,7 @@ from utils.script import UserError
 
 SCRIPTS = ["compute_prs", "compute_text_projection", "compute_text_set_projection", "compute_ablations",
            "compute_complete_text_set", "scripts.show_results", "scripts.write_emoji", "scripts.build_emoji",
-           "scripts.bench_prs", "scripts.bench_textspan", "scripts.train_emojiclip"]
+           "scripts.bench_prs", "scripts.bench_textspan", "scripts.train_emojiclip", "scripts.measure_emojiclip"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

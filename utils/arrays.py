@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.script import UserError
 
@@ -221,7 +222,9 @@ def same_weights(path: Path, manifest: dict | None, run: dict | None, hint: str)
                         f"({run['pretrained']}); make it again with: {hint} --pretrained {run['pretrained']}")
 
 
-def blocks(images: int, size: int = BLOCK) -> Iterator[slice]:
-    """Slices that cover all images in order."""
-    for start in range(0, images, size):
-        yield slice(start, min(start + size, images))
+def blocks(images: int, size: int = BLOCK, description: str = "images") -> Iterator[slice]:
+    """Slices that cover all images in order, with a progress bar where it takes long."""
+    with tqdm(total=images, desc=description, unit="image", delay=3, leave=False) as progress:
+        for start in range(0, images, size):
+            yield slice(start, min(start + size, images))
+            progress.update(min(size, images - start))

@@ -269,13 +269,13 @@ def templates(name: str) -> list[Callable[[str], str]]:
     if name not in EMBEDDED:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
         return list(OPENAI_IMAGENET_TEMPLATES)
-    from utils import scenes
+    from utils import captions, scenes
 
     plurals = {concept["name"]: concept["plural"] for concept in scenes.concepts()}
 
     def fill(template: str, class_name: str) -> str:
         plural = plurals.get(class_name, f"{class_name}s")
-        one = class_name if class_name == plural else scenes.with_article(class_name)
+        one = class_name if class_name == plural else captions.with_article(class_name)
         return template.format(name=class_name, one=one, many=plural)
 
     return [lambda class_name, template=template: fill(template, class_name) for template in EMOJI_TEMPLATES]

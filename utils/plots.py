@@ -20,6 +20,30 @@ def ablation_curve(found: dict, model: str, dataset: str, path: Path) -> None:
              title=f"{model} on {dataset}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8, loc="lower left")
+    _save(figure, path)
+
+
+def head_sheet(rows: list[tuple[str, list, list]], path: Path) -> None:
+    """One row a head: its title, the images that score highest on its first text, and those that score lowest.
+
+    `rows` hold (title, PIL images, PIL images), all with the same numbers of images.
+    """
+    columns = len(rows[0][1]) + len(rows[0][2])
+    figure, grid = plt.subplots(len(rows), columns + 1, figsize=(0.8 * (columns + 1), 1.1 * len(rows)), squeeze=False,
+                                gridspec_kw={"width_ratios": [1] * len(rows[0][1]) + [0.4] + [1] * len(rows[0][2])})
+    for (title, highest, lowest), axes in zip(rows, grid):
+        for axis, image in zip(axes, [*highest, None, *lowest]):
+            axis.axis("off")
+            if image is not None:
+                axis.imshow(image)
+        axes[0].set_title(title, fontsize=8, loc="left")
+    grid[0][len(rows[0][1]) + 1].set_title("lowest", fontsize=8, loc="left", color="0.4")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.05, hspace=0.35)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    """Write a PNG; the file has its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)

@@ -1,0 +1,73 @@
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from utils import script
+
+# The command lines of the decomposition paper's README for the steps that are here.
+PUBLISHED = """
+python compute_prs.py --dataset imagenet --device cuda:0 --model ViT-H-14 --pretrained laion2b_s32b_b79k --data_path /imagenet
+python compute_text_projection.py --dataset imagenet --device cuda:0 --model ViT-H-14 --pretrained laion2b_s32b_b79k
+python compute_ablations.py --model ViT-H-14
+python compute_text_set_projection.py --device cuda:0 --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path \
+text_descriptions/google_3498_english.txt
+python compute_text_set_projection.py --device cuda:0 --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path \
+text_descriptions/image_descriptions_general.txt
+python compute_complete_text_set.py --device cuda:0 --model ViT-B-16 --texts_per_head 20 --num_of_last_layers 4 \
+--text_descriptions image_descriptions_general
+python compute_complete_text_set.py --device cuda:0 --model ViT-L-14 --texts_per_head 20 --num_of_last_layers 4 \
+--text_descriptions google_3498_english
+"""
+
+
+def commands(text: str) -> list[str]:
+    """All `python ...` commands of a document, in code blocks and in tables."""
+    text = text.replace("\\\n", " ")
+    return [match.strip() for match in re.findall(r"(?m)(?:^|`|\+ )(python (?:-m scripts\.)?\w[^`\n#|]*)", text)]
+
+
+README = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", README + commands(PUBLISHED))
+def test_every_command_in_the_readme_and_in_the_paper_is_understood(command):
+    words = shlex.split(command)[1:]
+    name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
+    module = importlib.import_module(name)
+    args = script.parse(module.get_args_parser(), rest)
+    pool = getattr(args, "data_path", None)
+    if pool and pool.startswith("text_descriptions/"):
+        assert (ROOT / pool).is_file()
+
+
+def test_the_readme_has_commands_and_its_links_exist():
+    assert len(README) >= 6
+    for document in ("README.md", "CONTRIBUTING.md", "models/emojiclip/README.md", "data/emoji/README.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert link.startswith("http") or ((ROOT / document).parent / link).exists(), (document, link)
+
+
+def test_every_script_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in ROOT.glob("compute_*.py"):
+        assert path.name in text, path.name
+
+
+@pytest.mark.skipif(not sys.prefix.startswith(str(ROOT)), reason="not run from .venv: the quickstart was not covered")
+def test_the_quickstart_ends_with_heads_and_files(tmp_path):
+    import os
+
+    found = subprocess.run(["bash", "scripts/quickstart.sh"], cwd=ROOT, capture_output=True, text=True, timeout=540,
+                           env=os.environ | {"OUTPUT_DIR": str(tmp_path)})
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert "whole model" in found.stdout and "layer 5, head" in found.stdout
+    for line in found.stdout.split("All of it:")[1].split():
+        assert line.startswith(str(tmp_path)) and os.path.getsize(line) > 0
+    manifests = [path for path in tmp_path.glob("*.json") if "emojiclip" in path.name]
+    assert len(manifests) == 5 and not list(tmp_path.glob("*.partial"))
