@@ -48,7 +48,7 @@ def main(args) -> None:
     from utils.script import pick_device
 
     if not args.check:  # a wrong path is found before a large model is loaded
-        datasets.load_images(args.dataset, args.data_path)
+        images = datasets.load_images(args.dataset, args.data_path)
     device = pick_device(args.device)
     clip = models.load_clip(args.model, args.pretrained, device, args.seed)
     tower = read_tower(clip.model.visual)
@@ -62,7 +62,7 @@ def main(args) -> None:
     if args.check:
         return
 
-    images = datasets.load_images(args.dataset, args.data_path, clip.image_size[0])
+    images.draw_at(clip.image_size[0])
     paths = {what: arrays.term_path(args.output_dir, args.dataset, what, clip.name)
              for what in ("attn", "mlp", "cls_attn", "labels")}
     count, skipped = 0, []

@@ -4,8 +4,8 @@
     python compute_text_projection.py --dataset emoji --model emojiclip
 
 Writes {dataset}_classifier_{model}.npy [d, classes] to --output_dir: for each class the embeddings of
-its prompts, normalised, averaged and normalised again. Class names of `imagefolder` are the names of
-its folders (--data_path). Prompts are open_clip's 80 ImageNet templates, and short ones for the emoji sets.
+its prompts, normalised, averaged and normalised again. Class names of imagefolder, CIFAR10, CIFAR100 and cub
+come with their images (--data_path). Prompts are open_clip's 80 ImageNet templates, and short ones for the emoji sets.
 """
 from utils.datasets import add_data_options
 from utils.models import add_model_options

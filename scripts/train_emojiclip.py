@@ -7,7 +7,7 @@ open_clip's model (models/emojiclip/open_clip_config.json) and contrastive loss;
 from utils.scenes. Training starts easy (one large object, its name alone) and reaches full
 difficulty after --ramp of the steps. Every --eval_every steps the zero-shot accuracy on scenes of
 full difficulty is measured, and the best weights so far are kept as open_clip_model.safetensors
-(fp16), beside training_log.csv and training.json.
+(fp16), beside training_log.csv, training_curve.png and training.json.
 
 One bias is built in, so that there is a known spurious cue to find: the animals of land and sea
 stand before their own kind's background in --agreement of their scenes.
@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from scripts.measure_emojiclip import attribute_prompts, naming_accuracy
+    from utils import plots
     from utils.datasets import templates
     from utils.scenes import UNSEEN_STYLE, concepts, draw, sample_scenes
 
@@ -163,6 +164,7 @@ def main(args: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, row)
             writer.writeheader()
             writer.writerows(history)
+        plots.training_curve(history, folder / "training_curve.png")
         if row["object_seen"] > best:
             best = row["object_seen"]
             save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()

@@ -36,6 +36,11 @@ class Images:
     paths: list[str] | None     # of the image files, to name a bad one
     scenes: list | None = None  # the scenes of an embedded set
 
+    def draw_at(self, image_size: int) -> None:
+        """Draw embedded scenes at this side, in pixels; image files keep their own size."""
+        if self.scenes:
+            self.samples.image_size = image_size
+
 
 class SceneImages:
     """Drawn scenes; batches are drawn in one go."""

@@ -91,13 +91,13 @@ def load_clip(model: str, pretrained: str | None, device, seed: int = 0) -> Clip
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)  # open_clip's remarks on what is checked above
+            logging.disable(logging.ERROR)  # open_clip's remarks on what is checked above
             network, _, preprocess = open_clip.create_model_and_transforms(
                 full_name, pretrained=None if pretrained == "none" else pretrained, weights_only=True, **options)
             tokenizer = open_clip.get_tokenizer(full_name)
     except Exception as error:  # hubs, files and formats fail in many ways, and all of them end the run
         raise UserError(f"--model {model} --pretrained {pretrained}: the weights cannot be loaded "
-                        f"({type(error).__name__}: {describe(error)[:200]}); check the file or the network") from error
+                        f"({type(error).__name__}: {describe(error)[:300]}); check the file or the network") from error
     finally:
         logging.disable(logging.NOTSET)
     network = network.to(device).eval().requires_grad_(False)

@@ -48,3 +48,17 @@ def _save(figure, path: Path) -> None:
     figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)
     partial.replace(path)
+
+
+def training_curve(history: list[dict], path: Path) -> None:
+    """Loss, and zero-shot accuracies in percent, against the step; `history` holds rows of training_log.csv."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    steps = [row["step"] for row in history]
+    left.plot(steps, [row["loss"] for row in history], color="tab:blue")
+    left.set(xlabel="step", ylabel="contrastive loss", ylim=(0, None))
+    for name, label in (("object_seen", "object, seen styles"), ("object_unseen", "object, unseen style"),
+                        ("background_color", "background colour")):
+        right.plot(steps, [row[name] for row in history], label=label)
+    right.set(xlabel="step", ylabel="zero-shot accuracy (%)", ylim=(0, 100))
+    right.legend(fontsize=8)
+    _save(figure, path)
