@@ -1,6 +1,6 @@
 """Train the small CLIP that ships with the repository, on scenes drawn as it goes.
 
-    python -m scripts.train_emojiclip                  # about two hours on 2 CPU cores
+    python -m scripts.train_emojiclip                  # about 75 minutes on 2 idle CPU cores
     python -m scripts.train_emojiclip --steps 200      # a quick look
 
 open_clip's model (models/emojiclip/open_clip_config.json) and contrastive loss; scenes and captions
