@@ -10,11 +10,11 @@ from utils.script import make_parser, run
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--images", type=int, default=5000, help="(default: %(default)s)")
-    parser.add_argument("--width", type=int, default=768, help="of the joint space (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=3498, help="(default: %(default)s)")
-    parser.add_argument("--texts_per_head", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=60, help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=5000, help="images, the rows of the head's terms (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=768, help="dimensions of the joint space (default: %(default)s)")
+    parser.add_argument("--texts", type=int, default=3498, help="texts in the pool (default: %(default)s)")
+    parser.add_argument("--texts_per_head", type=int, default=20, help="texts picked (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=60, help="singular directions at most (default: %(default)s)")
     return parser
 
 

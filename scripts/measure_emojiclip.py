@@ -4,7 +4,7 @@
 
 Top-1 accuracy, in percent, at naming the object (of all concepts), in seen styles and in the style that
 training never showed, and at naming every other attribute of the scenes of `emoji`. Chance is what
-guessing would reach. Prints a table (that of models/emojiclip/README.md), or JSON with --json FILE.
+guessing would reach. Prints a table (that of models/emojiclip/README.md), and writes JSON with --json FILE.
 """
 from utils.models import add_model_options
 from utils.script import make_parser, run
@@ -49,11 +49,11 @@ def naming_accuracy(model, tokenizer, features, prompts: list[list[str]], truth:
 
 
 def main(args) -> None:
-    import json
+    from pathlib import Path
 
     import torch
 
-    from utils import datasets, models, scenes
+    from utils import arrays, datasets, models, scenes
     from utils.script import pick_device
 
     clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
@@ -75,8 +75,7 @@ def main(args) -> None:
     for name, (accuracy, classes) in rows.items():
         print(f"| {name} | {accuracy:.1f} | {100 / classes:.1f} |")
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump({name: accuracy for name, (accuracy, _) in rows.items()}, file, indent=1)
+        arrays.write_json(Path(args.json), {name: accuracy for name, (accuracy, _) in rows.items()})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 
 import h5py
 import numpy as np
@@ -89,7 +90,7 @@ def test_textures_differ_and_keep_the_colour():
 
 
 def test_captions_are_true():
-    rng = np.random.default_rng(0)
+    rng, positions = np.random.default_rng(0), 0
     for drawn in scenes.sample_scenes(400, 11):
         said = f" {captions.caption(drawn, rng, detail=0.6)} "
         names = scenes.concepts()[drawn.object]
@@ -102,6 +103,10 @@ def test_captions_are_true():
             assert texture not in objects or texture == drawn.texture, said
         for size in scenes.SIZES:
             assert f" {size} " not in objects or size == drawn.size, said
+        place = re.search(r" (?:at|in|on) the ((?:top|bottom|left|right|centre|middle)(?: left| right)?) ", said)
+        assert place is None or place[1].replace("middle", "centre") == drawn.position, said
+        positions += place is not None
+    assert positions > 100  # they are really mentioned
 
 
 def test_data_sets_are_balanced_and_of_the_promised_size():

@@ -77,7 +77,7 @@ class Writer:
     """Writes a group of arrays and their manifest. Used with `with`: what is not finished is removed."""
 
     def __init__(self, manifest: Path):
-        self.manifest, self.arrays, self.finished = manifest, {}, False
+        self.manifest, self.arrays = manifest, {}
         manifest.parent.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Writer":
@@ -92,12 +92,16 @@ class Writer:
     def finish(self, description: dict) -> None:
         """Give every array its final name, and write the manifest last."""
         layout = [writer.close() for writer in self.arrays.values()]
-        self.manifest.unlink(missing_ok=True)  # from here on it would describe arrays that are being replaced
-        for writer in self.arrays.values():
-            os.replace(writer.partial, writer.path)
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        write_json(self.manifest, {**description, "versions": versions, "arrays": layout})
-        self.finished = True
+        ready = self.manifest.with_name(self.manifest.name + ".new.partial")
+        try:
+            write_json(ready, {**description, "versions": versions, "arrays": layout})  # a full disk shows before any renaming
+            self.manifest.unlink(missing_ok=True)  # from here on it would describe arrays that are being replaced
+            for writer in self.arrays.values():
+                os.replace(writer.partial, writer.path)
+            os.replace(ready, self.manifest)
+        finally:
+            ready.unlink(missing_ok=True)
 
     def __exit__(self, *_) -> None:
         for writer in self.arrays.values():
