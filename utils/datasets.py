@@ -1,10 +1,11 @@
 """Data sets by name: images with labels, class names and prompt templates.
 
-Natural images: imagenet, imagefolder (any folder of class folders), CIFAR10, CIFAR100,
-binary_waterbirds, cub. Embedded scenes with known truth (no --data_path, drawn at the model's
+Natural images, each laid out as in its official download (utils/layouts.py): imagenet, imagefolder
+(any folder of class folders), CIFAR10, CIFAR100, binary_waterbirds, cub, fgvc_aircraft, flowers, pets,
+stanford_cars, stanford_dogs. Embedded scenes with known truth (no --data_path, drawn at the model's
 image size): emoji, emoji_unseen_style, emoji_spurious, emoji_seg.
 """
-import csv
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from utils import layouts
+from utils.layouts import SPLITS
 from utils.script import UserError, describe
 
 # torch and what needs it are imported where they are used, so that every script's --help answers at once.
 
+PACK_INDEX = Path(__file__).resolve().parent.parent / "data" / "emoji" / "concepts.json"
 EMBEDDED = ("emoji", "emoji_unseen_style", "emoji_spurious", "emoji_seg")
-NAMES = ("imagenet", "imagefolder", "CIFAR10", "CIFAR100", "binary_waterbirds", "cub", *EMBEDDED)
+NAMES = ("imagenet", "imagefolder", "CIFAR10", "CIFAR100", "binary_waterbirds", "cub", "fgvc_aircraft", "flowers", "pets",
+         "stanford_cars", "stanford_dogs", *EMBEDDED)
+# The split that is read where none is asked for: the test split, and here another. imagefolder's "" is the folder itself.
+DEFAULT_SPLITS = {"imagenet": "val", "imagefolder": ""}
 # Embedded sets: number of scenes (of each split), and the seed that makes them.
 SIZES = {"emoji": 2080, "emoji_unseen_style": 1040, "emoji_seg": 520,
          "emoji_spurious": {"train": 1200, "val": 400, "test": 800}}
 SEEDS = {"emoji": 1, "emoji_unseen_style": 2, "emoji_seg": 3, "emoji_spurious": {"train": 4, "val": 5, "test": 6}}
-SPLITS = ("train", "val", "test")
 SPURIOUS_CLASSES = ("land animal", "sea animal")
 AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
 EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
@@ -95,7 +101,11 @@ def add_run_options(parser) -> None:
 
 
 def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], list[int] | None]:
-    """Scenes and labels of an embedded data set, and for emoji_spurious the background's place (0 land, 1 sea)."""
+    """Scenes and labels of an embedded data set, and for emoji_spurious the background's place (0 land, 1 sea).
+
+    emoji_spurious has the splits train, val and test, the others test alone; another raises UserError.
+    """
+    layouts.check_split(name, split, SPLITS if name == "emoji_spurious" else ("test",))
     from utils import scenes
 
     if name == "emoji_spurious":
@@ -106,19 +116,21 @@ def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], li
     return drawn, [scene.object for scene in drawn], None
 
 
-def load_images(name: str, data_path: str | None = None, image_size: int = 224) -> Images:
-    """Load a data set by name; its test or validation split where it has several.
+def load_images(name: str, data_path: str | None = None, image_size: int = 224, *, split: str | None = None) -> Images:
+    """Load a data set by name.
 
-    `image_size` is the side at which scenes are drawn. Raises UserError where files are missing.
+    `image_size` is the side at which scenes are drawn. `split` is train, val or test where the data set has it;
+    without it the test split, ImageNet's validation images, or all of an imagefolder.
+    Raises UserError where files are missing, and for a split that the data set does not have.
     """
+    split = DEFAULT_SPLITS.get(name, "test") if split is None else split
     if name in EMBEDDED:
-        drawn, labels, _ = embedded_scenes(name)
+        drawn, labels, _ = embedded_scenes(name, split)
         return Images(SceneImages(drawn, labels, image_size), class_names(name), None, drawn)
     root = _root(name, data_path)
     if name in ("CIFAR10", "CIFAR100"):
-        return _cifar(name, root)
-    files, classes = {"imagenet": _imagenet, "imagefolder": _imagefolder,
-                      "binary_waterbirds": _waterbirds, "cub": _cub}[name](root)
+        return _cifar(name, root, split)
+    files, classes = layouts.READERS[name](root, split)
     if not files:
         raise UserError(f"--data_path {root}: no images there for --dataset {name}")
     return Images(ImageFiles(files), classes, [path for path, _ in files])
@@ -127,20 +139,20 @@ def load_images(name: str, data_path: str | None = None, image_size: int = 224) 
 def class_names(name: str, data_path: str | None = None) -> list[str]:
     """Class names of a data set, in the order of its labels.
 
-    `data_path` is needed where the names come with the images: imagefolder, CIFAR10, CIFAR100, cub.
+    `data_path` is needed where the names come with the images: all but imagenet, binary_waterbirds and the emoji sets.
     """
     if name == "imagenet":
         from open_clip import IMAGENET_CLASSNAMES
         return list(IMAGENET_CLASSNAMES)
     if name == "binary_waterbirds":
-        return ["landbird", "waterbird"]
+        return list(layouts.WATERBIRDS_CLASSES)
     if name == "emoji_spurious":
         return list(SPURIOUS_CLASSES)
     if name in EMBEDDED:
-        from utils import scenes
-        return [concept["name"] for concept in scenes.concepts()]
+        # Not through utils.scenes, which needs torch: names are also read where there is none.
+        return [concept["name"] for concept in json.loads(PACK_INDEX.read_text())["concepts"]]
     if name == "cub":
-        return [line.split(".", 1)[-1].replace("_", " ") for line in _cub_lines(_root(name, data_path), "classes.txt").values()]
+        return layouts.cub_classes(_root(name, data_path))
     return load_images(name, data_path).classes
 
 
@@ -152,66 +164,15 @@ def _root(name: str, data_path: str | None) -> Path:
     return Path(data_path)
 
 
-def _imagefolder(root: Path) -> tuple[list, list[str]]:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        folder = ImageFolder(str(root))
-    except FileNotFoundError as error:
-        raise UserError(f"--data_path {root}: expected folders, one a class, with images in each") from error
-    return folder.samples, [name.replace("_", " ") for name in folder.classes]
-
-
-def _imagenet(root: Path) -> tuple[list, list[str]]:
-    files, folders = _imagefolder(root / "val" if (root / "val").is_dir() else root)
-    if len(folders) != 1000:
-        raise UserError(f"--data_path {root}: expected the 1,000 class folders (n01440764, ...) of ImageNet's validation "
-                        f"images, here or in val/, and found {len(folders)}")
-    return files, class_names("imagenet")
-
-
-def _cifar(name: str, root: Path) -> Images:
+def _cifar(name: str, root: Path, split: str) -> Images:
+    layouts.check_split(name, split, ("train", "test"))
     from torchvision import datasets as vision
 
     try:
-        samples = getattr(vision, name)(str(root), train=False, download=True)
+        samples = getattr(vision, name)(str(root), train=split == "train", download=True)
     except Exception as error:  # the network, the archive or the disk
         raise UserError(f"--data_path {root}: {name} is not there and cannot be downloaded ({describe(error)})") from error
     return Images(samples, [label.replace("_", " ") for label in samples.classes], None)
-
-
-def _table(path: Path, columns: set[str]) -> list[dict]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; --data_path should be the data set's own folder")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not columns <= set(rows[0]):
-        raise UserError(f"{path}: expected the columns {', '.join(sorted(columns))}")
-    return rows
-
-
-def _waterbirds(root: Path) -> tuple[list, list[str]]:
-    if not (root / "metadata.csv").is_file() and (root / "waterbird_complete95_forest2water2").is_dir():
-        root = root / "waterbird_complete95_forest2water2"
-    rows = _table(root / "metadata.csv", {"img_filename", "y", "split", "place"})
-    files = [(str(root / row["img_filename"]), int(row["y"])) for row in rows if row["split"] == "2"]
-    return files, class_names("binary_waterbirds")
-
-
-def _cub_lines(root: Path, name: str) -> dict[str, str]:
-    """A table of CUB-200-2011: 'number value' lines."""
-    root = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
-    if not (root / name).is_file():
-        raise UserError(f"{root / name} does not exist; --data_path should be the folder CUB_200_2011")
-    return dict(line.split(maxsplit=1) for line in (root / name).read_text().splitlines() if line.strip())
-
-
-def _cub(root: Path) -> tuple[list, list[str]]:
-    images, labels, train = (_cub_lines(root, name) for name in
-                             ("images.txt", "image_class_labels.txt", "train_test_split.txt"))
-    folder = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
-    return [(str(folder / "images" / images[i].strip()), int(labels[i]) - 1)
-            for i in images if train[i].strip() == "0"], class_names("cub", str(root))
 
 
 class _Prepared:

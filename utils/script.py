@@ -40,12 +40,22 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
         for name, value in settings.items():
             action = actions[name]
             if isinstance(value, str) and action.type:
-                value = action.type(value)
+                try:
+                    value = action.type(value)
+                except (ValueError, argparse.ArgumentTypeError) as error:
+                    raise UserError(f"{path}: {name} cannot be {value!r}") from error
             if action.choices and value not in action.choices:
                 raise UserError(f"{path}: {name} is {value!r}; choose from {', '.join(map(str, action.choices))}")
             parser.set_defaults(**{name: value})
             action.required = False
     return parser.parse_args(arguments)
+
+
+def boolean(text: str | bool) -> bool:
+    """The value of an option that is given as True or False."""
+    if str(text).lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return str(text).lower() == "true"
 
 
 def read_yaml(path: str) -> dict:

@@ -1,0 +1,353 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from utils import datasets, layouts
+from utils.script import UserError
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def cells(*texts):
+    """A column of MATLAB cells."""
+    column = np.empty((len(texts), 1), dtype=object)
+    column[:, 0] = texts
+    return column
+
+
+def write_imagefolder(root):
+    for name in ("b_b/2.PNG", "b_b/deep/0.png", "b_b/1.jpg", "A/x.webp"):
+        picture(root / name)
+    (root / "b_b" / "notes.txt").write_text("no image")
+
+
+def write_waterbirds(root):
+    root = root / "waterbird_complete95_forest2water2"
+    rows = ["img_id,img_filename,y,split,place,place_filename"]
+    for i, (y, split) in enumerate([(0, 0), (1, 2), (0, 2), (1, 1)]):
+        picture(root / "001.A" / f"{i}.jpg")
+        rows.append(f"{i},001.A/{i}.jpg,{y},{split},1,/o/x.jpg")
+    (root / "metadata.csv").write_text("\n".join(rows) + "\n")
+
+
+def write_cub(root):
+    root = root / "CUB_200_2011"
+    for name in ("001.Black_footed_Albatross/a.jpg", "002.Laysan_Albatross/b.jpg", "002.Laysan_Albatross/c.jpg"):
+        picture(root / "images" / name)
+    (root / "images.txt").write_text("1 001.Black_footed_Albatross/a.jpg\n2 002.Laysan_Albatross/b.jpg\n"
+                                     "3 002.Laysan_Albatross/c.jpg\n")
+    (root / "image_class_labels.txt").write_text("1 1\n2 2\n3 2\n")
+    (root / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n")
+    (root / "classes.txt").write_text("1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n")
+
+
+def write_aircraft(root):
+    data = root / "fgvc-aircraft-2013b" / "data"
+    rows = {"train": ["0056978 Challenger 600", "0034309 747-400", "0001000 747-400"], "val": ["0000002 F/A-18"],
+            "test": ["0000003 Challenger 600"]}
+    for line in sum(rows.values(), []):
+        picture(data / "images" / f"{line.split()[0]}.jpg")
+    for split, lines in (rows | {"trainval": rows["train"] + rows["val"]}).items():
+        (data / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n")
+    (data / "variants.txt").write_text("747-400\nChallenger 600\nF/A-18\n")
+
+
+def write_flowers(root):
+    for i in range(1, 6):
+        picture(root / "jpg" / f"image_{i:05d}.jpg")
+    savemat(root / "imagelabels.mat", {"labels": np.array([[102, 1, 21, 1, 77]], dtype=np.uint8)})
+    savemat(root / "setid.mat", {name: np.array([ids], dtype=np.uint16)
+                                 for name, ids in (("trnid", [4, 1, 2]), ("valid", [3]), ("tstid", [5]))})
+
+
+def write_pets(root):
+    tables = {"trainval": [("german_shorthaired_10", 2), ("german_shorthaired_9", 2), ("Abyssinian_100", 1)],
+              "test": [("Abyssinian_2", 1), ("german_shorthaired_1", 2)]}
+    (root / "annotations").mkdir(parents=True)
+    for name, rows in tables.items():
+        (root / "annotations" / f"{name}.txt").write_text("".join(f"{image} {label} 1 1\n" for image, label in rows))
+        for image, _ in rows:
+            picture(root / "images" / f"{image}.jpg")
+
+
+def annotations(rows, with_class=True):
+    """MATLAB's struct array of Stanford Cars."""
+    fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", *(["class"] if with_class else []), "fname"]
+    array = np.zeros((1, len(rows)), dtype=[(field, object) for field in fields])
+    for i, (name, label) in enumerate(rows):
+        for field in fields:
+            array[0, i][field] = {"fname": name, "class": np.uint8(label)}.get(field, np.uint8(1))
+    return array
+
+
+def write_cars(root):
+    rows = {"train": [("00002.jpg", 2), ("00001.jpg", 2), ("00003.jpg", 1)], "test": [("00001.jpg", 1)]}
+    for split, listed in rows.items():
+        for name, _ in listed:
+            picture(root / f"cars_{split}" / name)
+    (root / "devkit").mkdir(parents=True)
+    savemat(root / "devkit" / "cars_meta.mat", {"class_names": cells("AM General Hummer SUV 2000", "Ram C/V Van 2012").T})
+    savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": annotations(rows["train"])})
+    savemat(root / "cars_test_annos_withlabels.mat", {"annotations": annotations(rows["test"])})
+
+
+def write_dogs(root):
+    names = {"train": ["n02089078-black-and-tan_coonhound/n02089078_9.jpg", "n02085620-Chihuahua/n02085620_7.jpg",
+                       "n02085620-Chihuahua/n02085620_5927.jpg"],
+             "test": ["n02085620-Chihuahua/n02085620_1.jpg", "n02089078-black-and-tan_coonhound/n02089078_1.jpg"]}
+    labels = {"train": [2, 1, 1], "test": [1, 2]}
+    for split, listed in names.items():
+        for name in listed:
+            picture(root / "Images" / name)
+        savemat(root / f"{split}_list.mat", {"file_list": cells(*listed), "labels": np.array(labels[split])[:, None]})
+
+
+WRITERS = {"imagefolder": write_imagefolder, "binary_waterbirds": write_waterbirds, "cub": write_cub,
+           "fgvc_aircraft": write_aircraft, "flowers": write_flowers, "pets": write_pets, "stanford_cars": write_cars,
+           "stanford_dogs": write_dogs}
+AIRCRAFT, COONHOUND = "fgvc-aircraft-2013b/data", "n02089078-black-and-tan_coonhound/n02089078"
+# Files under the root with their labels, of every split.
+TRUTH = {
+    "imagefolder": {"": [("A/x.webp", 0), ("b_b/1.jpg", 1), ("b_b/2.PNG", 1), ("b_b/deep/0.png", 1)]},
+    "binary_waterbirds": {split: [(f"waterbird_complete95_forest2water2/001.A/{i}.jpg", y) for i, y in rows] for split, rows in
+                          {"train": [(0, 0)], "val": [(3, 1)], "test": [(1, 1), (2, 0)]}.items()},
+    "cub": {"train": [("CUB_200_2011/images/001.Black_footed_Albatross/a.jpg", 0),
+                      ("CUB_200_2011/images/002.Laysan_Albatross/c.jpg", 1)],
+            "test": [("CUB_200_2011/images/002.Laysan_Albatross/b.jpg", 1)]},
+    "fgvc_aircraft": {split: [(f"{AIRCRAFT}/images/{i}.jpg", y) for i, y in rows] for split, rows in
+                      {"train": [("0001000", 0), ("0034309", 0), ("0056978", 1)], "val": [("0000002", 2)],
+                       "trainval": [("0001000", 0), ("0034309", 0), ("0056978", 1), ("0000002", 2)],
+                       "test": [("0000003", 1)]}.items()},
+    "flowers": {"train": [("jpg/image_00002.jpg", 0), ("jpg/image_00004.jpg", 0), ("jpg/image_00001.jpg", 101)],
+                "val": [("jpg/image_00003.jpg", 20)], "test": [("jpg/image_00005.jpg", 76)]},
+    "pets": {"train": [("images/Abyssinian_100.jpg", 0), ("images/german_shorthaired_10.jpg", 1),
+                       ("images/german_shorthaired_9.jpg", 1)],
+             "test": [("images/Abyssinian_2.jpg", 0), ("images/german_shorthaired_1.jpg", 1)]},
+    "stanford_cars": {"train": [("cars_train/00003.jpg", 0), ("cars_train/00001.jpg", 1), ("cars_train/00002.jpg", 1)],
+                      "test": [("cars_test/00001.jpg", 0)]},
+    "stanford_dogs": {"train": [("Images/n02085620-Chihuahua/n02085620_5927.jpg", 0),
+                                ("Images/n02085620-Chihuahua/n02085620_7.jpg", 0), (f"Images/{COONHOUND}_9.jpg", 1)],
+                      "test": [("Images/n02085620-Chihuahua/n02085620_1.jpg", 0), (f"Images/{COONHOUND}_1.jpg", 1)]},
+}
+CLASSES = {"imagefolder": ["A", "b b"], "binary_waterbirds": ["landbird", "waterbird"],
+           "cub": ["Black footed Albatross", "Laysan Albatross"], "fgvc_aircraft": ["747-400", "Challenger 600", "F/A-18"],
+           "pets": ["Abyssinian", "german shorthaired"],
+           "stanford_cars": ["AM General Hummer SUV 2000", "Ram C/V Van 2012"],
+           "stanford_dogs": ["Chihuahua", "black-and-tan coonhound"]}
+
+
+@pytest.mark.parametrize("name, split", [(name, split) for name, splits in TRUTH.items() for split in splits])
+def test_files_labels_and_names_of_every_split(tmp_path, name, split):
+    WRITERS[name](tmp_path)
+    files, classes = layouts.READERS[name](tmp_path, split)
+    assert files == [(str(tmp_path / path), label) for path, label in TRUTH[name][split]]
+    if name == "flowers":  # labels as the data set's authors count them, from 1
+        assert [classes[i - 1] for i in (1, 21, 51, 77, 102)] == ["pink primrose", "fire lily", "petunia", "passion flower",
+                                                                  "blackberry lily"] and len(classes) == 102
+    else:
+        assert classes == CLASSES[name]
+    assert all(Image.open(path).size == (4, 4) for path, _ in files)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("imagefolder", "binary_waterbirds")])
+def test_scripts_read_the_test_split_unless_asked(tmp_path, name):
+    WRITERS[name](tmp_path)
+    for split, expected in ((None, "test"), ("train", "train")):
+        images = datasets.load_images(name, str(tmp_path), split=split)
+        assert images.paths == [str(tmp_path / path) for path, _ in TRUTH[name][expected]]
+        assert images.samples[0][1] == TRUTH[name][expected][0][1] and images.samples[0][0].size == (4, 4)
+    assert datasets.class_names(name, str(tmp_path)) == images.classes
+
+
+def test_splits_of_the_other_data_sets():
+    train, test = (datasets.load_images("emoji_spurious", split=split) for split in ("train", "test"))
+    assert (len(train.samples), len(test.samples)) == (1200, 800) and train.scenes[:800] != test.scenes
+    assert datasets.load_images("emoji_spurious").scenes == test.scenes
+    with pytest.raises(UserError, match="emoji has no split 'train'; there are test$"):
+        datasets.load_images("emoji", split="train")
+    with pytest.raises(UserError, match="CIFAR10 has no split 'val'; there are train, test"):
+        datasets.load_images("CIFAR10", ".", split="val")
+
+
+def test_as_torchvision_reads_class_folders(tmp_path):
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    write_imagefolder(tmp_path)
+    picture(tmp_path / "elsewhere" / "linked.png")
+    (tmp_path / "b_b" / "a_link").symlink_to(tmp_path / "elsewhere")
+    expected = ImageFolder(str(tmp_path))
+    files, classes = layouts.imagefolder(tmp_path, "")
+    assert files == expected.samples and classes == [name.replace("_", " ") for name in expected.classes]
+    assert any(path.endswith("a_link/linked.png") for path, _ in files)
+    assert layouts.SUFFIXES == IMG_EXTENSIONS
+
+
+def test_splits_of_class_folders(tmp_path):
+    write_imagefolder(tmp_path / "train")
+    picture(tmp_path / "test" / "A" / "0.png")
+    assert [label for _, label in layouts.imagefolder(tmp_path, "train")[0]] == [0, 1, 1, 1]
+    assert layouts.imagefolder(tmp_path, "test") == ([(str(tmp_path / "test" / "A" / "0.png"), 0)], ["A"])
+    with pytest.raises(UserError, match="no split 'val'; there are train, test$"):
+        layouts.imagefolder(tmp_path, "val")
+    with pytest.raises(UserError, match=r"no split '\.\.'"):
+        layouts.imagefolder(tmp_path / "train", "..")
+    assert datasets.load_images("imagefolder", str(tmp_path)).classes == ["test", "train"]  # the folder as it is, unless asked
+    assert datasets.load_images("imagefolder", str(tmp_path), split="test").paths == [str(tmp_path / "test" / "A" / "0.png")]
+
+
+def test_class_folders_without_splits(tmp_path):
+    picture(tmp_path / "train" / "0.png")  # a class: trains
+    picture(tmp_path / "car" / "0.png")
+    for split in ("train", "val", "test"):
+        assert layouts.imagefolder(tmp_path, split)[1] == ["car", "train"]
+    with pytest.raises(UserError, match="no split 'tset'; there are train, val, test"):
+        layouts.imagefolder(tmp_path, "tset")
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(UserError, match="images in each; dog has none"):
+        layouts.imagefolder(tmp_path, "train")
+
+
+def test_imagenet_in_both_splits(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / split / "n01440764" / "0.jpg")
+        with pytest.raises(UserError, match=f"1,000 class folders .*img_{split}.tar.* found 1$"):
+            layouts.imagenet(tmp_path, split)
+
+
+@pytest.mark.parametrize("name", [name for name in layouts.READERS if name != "imagefolder"])
+def test_an_unknown_split_is_refused_with_those_there_are(tmp_path, name):
+    known = list(TRUTH[name]) if name != "imagenet" else ["train", "val"]
+    with pytest.raises(UserError, match="no split 'validation'") as refused:
+        layouts.READERS[name](tmp_path, "validation")
+    assert set(str(refused.value).split("there are ")[1].split(", ")) == set(known)
+
+
+PIECES = [
+    ("binary_waterbirds", "waterbird_complete95_forest2water2/metadata.csv", "waterbird_complete95_forest2water2.tar.gz"),
+    *(("cub", f"CUB_200_2011/{name}.txt", "CUB_200_2011.tgz")
+      for name in ("images", "image_class_labels", "train_test_split", "classes")),
+    *(("fgvc_aircraft", f"{AIRCRAFT}/{name}", "fgvc-aircraft-2013b.tar.gz")
+      for name in ("variants.txt", "images_variant_train.txt", "images")),
+    ("flowers", "imagelabels.mat", "imagelabels.mat"), ("flowers", "setid.mat", "setid.mat"),
+    ("flowers", "jpg", "102flowers.tgz"),
+    ("pets", "annotations/trainval.txt", "annotations.tar.gz"), ("pets", "images", "images.tar.gz"),
+    *(("stanford_cars", f"devkit/{name}.mat", "car_devkit.tgz") for name in ("cars_meta", "cars_train_annos")),
+    ("stanford_cars", "cars_train", "cars_train.tgz"),
+    ("stanford_dogs", "train_list.mat", "lists.tar"), ("stanford_dogs", "Images", "images.tar")]
+
+
+@pytest.mark.parametrize("name, piece, archive", PIECES)
+def test_each_missing_piece_is_named_with_its_archive(tmp_path, name, piece, archive):
+    WRITERS[name](tmp_path)
+    path = tmp_path / piece
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError) as refused:
+        layouts.READERS[name](tmp_path, "train")
+    message = str(refused.value)
+    assert message.startswith(f"{path} does not exist; get {archive} from") and "\n" not in message
+
+
+def test_the_labels_of_the_cars_test_images_are_asked_for(tmp_path):
+    write_cars(tmp_path)
+    expected = layouts.stanford_cars(tmp_path, "test")
+    (tmp_path / "cars_test_annos_withlabels.mat").rename(tmp_path / "devkit" / "cars_test_annos_withlabels.mat")
+    assert layouts.stanford_cars(tmp_path, "test") == expected
+    savemat(tmp_path / "devkit" / "cars_test_annos_withlabels.mat",
+            {"annotations": annotations([("00001.jpg", 0), ("00002.jpg", 0)], with_class=False)})
+    with pytest.raises(UserError, match="expected annotations with fname and class"):
+        layouts.stanford_cars(tmp_path, "test")
+
+
+def test_other_places_of_the_same_files(tmp_path):
+    write_aircraft(tmp_path)
+    expected = layouts.fgvc_aircraft(tmp_path, "train")
+    for root in (tmp_path / "fgvc-aircraft-2013b", tmp_path / AIRCRAFT):
+        assert layouts.fgvc_aircraft(root, "train") == expected
+    write_dogs(tmp_path / "dogs")
+    expected = layouts.stanford_dogs(tmp_path / "dogs", "test")
+    (tmp_path / "dogs" / "lists").mkdir()
+    (tmp_path / "dogs" / "test_list.mat").rename(tmp_path / "dogs" / "lists" / "test_list.mat")
+    assert layouts.stanford_dogs(tmp_path / "dogs", "test") == expected
+
+
+def lead_out(root, name, outside):
+    """Let a list of the data set name a file outside its folder."""
+    if name == "binary_waterbirds":
+        path = root / "waterbird_complete95_forest2water2" / "metadata.csv"
+        path.write_text(path.read_text().replace("001.A/0.jpg", outside))
+    elif name == "cub":
+        (root / "CUB_200_2011" / "images.txt").write_text(f"1 {outside}\n2 b.jpg\n3 c.jpg\n")
+    elif name == "fgvc_aircraft":
+        (root / AIRCRAFT / "images_variant_train.txt").write_text(f"{outside} 747-400\n")
+    elif name == "pets":
+        (root / "annotations" / "trainval.txt").write_text(f"{outside} 1 1 1\n")
+    elif name == "stanford_cars":
+        savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": annotations([(outside, 1), ("00001.jpg", 1)])})
+    else:
+        savemat(root / "train_list.mat", {"file_list": cells(outside, "a/b.jpg"), "labels": np.array([[1], [2]])})
+
+
+@pytest.mark.parametrize("name", ["binary_waterbirds", "cub", "fgvc_aircraft", "pets", "stanford_cars", "stanford_dogs"])
+@pytest.mark.parametrize("outside", ["../../secret", "/etc/secret", "a/../../secret", ".."])
+def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path, name, outside, monkeypatch):
+    WRITERS[name](tmp_path)
+    lead_out(tmp_path, name, outside)
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path, Path(".")):  # also where the root is given as a relative path
+        with pytest.raises(UserError, match="leads out of the data set's folder"):
+            layouts.READERS[name](place, "train")
+
+
+def test_lists_that_are_not_those_of_the_download(tmp_path):
+    write_pets(tmp_path / "pets")
+    table = tmp_path / "pets" / "annotations" / "trainval.txt"
+    for text, message in (("Abyssinian_1 1 1 1\n\nAbyssinian_2 one 1 1\n", "trainval.txt, line 3: not as"),
+                          ("Abyssinian_1 1\n", "trainval.txt, line 1: not as"),
+                          ("Abyssinian_1 1 1 1\nBengal_1 1 1 1\n", "each with one name"),
+                          ("Abyssinian_1 1 1 1\nBengal_1 3 1 1\n", "each with one name"), ("", "each with one name")):
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            layouts.pets(tmp_path / "pets", "train")
+    write_aircraft(tmp_path)
+    (tmp_path / AIRCRAFT / "variants.txt").write_text("747-400\n")
+    with pytest.raises(UserError, match="'Challenger 600' is not among the names of .*variants.txt"):
+        layouts.fgvc_aircraft(tmp_path, "train")
+    write_cub(tmp_path)
+    (tmp_path / "CUB_200_2011" / "image_class_labels.txt").write_text("1 1\n2 2\n3 7\n")
+    with pytest.raises(UserError, match="c.jpg is of class 7 of 2"):
+        layouts.cub(tmp_path, "train")
+    (tmp_path / "CUB_200_2011" / "image_class_labels.txt").write_text("1 1\n2 2\n")
+    with pytest.raises(UserError, match="do not list the same images"):
+        layouts.cub(tmp_path, "train")
+
+
+def test_damaged_matlab_files(tmp_path):
+    write_flowers(tmp_path)
+    savemat(tmp_path / "setid.mat", {"trnid": np.array([[1, 6]]), "tstid": np.array([[0]])})
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="lists images that .*imagelabels.mat has no labels for"):
+            layouts.flowers(tmp_path, split)
+    with pytest.raises(UserError, match="setid.mat: expected a MATLAB file with valid"):
+        layouts.flowers(tmp_path, "val")
+    path = tmp_path / "imagelabels.mat"
+    for content in (path.read_bytes()[:150], b"", b"<html>not found</html>" * 20):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="imagelabels.mat: expected a MATLAB file with labels") as refused:
+            layouts.flowers(tmp_path, "train")
+        assert "\n" not in str(refused.value)
+
+
+def test_one_image_is_a_list_too(tmp_path):
+    write_cars(tmp_path)
+    write_dogs(tmp_path)
+    savemat(tmp_path / "train_list.mat", {"file_list": cells("n1-Pug/a.jpg"), "labels": np.array([[1]])})
+    assert layouts.stanford_dogs(tmp_path, "train") == ([(str(tmp_path / "Images/n1-Pug/a.jpg"), 0)], ["Pug"])
+    assert layouts.stanford_cars(tmp_path, "test")[0] == [(str(tmp_path / "cars_test/00001.jpg"), 0)]
