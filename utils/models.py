@@ -1,7 +1,8 @@
 """Models by name. The only file that knows which library a model comes from.
 
 `--model` takes an open_clip name (`ViT-L-14`), `hf-hub:NAME`, `local-dir:FOLDER`, or `emojiclip`, the
-small CLIP that ships with the repository.
+small CLIP that ships with the repository. `--vlm_name` takes a hub name or folder of transformers (CLIP,
+ALIGN, SigLIP), or `r-open-clip:` and an open_clip name: `MODEL:DATASET`, `hf-hub:NAME`, `local-dir:PATH`, `emojiclip`.
 """
 import difflib
 import hashlib
@@ -13,10 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.script import UserError, describe
+from utils.script import UserError, boolean, describe
 
 EMOJICLIP = Path(__file__).resolve().parent.parent / "models" / "emojiclip"
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"
+OPEN_CLIP = "r-open-clip:"
+# Kinds of transformers' models that have an image and a text side, and how each was trained to pad its texts.
+PADDING = {"clip": True, "align": "max_length", "siglip": "max_length"}
+TEXT_LENGTH = {"clip": 77, "align": 64, "siglip": 64}  # tokens
 
 
 @dataclass
@@ -29,6 +34,17 @@ class Clip:
     source: str            # where the weights come from
     image_size: tuple[int, int]
     device: object
+
+
+@dataclass
+class Vlm:
+    """A vision-language model as a judge of closeness: two encoders and the scale of its logits."""
+    name: str
+    preprocess: Callable    # PIL image -> float tensor [3, height, width]
+    encode_image: Callable  # such tensors [b, 3, height, width] -> unit embeddings [b, d], float32
+    encode_text: Callable   # list of texts -> unit embeddings [m, d], float32
+    logit_scale: float
+    image_size: int
 
 
 def add_model_options(parser) -> None:
@@ -114,3 +130,100 @@ def weights_hash(clip: Clip) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def add_vlm_options(parser, option: str = "--vlm_name", default: str | None = f"{OPEN_CLIP}emojiclip") -> None:
+    """The options that choose a vision-language model as a judge."""
+    parser.add_argument(option, default=default, metavar="NAME",
+                        help="the VLM: a hub name or folder of transformers (CLIP, ALIGN, SigLIP), or r-open-clip: and one of "
+                             "MODEL:DATASET, hf-hub:NAME, local-dir:PATH, emojiclip (default: %(default)s)")
+    parser.add_argument("--vlm_16bit", type=boolean, metavar="True|False",
+                        help="run the VLM in 16 bits: float16 on a GPU, bfloat16 on a CPU (default: True on a GPU)")
+
+
+def check_vlm_name(name: str) -> None:
+    """Refuse a VLM's name that cannot be one, with the closest ones, before anything is loaded."""
+    import open_clip
+
+    if not name.startswith(OPEN_CLIP):
+        if "/" not in name and not Path(name).is_dir():
+            known = [f"{OPEN_CLIP}emojiclip", *(f"{OPEN_CLIP}{model}:{tag}" for model, tag in open_clip.list_pretrained())]
+            close = difflib.get_close_matches(OPEN_CLIP + name, known, n=3, cutoff=0.3)
+            raise UserError(f"unknown VLM {name!r}: neither a folder nor a hub name (owner/name); closest are {', '.join(close)}")
+        return
+    rest = name.removeprefix(OPEN_CLIP)
+    if rest == "emojiclip" or rest.startswith(("hf-hub:", "local-dir:")):
+        return
+    model, _, tag = rest.partition(":")
+    known = open_clip.list_models()
+    if model not in known:
+        close = difflib.get_close_matches(model, [*known, "emojiclip"], n=3, cutoff=0.3)
+        raise UserError(f"unknown VLM {name!r}: no open_clip model {model!r}; closest are "
+                        + ", ".join(OPEN_CLIP + other for other in close))
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        close = difflib.get_close_matches(tag, tags, n=3, cutoff=0.3) or tags
+        raise UserError(f"unknown VLM {name!r}: {model} has no weights {tag!r}; closest are "
+                        + ", ".join(f"{OPEN_CLIP}{model}:{other}" for other in close))
+
+
+def load_vlm(name: str, device, half: bool | None = None) -> Vlm:
+    """Load a VLM by name; `half` runs it in 16 bits (None: on a GPU). Embeddings are normalised in float32.
+
+    Raises UserError for an unknown name (with the closest ones) and for weights that cannot be fetched or read.
+    """
+    import torch
+
+    check_vlm_name(name)
+    half = device.type == "cuda" if half is None else half
+    dtype = (torch.float16 if device.type == "cuda" else torch.bfloat16) if half else torch.float32
+    if name.startswith(OPEN_CLIP):
+        rest = name.removeprefix(OPEN_CLIP)
+        own = rest == "emojiclip" or rest.startswith(("hf-hub:", "local-dir:"))
+        model, tag = (rest, None) if own else rest.split(":", 1)
+        clip = load_clip(model, tag, device)
+        network, size, preprocess = clip.model.to(dtype), clip.image_size[0], clip.preprocess
+        logit_scale = 100.0  # as published for every model of open_clip
+        image, text = network.encode_image, lambda texts: network.encode_text(clip.tokenizer(texts).to(device))
+    else:
+        network, processor = _load_transformers(name, device, dtype)
+        kind = network.config.model_type
+        size = getattr(network.config.vision_config, "image_size", 224)
+        logit_scale = 1 / network.temperature.item() if kind == "align" else network.logit_scale.exp().item()
+
+        def preprocess(picture):
+            return processor.image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+        def image(pixels):
+            return network.get_image_features(pixel_values=pixels).pooler_output
+
+        def text(texts: list[str]):
+            tokens = processor.tokenizer(texts, padding=PADDING[kind], truncation=True, max_length=TEXT_LENGTH[kind],
+                                         return_tensors="pt")
+            return network.get_text_features(**tokens.to(device)).pooler_output
+
+    @torch.inference_mode()
+    def encode_image(pixels):
+        return torch.nn.functional.normalize(image(pixels.to(device, dtype)).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_text(texts: list[str]):
+        return torch.nn.functional.normalize(text(texts).float(), dim=-1)
+
+    return Vlm(name, preprocess, encode_image, encode_text, logit_scale, size)
+
+
+def _load_transformers(name: str, device, dtype):
+    """A model with an image and a text side and its processor, from transformers."""
+    from transformers import AutoModel, AutoProcessor
+
+    try:
+        network = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # hubs, files and formats fail in many ways, and all of them end the run
+        raise UserError(f"VLM {name} cannot be loaded ({type(error).__name__}: {describe(error)[:300]}); "
+                        "check the name, the folder or the network") from error
+    if network.config.model_type not in PADDING:
+        raise UserError(f"VLM {name} is a {network.config.model_type} model; known are {', '.join(PADDING)}, "
+                        f"and every model of open_clip as {OPEN_CLIP}MODEL:DATASET")
+    return network.to(device).eval().requires_grad_(False), processor

@@ -1,0 +1,111 @@
+"""VLMs by name: each kind's own logits are the cosine of our embeddings times the scale we report."""
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from utils import models
+from utils.script import UserError
+
+CPU = torch.device("cpu")
+WORDS = ["a", "red", "blue", "dog", "cat", "of", "photo"]
+TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10,
+        "max_position_embeddings": 80, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+          "patch_size": 8}
+
+
+def save_tiny(kind: str, folder) -> None:
+    """A small random model of transformers with its processor, every parameter moved at random."""
+    import transformers as hf
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", *WORDS])}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+    torch.manual_seed(0)
+    square = {"height": 32, "width": 32}
+    if kind == "clip":
+        model = hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12))
+        processor = hf.CLIPProcessor(hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square), tokenizer)
+    elif kind == "siglip":
+        model = hf.SiglipModel(hf.SiglipConfig(text_config=TEXT | {"projection_size": 16}, vision_config=VISION))
+        processor = hf.SiglipProcessor(hf.SiglipImageProcessor(size=square), tokenizer)
+    else:
+        vision = {"image_size": 32, "width_coefficient": 0.3, "depth_coefficient": 0.1, "hidden_dim": 64}
+        model = hf.AlignModel(hf.AlignConfig(text_config=TEXT, vision_config=vision, projection_dim=96))
+        processor = hf.AlignProcessor(hf.EfficientNetImageProcessor(size=square, crop_size=square), tokenizer)
+    for parameter in model.parameters():
+        if parameter.ndim:
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["clip", "align", "siglip"])
+def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
+    import transformers as hf
+
+    save_tiny(kind, tmp_path)
+    vlm = models.load_vlm(str(tmp_path), CPU)
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
+    texts = ["a red dog", "photo of a blue cat", "dog " * 200]  # the last is cut off where the model's context ends
+    images = vlm.encode_image(torch.stack([vlm.preprocess(picture) for picture in pictures]))
+    words = vlm.encode_text(texts)
+    assert images.dtype == words.dtype == torch.float32 and vlm.image_size == 32
+    assert torch.allclose(images.norm(dim=1), torch.ones(3)) and torch.allclose(words.norm(dim=1), torch.ones(3))
+    assert torch.equal(vlm.encode_text(texts[:1]), words[:1]) or torch.allclose(vlm.encode_text(texts[:1]), words[:1], atol=1e-5)
+
+    model, processor = hf.AutoModel.from_pretrained(tmp_path).eval(), hf.AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(images=pictures, text=texts, padding="max_length", truncation=True,
+                       max_length=models.TEXT_LENGTH[kind], return_tensors="pt")
+    with torch.inference_mode():
+        own = model(**inputs).logits_per_image
+    offset = model.logit_bias if kind == "siglip" else 0  # left out of the reward
+    assert torch.allclose(vlm.logit_scale * images @ words.T, own - offset, atol=2e-4)
+    assert own.std() > 1e-3
+
+
+def test_the_embedded_vlm_and_a_folder_of_open_clip():
+    vlm = models.load_vlm("r-open-clip:emojiclip", CPU)
+    same = models.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
+    assert vlm.logit_scale == 100 and vlm.image_size == 64
+    assert torch.equal(vlm.encode_text(["a red dog"]), same.encode_text(["a red dog"]))
+    assert vlm.encode_image(torch.zeros(2, 3, 64, 64)).shape == vlm.encode_text(["x", ""]).shape
+
+
+def test_sixteen_bits_are_close():
+    full, half = (models.load_vlm("r-open-clip:emojiclip", CPU, half=half) for half in (False, True))
+    texts = ["a red dog", "two blue cats on a yellow ground"]
+    assert half.encode_text(texts).dtype == torch.float32
+    assert not torch.equal(full.encode_text(texts), half.encode_text(texts))
+    assert (full.encode_text(texts) * half.encode_text(texts)).sum(dim=1).min() > 0.999
+
+
+@pytest.mark.parametrize("name, message", [
+    ("emojiclip", "closest are r-open-clip:emojiclip"),
+    ("r-open-clip:ViT-L14:openai", "no open_clip model 'ViT-L14'; closest are r-open-clip:ViT-L-14"),
+    ("r-open-clip:ViT-L-14:laion2b", "ViT-L-14 has no weights 'laion2b'; closest are .*laion2b_s32b_b82k"),
+    ("r-open-clip:ViT-L-14", "ViT-L-14 has no weights ''"),
+    ("clip", "neither a folder nor a hub name")])
+def test_an_unknown_vlm_is_refused_with_the_closest(name, message):
+    with pytest.raises(UserError, match=message):
+        models.load_vlm(name, CPU)
+
+
+def test_a_model_without_a_text_side_is_refused(tmp_path):
+    import transformers as hf
+
+    hf.ViTModel(hf.ViTConfig(**VISION)).save_pretrained(tmp_path)
+    hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a vit model; known are clip, align, siglip"):
+        models.load_vlm(str(tmp_path), CPU)
+
+
+def test_the_name_of_every_kind_is_split_at_its_first_colon():
+    models.check_vlm_name("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp1b")
+    models.check_vlm_name("r-open-clip:hf-hub:apple/DFN5B-CLIP-ViT-H-14-384")
+    models.check_vlm_name("openai/clip-vit-large-patch14")
