@@ -1,5 +1,6 @@
 """Fixtures: small random models with every parameter away from its neutral start, and scripts run in place."""
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -46,13 +47,23 @@ def variant(request):
     return request.param, random_clip(**VARIANTS[request.param])
 
 
+def load_script(name: str):
+    """The module of a script in the root; inspect.py under another name, as its own is the standard library's."""
+    if name != "inspect":
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location("inspect_script", ROOT / "inspect.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def run_script(monkeypatch, capsys):
     """Run a script's main as the command line does: returns (exit code, stdout, stderr)."""
     def call(name: str, *arguments) -> tuple[int, str, str]:
         from utils import script
 
-        module = importlib.import_module(name)
+        module = load_script(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
         code = 0
@@ -122,3 +133,41 @@ def emoji_run(tmp_path_factory):
         module = importlib.import_module(name)
         module.main(script.parse(module.get_args_parser(), arguments))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory):
+    """A folder with a random language model of two small layers, and SmolLM2's tokenizer with its chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from utils import language_models
+
+    folder = tmp_path_factory.mktemp("tiny_lm")
+    tokenizer = language_models.load_tokenizer("smollm2-135m")
+    torch.manual_seed(0)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                 num_attention_heads=2, initializer_range=0.3, **special)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_lm, tmp_path_factory):
+    """A folder with a LoRA adapter of `tiny_lm` that changes what it says."""
+    return save_adapter(tiny_lm, tmp_path_factory.mktemp("tiny_adapter"))
+
+
+def save_adapter(base: str, folder) -> str:
+    """Save a LoRA adapter of that base, both of its matrices random; an untrained one would change nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    from utils import language_models
+
+    torch.manual_seed(1)
+    model = get_peft_model(language_models.load_model(base, torch.float32), LoraConfig(r=4, task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,130 @@
+"""What do descriptions say? Asks a chat model about each, and sums up which are informative, visual or spurious (EX2).
+
+    python inspect.py --input_filepath output_dir/descriptions.jsonl --dry_run          # counts, sends nothing
+    python inspect.py --input_filepath output_dir/descriptions.jsonl                    # ChatGPT; key in OPENAI_API_KEY
+    python inspect.py --input_filepath output_dir/descriptions.jsonl --base_url http://localhost:8000/v1 --model NAME
+    python inspect.py --summarize output_dir/A_inspection.jsonl output_dir/B_inspection.jsonl
+
+Reads what inference.py wrote. Two questions a description, in configs/inspection.yaml: does it teach something specific
+about its concept, and which attributes does it use. Each answer is appended to --output_filepath as it comes; the same
+command again asks only what is missing.
+
+--summarize compares VLMs. It prints tables, examples and how far the inspector agrees with descriptions labelled by
+hand (data/inspection/labels.jsonl), and writes summary.csv, summary.json and summary.png to --output_dir.
+"""
+if __name__ == "inspect":
+    # This folder comes first on the import path, so whoever wants the standard library's `inspect` lands here: hand it over.
+    import importlib.util
+    import sys
+    import sysconfig
+
+    _spec = importlib.util.spec_from_file_location("inspect", f"{sysconfig.get_path('stdlib')}/inspect.py")
+    sys.modules["inspect"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["inspect"])
+
+
+# Imports are inside the functions: while the guard above does its work, nothing of ours may be imported.
+def get_args_parser():
+    from utils.script import make_parser
+
+    parser = make_parser(__doc__)
+    parser.add_argument("--input_filepath", metavar="FILE.jsonl",
+                        help="descriptions from inference.py; its .json will do where the .jsonl lies beside it (default: none)")
+    parser.add_argument("--output_filepath", metavar="FILE.jsonl",
+                        help="answers (default: the input's name with _inspection.jsonl)")
+    parser.add_argument("--output_format", default="jsonl", choices=("jsonl", "published"),
+                        help="published: beside the .jsonl also a .json, a list (concepts) of lists of raw responses to the "
+                             "first question (default: %(default)s)")
+    parser.add_argument("--dataset_name", metavar="NAME", help="data set (default: as in inference.py's manifest)")
+    parser.add_argument("--vlm_name", metavar="NAME", help="VLM that prefers the descriptions (default: as in the manifest)")
+    parser.add_argument("--base_url", metavar="URL", help="OpenAI-compatible server, such as http://localhost:8000/v1 "
+                                                          "(default: OpenAI's own)")
+    parser.add_argument("--model", default="gpt-3.5-turbo-1106", metavar="NAME", help="the inspector (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.1, help="of the inspector's sampling (default: %(default)s)")
+    parser.add_argument("--top_p", type=float, default=0.1, help="of the inspector's sampling (default: %(default)s)")
+    parser.add_argument("--max_tokens", type=int, default=128, help="tokens an answer (default: %(default)s)")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
+    parser.add_argument("--max_requests", type=int, metavar="N",
+                        help="budget: stop after N requests, retries included; run again to go on (default: no limit)")
+    parser.add_argument("--max_retries", type=int, default=5,
+                        help="of one question, after faults or unreadable answers (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds a request may take (default: %(default)s)")
+    parser.add_argument("--dry_run", action="store_true", help="count requests, estimate tokens, send nothing (default: off)")
+    parser.add_argument("--inspection", default="configs/inspection.yaml", metavar="FILE.yaml",
+                        help="the questions and the list of attributes (default: %(default)s)")
+    parser.add_argument("--summarize", nargs="+", metavar="FILE.jsonl", help="sum up these answers; ask nothing (default: ask)")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="for the summary (default: the folder of the first file)")
+    return parser
+
+
+def main(args) -> None:
+    if args.summarize:
+        summarize(args)
+    else:
+        ask(args)
+
+
+def ask(args) -> None:
+    import asyncio
+    import json
+    from pathlib import Path
+
+    from utils import answers, arrays, inspection
+    from utils.script import UserError
+
+    if not args.input_filepath:
+        raise UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
+    inspection.check_numbers(args)
+    sheet = answers.read_sheet(args.inspection)
+    source, descriptions = answers.read_descriptions(args.input_filepath)
+    header = answers.make_header(args, source, descriptions, sheet)
+    stem = str(args.output_filepath or f"{source.with_suffix('')}_inspection").removesuffix(".jsonl").removesuffix(".json")
+    path, total = Path(f"{stem}.jsonl"), len(descriptions) * len(answers.QUESTIONS)
+
+    if args.dry_run:
+        tasks = answers.missing(descriptions, answers.read_record(path, header)[1] if path.is_file() else {})
+        tokens = sum(answers.estimate_tokens(answers.messages(sheet, question, descriptions[i])) for i, question in tasks)
+        print(f"{len(tasks)} requests for {len(descriptions)} descriptions, two each, {total - len(tasks)} answered before; "
+              f"retries come on top")
+        print(f"about {tokens:,} tokens to read, estimated at four characters a token; at most {len(tasks) * args.max_tokens:,} "
+              f"to write\nnothing was sent")
+        return
+
+    key = inspection.api_key(args.base_url)
+    with answers.Record(path, header) as record:
+        sent = asyncio.run(inspection.ask_all(args, key, sheet, descriptions, record))
+    answered = total - len(answers.missing(descriptions, record.answers))
+    print(f"{answered} of {total} questions answered, {len(record.answers) - answered} asked in vain; {sent} requests sent")
+    if sent == args.max_requests and answered < total:
+        print(f"the budget of {sent} requests is spent, {total - answered} questions remain: the same command again goes on")
+    print(path)
+    if args.output_format == "published" and len(record.answers) == total:
+        responses = answers.published(descriptions, record.answers)
+        arrays.write_text(Path(f"{stem}.json"), json.dumps(responses, indent=1) + "\n")
+        print(f"{stem}.json")
+
+
+def summarize(args) -> None:
+    from pathlib import Path
+
+    from utils import arrays, verdicts
+
+    files = verdicts.read_files(args.summarize)
+    rows, trust = verdicts.summarize(files), verdicts.agreement(files)
+    print(verdicts.report(rows, trust))
+    folder = Path(args.output_dir or Path(args.summarize[0]).parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays.write_json(folder / "summary.json", {"rows": rows, "agreement": trust})
+    print(folder / "summary.json")
+    if rows:
+        from utils import plots
+
+        arrays.write_text(folder / "summary.csv", verdicts.as_csv(rows))
+        plots.inspection_shares(rows, verdicts.MEASURES, folder / "summary.png")
+        print(folder / "summary.csv", folder / "summary.png", sep="\n")
+
+
+if __name__ == "__main__":
+    from utils.script import run
+
+    run(main, get_args_parser())
