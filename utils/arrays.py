@@ -125,7 +125,8 @@ def write_text(path: Path, content: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read_manifest(path: Path) -> dict | None:
+def read_manifest(path: Path) -> dict | None:
+    """A manifest; None, with a warning, where there is none."""
     if not path.is_file():
         print(f"warning: no manifest {path.name}; its arrays are read unchecked", file=sys.stderr)
         return None
@@ -159,7 +160,7 @@ def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...]) -> t
     first = term_path(folder, dataset, names[0], model)
     if not first.is_file():
         raise UserError(f"{first} does not exist; make it with: {hint}")
-    manifest = _read_manifest(manifest_path(folder, dataset, model))
+    manifest = read_manifest(manifest_path(folder, dataset, model))
     arrays = {name: _open(term_path(folder, dataset, name, model), manifest, hint) for name in names}
     images, ranks = len(arrays[names[0]]), {"attn": 4, "mlp": 3, "cls_attn": 3}
     labels = term_path(folder, dataset, "labels", model)
@@ -186,7 +187,7 @@ def open_classifier(folder: str, dataset: str, model: str, run: dict | None, wid
     path = term_path(folder, dataset, "classifier", model)
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
-    manifest = _read_manifest(manifest_path(folder, dataset, "classifier", model))
+    manifest = read_manifest(manifest_path(folder, dataset, "classifier", model))
     array = _open(path, manifest, hint)
     if array.ndim != 2 or len(array) != width:
         raise UserError(f"{path}: has shape {array.shape}, and the terms are {width} wide; make it again with: {hint}")
@@ -208,7 +209,7 @@ def open_texts(folder: str, text_set: str, model: str, run: dict | None, width: 
     path = text_path(folder, text_set, model)
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
-    manifest = _read_manifest(manifest_path(folder, text_set, model))
+    manifest = read_manifest(manifest_path(folder, text_set, model))
     array = _open(path, manifest, hint)
     if array.shape != (len(texts), width):
         raise UserError(f"{path}: has shape {array.shape}, and {len(texts)} texts and terms of width {width} need "

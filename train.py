@@ -1,0 +1,149 @@
+"""Align a language model with a VLM's preferences, by reinforcement learning (EX2, section 3).
+
+    python train.py --config configs/train/emoji.yaml --output_dir output_dir/emoji_adapter   # embedded, on a CPU
+    python train.py --config configs/train/cub.yaml --vlm_name openai/clip-vit-large-patch14 --data_root DIR \
+        --output_dir output_dir/cub_adapter --load_in_8bit
+    accelerate launch --config_file configs/accelerate/one_node.yaml train.py ...              # several GPUs
+
+The language model answers questions about concepts; an answer's reward is its closeness, to the VLM, to the
+images of its concept. Writes to --output_dir:
+
+    adapter_model.safetensors, adapter_config.json   the LoRA adapter, for inference.py --model_name
+    checkpoint-N/                                    the same every --save_freq steps, with all that --resume needs
+    log.csv                                          reward, KL and signs of collapse at every log step
+    reward_curve.png                                 the same as a picture
+    top_descriptions.jsonl                           the ten best-rewarded descriptions at every log step
+    train.json                                       the run's settings
+"""
+from utils.concepts import add_concept_options
+from utils.models import add_vlm_options
+from utils.script import UserError, make_parser, run
+
+FREE = ("config", "debug", "resume", "report_to")  # options that may change between a run and its continuation
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_vlm_options(parser)
+    add_concept_options(parser)
+    parser.add_argument("--model_name", default="mistralai/Mistral-7B-v0.1", metavar="NAME",
+                        help="the language model: a hub name, a folder, a .gguf file, smollm2-135m or gemma3-270m "
+                             "(default: %(default)s)")
+    parser.add_argument("--output_dir", default="./output_dir/adapter", metavar="FOLDER",
+                        help="where the adapter and the log go (default: %(default)s)")
+    parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"), help="trainer of TRL (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="batches of fresh descriptions (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32,
+                        help="descriptions a step, over all processes (default: %(default)s)")
+    parser.add_argument("--per_device_batch_size", type=int, default=8,
+                        help="descriptions a forward and backward pass; less needs less memory (default: %(default)s)")
+    parser.add_argument("--num_generations", type=int, default=4,
+                        help="descriptions of the same query in a batch, each the others' baseline (default: %(default)s)")
+    parser.add_argument("--epochs_per_batch", type=int, default=4,
+                        help="updates from each batch, with a clipped ratio (default: %(default)s)")
+    parser.add_argument("--learning_rate", type=float, default=1.41e-5, help="of AdamW, constant (default: %(default)s)")
+    parser.add_argument("--beta", type=float, default=0.2, help="weight of the KL divergence from the untrained model "
+                                                                "(default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens a description (default: %(default)s)")
+    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapter (default: %(default)s)")
+    parser.add_argument("--lora_alpha", type=int, default=32, help="scale of the adapter (default: %(default)s)")
+    parser.add_argument("--lora_dropout", type=float, default=0.05, help="of the adapter's input (default: %(default)s)")
+    parser.add_argument("--load_in_8bit", action="store_true", help="language model in 8 bits, on CUDA (default: bfloat16)")
+    parser.add_argument("--load_in_4bit", action="store_true", help="language model in 4 bits, on CUDA (default: bfloat16)")
+    parser.add_argument("--use_vllm", action="store_true", help="generate with vLLM beside the trainer, on CUDA (default: off)")
+    parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
+                        help="question templates with {concept}, one a line (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the queries, the adapter and the sampling (default: %(default)s)")
+    parser.add_argument("--save_freq", type=int, default=100, help="steps between checkpoints (default: %(default)s)")
+    parser.add_argument("--log_freq", type=int, default=1, help="steps between log lines (default: %(default)s)")
+    parser.add_argument("--report_to", default="csv", choices=("csv", "tensorboard", "none"),
+                        help="where the log goes besides the screen (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output_dir (default: off)")
+    return parser
+
+
+def main(args) -> None:
+    import json
+    import warnings
+    from functools import partial
+    from pathlib import Path
+
+    from utils import arrays, concepts, language_models, models, queries
+    from utils.script import pick_device
+
+    folder = Path(args.output_dir)
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    started = (folder / "train.json").is_file()
+    if started and not args.resume:
+        raise UserError(f"{folder} holds a run already; continue it with --resume, or name another --output_dir")
+    if args.resume and not started:
+        raise UserError(f"{folder} holds no run to resume; leave --resume out to begin one")
+    if started and (before := json.loads((folder / "train.json").read_text())) != settings:
+        changed = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
+        raise UserError(f"{folder} was begun with another {', '.join(changed)}; resume with the same options (train.json)")
+    if (folder / "adapter_model.safetensors").is_file():
+        print(f"finished already -> {folder}")
+        return
+    questions = queries.read_questions(args.questions)
+    images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
+    models.check_vlm_name(args.vlm_name)
+    quantization = "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
+    language_models.check_use(args.model_name, quantization, args.use_vllm)
+    tokenizer = language_models.load_tokenizer(args.model_name)
+
+    import torch
+    from accelerate import PartialState
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    from utils import alignment, rewards
+
+    # At every checkpoint, peft looks for the base model on the hub, where a .gguf file's is not.
+    warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
+    state = PartialState()
+    pass_size = args.per_device_batch_size * state.num_processes
+    if args.batch_size % pass_size or args.batch_size % args.num_generations or args.num_generations < 2:
+        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations {args.num_generations} (2 or "
+                        f"more) and of --per_device_batch_size x processes = {pass_size}")
+    device = pick_device(str(state.device))
+    vlm = models.load_vlm(args.vlm_name, device, args.vlm_16bit)
+    with state.main_process_first():
+        means = rewards.kept_image_means(folder, args.dataset_name, vlm, images,
+                                         {"split": args.split, "vlm_16bit": args.vlm_16bit})
+    model = language_models.load_model(args.model_name, torch.bfloat16, quantization)
+    recent: list[dict] = []
+    number = args.steps * args.batch_size // args.num_generations
+    rows = alignment.lay_out(images.classes, questions, tokenizer, number, args.seed)
+    config, trainer_class = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}[args.algorithm]
+    trainer = trainer_class(
+        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
+        reward_funcs=alignment.reward_function(partial(rewards.score, vlm, means), images.classes, recent),
+        peft_config=LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, task_type="CAUSAL_LM"),
+        callbacks=[alignment.Log(folder, recent, args.epochs_per_batch, args.report_to == "csv")],
+        args=config(
+            output_dir=str(folder), max_steps=args.steps * args.epochs_per_batch, num_iterations=args.epochs_per_batch,
+            per_device_train_batch_size=args.per_device_batch_size, gradient_accumulation_steps=args.batch_size // pass_size,
+            num_generations=args.num_generations, max_completion_length=args.max_new_tokens, temperature=1.0, top_p=1.0, top_k=0,
+            learning_rate=args.learning_rate, lr_scheduler_type="constant", beta=args.beta, use_vllm=args.use_vllm,
+            shuffle_dataset=False, gradient_checkpointing=quantization is not None, bf16=True, use_cpu=device.type == "cpu",
+            seed=args.seed,
+            logging_steps=args.log_freq * args.epochs_per_batch, save_steps=args.save_freq * args.epochs_per_batch,
+            report_to="tensorboard" if args.report_to == "tensorboard" else "none", disable_tqdm=True))
+    trainer.remove_callback(PrinterCallback)  # the log's own lines say it better
+    if state.is_main_process:
+        arrays.write_json(folder / "train.json", settings)
+    last = alignment.complete_checkpoints(folder)[-1:]
+    trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+    trainer.save_model(str(folder / "final.partial"))
+    if state.is_main_process:
+        for path in sorted((folder / "final.partial").iterdir(), key=lambda path: path.name == "adapter_model.safetensors"):
+            path.replace(folder / path.name)
+        (folder / "final.partial").rmdir()
+        alignment.draw_log(folder, f"{args.model_name} rewarded by {args.vlm_name} on {args.dataset_name}")
+        print(f"{args.steps} steps -> {folder}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
