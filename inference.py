@@ -1,0 +1,130 @@
+"""Generate descriptions of concepts with an aligned language model, and score them with a VLM (EX2, section 3).
+
+    python inference.py --model_name output_dir/emoji_adapter --output_filepath output_dir/descriptions.json \
+        --num_concepts 32 --score r-open-clip:emojiclip
+    python inference.py --model_name smollm2-135m --output_filepath output_dir/untrained.json --num_concepts 32
+    python inference.py --score openai/clip-vit-large-patch14 --eval_dataset cub --data_root DIR \
+        --descriptions output_dir/descriptions.json                                  # scores, generates nothing
+
+One description a concept and question. Writes --output_filepath X.json, a list (concepts) of lists (descriptions), and
+beside it X.jsonl, one line a description: concept, question, description, seed, reward (null where not scored), and
+X.manifest.json, which says what made them. A run that was cut off goes on where it stopped.
+"""
+from utils.concepts import add_concept_options
+from utils.models import add_vlm_options
+from utils.script import UserError, make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--model_name", metavar="NAME",
+                        help="folder of an adapter that train.py wrote, or a language model as it is (default: none)")
+    parser.add_argument("--base_model_name", metavar="NAME",
+                        help="language model under the adapter (default: the one it was trained on)")
+    add_concept_options(parser, "--eval_dataset")
+    parser.add_argument("--output_filepath", metavar="X.json", help="where descriptions go (default: --descriptions, if given)")
+    parser.add_argument("--descriptions", metavar="X.json", help="score this file of an earlier run (default: generate)")
+    add_vlm_options(parser, "--score", None)
+    parser.add_argument("--backend", default="auto", choices=("auto", "vllm", "hf", "server"),
+                        help="vllm in this process, hf (transformers), or an OpenAI-compatible server (default: vllm where it "
+                             "runs, else hf)")
+    parser.add_argument("--base_url", metavar="URL", help="of the server, such as http://localhost:8000/v1 (default: none)")
+    parser.add_argument("--served_model_name", metavar="NAME", help="model of the server (default: its first)")
+    parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
+                        help="question templates with {concept}, one a line (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens a description (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="descriptions at a time (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the first description; the next one has the next (default: %(default)s)")
+    parser.add_argument("--device", help="torch device of hf and of the VLM, such as cuda:0 or cpu (default: the best there is)")
+    return parser
+
+
+def main(args) -> None:
+    from utils import concepts, descriptions, models
+
+    if args.descriptions and not args.score:
+        raise UserError("--descriptions FILE is for scoring; add --score VLM_NAME")
+    if not args.descriptions and not args.model_name:
+        raise UserError("name an adapter or a language model with --model_name, or a file to score with --descriptions")
+    output = args.output_filepath or args.descriptions
+    if not output:
+        raise UserError("--output_filepath X.json is missing: where should the descriptions go?")
+    if args.score:  # what is missing is found before the long work
+        models.check_vlm_name(args.score)
+        concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
+    if args.descriptions:
+        rows, manifest = descriptions.read(args.descriptions)
+    else:
+        rows, manifest = generate(args, output)
+    if args.score:
+        score(args, rows, manifest)
+    descriptions.write(output, rows, manifest)
+    for line in descriptions.summary(rows):
+        print(line)
+    print(f"{len(rows)} descriptions -> {output}")
+
+
+def generate(args, output: str) -> tuple[list[dict], dict]:
+    """Descriptions as rows of the JSONL, and what made them."""
+    from tqdm import tqdm
+
+    from utils import concepts, descriptions, generation, language_models, queries
+
+    base, adapter = language_models.resolve(args.model_name, args.base_model_name)
+    if args.backend == "server" and not args.base_url:
+        raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
+    names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
+    questions = queries.read_questions(args.questions)
+    tokenizer = language_models.load_tokenizer(base)
+    backend = generation.pick_backend(args.backend)
+    rows = [{"concept": concept, "question": queries.fill(question, concept)} for concept in names for question in questions]
+    for i, row in enumerate(rows):
+        row["seed"] = args.seed + i
+    manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": args.eval_dataset,
+                "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
+                "weights_sha256": language_models.adapter_hash(adapter)}
+    done = descriptions.begun(output, manifest)
+    todo = rows[len(done):]
+    prompts, seeds = [language_models.prompt_ids(tokenizer, row["question"]) for row in todo], [row["seed"] for row in todo]
+    if not todo:
+        chunks = iter(())
+    elif backend == "server":
+        served = args.served_model_name or generation.served_model(args.base_url)
+        chunks = generation.with_server(args.base_url, served, prompts, seeds, args.max_new_tokens, args.batch_size)
+    elif backend == "vllm":
+        chunks = generation.with_vllm(base, adapter, prompts, seeds, args.max_new_tokens, args.batch_size)
+    else:
+        from utils.script import pick_device
+
+        chunks = generation.with_transformers(base, adapter, prompts, seeds, args.max_new_tokens, args.batch_size,
+                                              pick_device(args.device))
+    with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as progress:
+        for chunk in chunks:
+            done += chunk
+            descriptions.keep(output, chunk)
+            progress.update(len(chunk))
+    return [row | {"description": text, "reward": None} for row, text in zip(rows, done)], manifest
+
+
+def score(args, rows: list[dict], manifest: dict) -> None:
+    """Fill in the rewards of rows, and the VLM in the manifest."""
+    from utils import concepts, models, rewards
+    from utils.script import pick_device
+
+    images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
+    unknown = sorted({row["concept"] for row in rows} - set(images.classes))
+    if unknown:
+        raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions with "
+                        "--eval_dataset, and leave --num_concepts out")
+    vlm = models.load_vlm(args.score, pick_device(args.device), args.vlm_16bit)
+    index = {name: i for i, name in enumerate(images.classes)}
+    found = rewards.score(vlm, rewards.image_means(vlm, images), [row["description"] for row in rows],
+                          [index[row["concept"]] for row in rows])
+    for row, reward in zip(rows, found):
+        row["reward"] = reward
+    manifest |= {"vlm_name": args.score, "reward_split": args.split, "num_images_for_reward": args.num_images_for_reward}
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
