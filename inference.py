@@ -41,6 +41,8 @@ def get_args_parser():
 
 
 def main(args) -> None:
+    import importlib.util
+
     from utils import concepts, descriptions, models
 
     if args.descriptions and not args.score:
@@ -51,6 +53,9 @@ def main(args) -> None:
     if not output:
         raise UserError("--output_filepath X.json is missing: where should the descriptions go?")
     if args.score:  # what is missing is found before the long work
+        if importlib.util.find_spec("open_clip") is None:
+            raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then run: "
+                            f".venv/bin/python inference.py --score {args.score} --descriptions {output}")
         models.check_vlm_name(args.score)
         concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
     if args.descriptions:

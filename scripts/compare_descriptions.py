@@ -19,7 +19,7 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import arrays, collapse, descriptions
+    from utils import arrays, descriptions
 
     files = {"before": descriptions.read(args.before)[0], "after": descriptions.read(args.after)[0]}
     lines = ["| | mean reward | words | duplicates | repeated phrases | copies | shared phrase |",
@@ -30,7 +30,7 @@ def main(args) -> None:
         if rewards[name] is None:
             raise UserError(f"{getattr(args, name)} is not scored; run: python inference.py --score VLM_NAME --descriptions "
                             f"{getattr(args, name)}")
-        found = collapse.measures([row["description"] for row in rows], [row["question"] for row in rows])
+        found = descriptions.measures(rows)
         lines.append(f"| {name} ({len(rows)}) | {rewards[name][0]:.2f} +- {rewards[name][1]:.2f} | {found['mean_words']:.1f} | "
                      f"{found['duplicates']:.1%} | {found['repeated_phrases']:.1%} | {found['copies']:.1%} | "
                      f"{found['shared_phrase']:.1%} |")

@@ -1,11 +1,10 @@
-import importlib
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 from utils import script
 
@@ -38,7 +37,7 @@ README = commands((ROOT / "README.md").read_text(encoding="utf-8"))
 def test_every_command_in_the_readme_and_in_the_paper_is_understood(command):
     words = shlex.split(command)[1:]
     name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
-    module = importlib.import_module(name)
+    module = load_script(name)
     args = script.parse(module.get_args_parser(), rest)
     pool = getattr(args, "data_path", None)
     if pool and pool.startswith("text_descriptions/"):
@@ -55,7 +54,7 @@ def test_the_readme_has_commands_and_its_links_exist():
 
 def test_every_script_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in ROOT.glob("compute_*.py"):
+    for path in ROOT.glob("*.py"):
         assert path.name in text, path.name
 
 

@@ -30,13 +30,15 @@ def read(path: str) -> tuple[list[dict], dict]:
 
 
 def write(path: str, rows: list[dict], manifest: dict) -> None:
-    """Write the three files, and remove what `keep` kept. Concepts stand in the order of their first row."""
+    """Write the three files, and remove what `keep` kept. Concepts stand in the order of their first row.
+    The manifest gets the mean reward with its standard error, and the signs of collapse."""
     lists: dict[str, list[str]] = {}
     for row in rows:
         lists.setdefault(row["concept"], []).append(row["description"])
     lines = [json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(_beside(path, ".manifest.json"), manifest)
+    found = measures(rows)
+    arrays.write_json(_beside(path, ".manifest.json"), manifest | {"mean_reward": mean_reward(rows), "measures": found})
     arrays.write_text(_beside(path, ".jsonl"), "".join(lines))
     arrays.write_json(_beside(path, ".json"), list(lists.values()))
     _beside(path, ".jsonl.partial").unlink(missing_ok=True)
@@ -74,9 +76,14 @@ def mean_reward(rows: list[dict]) -> tuple[float, float] | None:
     return (statistics.fmean(found), statistics.stdev(found) / len(found) ** 0.5) if len(found) > 1 else None
 
 
+def measures(rows: list[dict]) -> dict[str, float]:
+    """`collapse.measures` of rows."""
+    return collapse.measures([row["description"] for row in rows], [row["question"] for row in rows])
+
+
 def summary(rows: list[dict]) -> list[str]:
     """Lines about rows for the screen: the mean reward, and the signs of collapse."""
-    found = collapse.measures([row["description"] for row in rows], [row["question"] for row in rows])
+    found = measures(rows)
     lines = ["words a description: {mean_words:.1f}; duplicates {duplicates:.1%}, repeated phrases {repeated_phrases:.1%}, "
              "copies of the question {copies:.1%}, commonest phrase in {shared_phrase:.1%}".format(**found)]
     if reward := mean_reward(rows):

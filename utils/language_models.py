@@ -73,6 +73,7 @@ def load_tokenizer(name: str):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **options)
     if options:
         _mend_pieces(tokenizer)
+        tokenizer.clean_up_tokenization_spaces = False  # else it remarks at every text that it leaves them alone
     if options and "<|im_end|>" in tokenizer.get_vocab():
         tokenizer.eos_token = "<|im_end|>"  # read from a .gguf, it would be the token that begins a turn
     if tokenizer.pad_token is None:

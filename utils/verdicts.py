@@ -19,6 +19,7 @@ IN_TABLE = ("informative", "spurious", "visual", "nonvisual", "only_nonvisual")
 WITH_EXAMPLES = ("informative_visual", "informative_only_nonvisual", "spurious")
 LABELED = ("informative", "visual", "nonvisual", "spurious")  # measures that are compared with labels
 LABELS = Path("data/inspection/labels.jsonl")
+NEAR_CHANCE = 0.2  # a kappa below which an inspector's verdicts say next to nothing
 LABELED_DATASET = "labelled"  # answers that only serve the comparison
 
 
@@ -187,8 +188,10 @@ def _trust(inspector: str, found: dict[str, dict]) -> list[str]:
     for name, figures in found.items():
         kappa = "undefined" if figures["kappa"] is None else f"{figures['kappa']:.2f}"
         table.append([MEASURES[name], str(figures["used"]), _percent(figures if figures["used"] else None), kappa])
-    return [f"How far to trust {inspector}, by {used} descriptions labelled by hand ({LABELS}; kappa is 1 where all agree, "
-            f"0 for chance):", "", *_table(table)]
+    lines = [f"How far to trust {inspector}, by {used} descriptions labelled by hand ({LABELS}; kappa is 1 where all agree, "
+             f"0 for chance):", "", *_table(table)]
+    weak = [MEASURES[name] for name, figures in found.items() if figures["kappa"] is None or figures["kappa"] < NEAR_CHANCE]
+    return lines + ([f"warning: hardly better than chance on {', '.join(weak)}; take a more capable inspector"] if weak else [])
 
 
 def _percent(found: dict | None) -> str:
