@@ -44,6 +44,7 @@ class Tower:
     projection: Tensor                 # [w, d]
     head_maps: Tensor                  # [l, h, k, d]: a head's output -> joint space, the final norm's weight included
     image_size: tuple[int, int]
+    patch_size: tuple[int, int]
 
 
 @dataclass
@@ -53,6 +54,16 @@ class Terms:
     mlp: Tensor             # [b, l + 1, d]: the embedded class token, then MLP 1 to l
     cls_attn: Tensor        # [b, l, d]: the part of attn whose source is the class token, summed over heads
     representation: Tensor  # [b, d]: unit length; what attn and mlp sum to
+
+
+@dataclass
+class TokenTerms:
+    """What each token of an image contributes through the attention of some or all heads, float32, divided by the
+    norm of the image's representation."""
+    attn: Tensor            # [b, n, d]: one term a source token, summed over layers and heads; the class token's first
+    rest: Tensor            # [b, d]: the embedded class token and all MLPs, and heads that were not asked for
+    representation: Tensor  # [b, d]: unit length; what attn and rest sum to
+    grid: tuple[int, int]   # rows and columns of patches, n = rows x columns + 1
 
 
 def _refuse(what: str) -> UserError:
@@ -113,23 +124,34 @@ def read_tower(visual: nn.Module) -> Tower:
         raise _refuse("its final norm is not a LayerNorm with weights, or it has no projection")
 
     def embed(images: Tensor) -> Tensor:
-        patches = visual.conv1(images).flatten(2).transpose(1, 2)
+        patches = visual.conv1(images)
+        positions = _resize(visual.positional_embedding, tuple(visual.grid_size), tuple(patches.shape[-2:]))
         first = visual.class_embedding.expand(len(images), 1, -1)
-        return visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding)
+        return visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
 
     blocks = [_read_block(block) for block in visual.transformer.resblocks]
     projection = visual.proj.detach()
     weighted = visual.ln_post.weight.detach()[:, None] * projection  # [w, d]
     head_maps = torch.stack([(block.out_weight.T @ weighted).unflatten(0, (block.heads, -1)) for block in blocks])
     return Tower(embed=embed, blocks=blocks, norm=visual.ln_post, projection=projection,
-                 head_maps=head_maps, image_size=tuple(visual.image_size))
+                 head_maps=head_maps, image_size=tuple(visual.image_size), patch_size=tuple(visual.patch_size))
 
 
-def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _resize(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embeddings [n, w], the class token's first, from one grid of patches to another (bicubic)."""
+    if old == new:
+        return positions
+    patches = positions[1:].T.unflatten(1, old)[None]
+    patches = F.interpolate(patches, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:1], patches[0].flatten(1).T])
+
+
+def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Attention of one block.
 
     Returns what it adds to the residual stream [b, n or 1, w], the class token's head outputs before
-    the output projection [b, h, k], and the part of these whose source is the class token [b, h, k].
+    the output projection [b, h, k], and what these are sums of: the class token's attention weights
+    [b, h, n] and the values [b, h, n, k].
     """
     width = x.shape[-1]
     y = block.norm_1(x)
@@ -146,9 +168,8 @@ def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Te
     q, k = block.norm_q(q), block.norm_k(k)
     out = F.scaled_dot_product_attention(q, k, v)  # [b, h, n or 1, k]
     scores = (q[:, :, :1] @ k.transpose(-1, -2)).squeeze(2) * q.shape[-1] ** -0.5
-    from_class_token = scores.softmax(dim=-1)[..., :1] * v[:, :, 0]
     added = F.linear(out.transpose(1, 2).flatten(2), block.out_weight, block.out_bias)
-    return added, out[:, :, 0], from_class_token
+    return added, out[:, :, 0], (scores.softmax(dim=-1), v)
 
 
 @torch.inference_mode()
@@ -165,10 +186,10 @@ def decompose(tower: Tower, images: Tensor) -> Terms:
     mlp, heads, self_attended = [x[:, 0]], [], []
     for index, block in enumerate(tower.blocks):
         last = index == len(tower.blocks) - 1
-        added, out, from_class_token = _attend(block, x, only_class_token=last)
+        added, out, (weights, values) = _attend(block, x, only_class_token=last)
         x = (x[:, :1] if last else x) + added
         heads.append(out)
-        self_attended.append(from_class_token)
+        self_attended.append(weights[..., :1] * values[:, :, 0])
         added = block.mlp(block.norm_2(x))
         x = x + added
         mlp.append(added[:, 0])
@@ -203,6 +224,49 @@ def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_atten
                  mlp=share(mlp @ weighted, shares),
                  cls_attn=share(cls_attn, shares * tokens),
                  representation=representation / length[:, 0])
+
+
+@torch.inference_mode()
+def decompose_tokens(tower: Tower, images: Tensor, layer: int | None = None, head: int | None = None) -> TokenTerms:
+    """What each source token contributes (paper section 3.3): its terms summed over layers and heads, or over those
+    of one `layer` or one `head` of it, both counted from 0.
+
+    Images [b, 3, height, width] may have any size that is a multiple of the patches'. Terms are summed at the
+    tower's width, and projected once. Raises UserError for a layer or head that the model lacks.
+    """
+    layers, number = len(tower.blocks), tower.blocks[0].heads
+    if head is not None and layer is None:
+        raise UserError("a head needs its layer; name both, counted from 0")
+    for name, value, there in (("layer", layer, layers), ("head", head, number)):
+        if value is not None and not 0 <= value < there:
+            raise UserError(f"{name} {value}: the model has {there} of them, counted from 0")
+    x = tower.embed(images)
+    tokens, terms = x.shape[1], torch.zeros_like(x)
+    wanted = range(layers) if layer is None else [layer]
+    for index, block in enumerate(tower.blocks):
+        last = index == layers - 1
+        added, _, (weights, values) = _attend(block, x, only_class_token=last)
+        if index in wanted:
+            by_source = (weights[..., None] * values).transpose(1, 2)  # [b, n, h, k]
+            if head is not None:
+                kept = torch.zeros_like(by_source)
+                kept[:, :, head] = by_source[:, :, head]
+                by_source = kept
+            bias = block.out_bias / tokens * (1 if head is None else 1 / number)
+            terms = terms + F.linear(by_source.flatten(2), block.out_weight, bias)
+        x = (x[:, :1] if last else x) + added
+        x = x + block.mlp(block.norm_2(x))
+    final = x[:, 0]
+    variance, mean = torch.var_mean(final, dim=-1, correction=0)
+    weighted = tower.norm.weight[:, None] * tower.projection
+    parts = tokens * (2 * layers + 1) / len(wanted) * (1 if head is None else number)  # that share the norm's mean and bias
+    terms = (terms @ weighted - mean[:, None, None] * weighted.sum(0) / parts) / (variance + tower.norm.eps).sqrt()[:, None, None]
+    terms = terms + tower.norm.bias @ tower.projection / parts
+    representation = tower.norm(final) @ tower.projection
+    length = representation.norm(dim=-1, keepdim=True)
+    terms, representation = terms / length[:, None], representation / length
+    grid = tuple(size // patch for size, patch in zip(images.shape[-2:], tower.patch_size))
+    return TokenTerms(attn=terms, rest=representation - terms.sum(dim=1), representation=representation, grid=grid)
 
 
 def check(model: nn.Module, tower: Tower, images: Tensor, repeats: int = 3) -> dict[str, float]:
