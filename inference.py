@@ -43,7 +43,9 @@ def get_args_parser():
 def main(args) -> None:
     import importlib.util
 
-    from utils import concepts, descriptions, models
+    from utils import concepts, descriptions, models, script
+
+    script.check_positive(args, "max_new_tokens", "batch_size")
 
     if args.descriptions and not args.score:
         raise UserError("--descriptions FILE is for scoring; add --score VLM_NAME")

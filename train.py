@@ -19,7 +19,7 @@ from utils.concepts import add_concept_options
 from utils.models import add_vlm_options
 from utils.script import UserError, make_parser, run
 
-FREE = ("config", "debug", "resume", "report_to")  # options that may change between a run and its continuation
+FREE = ("config", "debug", "resume", "report_to", "output_dir")  # options that may change between a run and its continuation
 
 
 def get_args_parser():
@@ -68,7 +68,7 @@ def main(args) -> None:
     from functools import partial
     from pathlib import Path
 
-    from utils import arrays, concepts, language_models, models, queries
+    from utils import arrays, concepts, language_models, models, queries, script
     from utils.script import pick_device
 
     folder = Path(args.output_dir)
@@ -84,6 +84,11 @@ def main(args) -> None:
     if (folder / "adapter_model.safetensors").is_file():
         print(f"finished already -> {folder}")
         return
+    script.check_positive(args, "steps", "epochs_per_batch", "max_new_tokens", "lora_r", "save_freq", "log_freq")
+    if not (args.num_generations >= 2 and min(args.batch_size, args.per_device_batch_size) >= 1
+            and args.batch_size % args.num_generations == 0 and args.batch_size % args.per_device_batch_size == 0):
+        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations {args.num_generations} (2 or "
+                        f"more) and of --per_device_batch_size {args.per_device_batch_size} (times the processes)")
     questions = queries.read_questions(args.questions)
     images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
     models.check_vlm_name(args.vlm_name)
@@ -104,9 +109,8 @@ def main(args) -> None:
     warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
     state = PartialState()
     pass_size = args.per_device_batch_size * state.num_processes
-    if args.batch_size % pass_size or args.batch_size % args.num_generations or args.num_generations < 2:
-        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations {args.num_generations} (2 or "
-                        f"more) and of --per_device_batch_size x processes = {pass_size}")
+    if args.batch_size % pass_size:
+        raise UserError(f"--batch_size {args.batch_size} must be a multiple of --per_device_batch_size x processes, {pass_size}")
     device = pick_device(str(state.device))
     vlm = models.load_vlm(args.vlm_name, device, args.vlm_16bit)
     with state.main_process_first():

@@ -36,11 +36,11 @@ def main(args) -> None:
                      f"{found['shared_phrase']:.1%} |")
     gain = rewards["after"][0] - rewards["before"][0]
     error = (rewards["after"][1] ** 2 + rewards["before"][1] ** 2) ** 0.5
-    lines += ["", f"Difference: {gain:.2f}, {gain / error:.1f} standard errors.", "",
+    lines += ["", f"Difference: {gain:.2f}" + (f", {gain / error:.1f} standard errors." if error else "."), "",
               "| question | before | reward | after | reward |", "| --- | --- | --- | --- | --- |"]
     after = {(row["concept"], row["question"]): row for row in files["after"]}
     both = [(row, after[key]) for row in files["before"] if (key := (row["concept"], row["question"])) in after]
-    for old, new in both[::max(1, len(both) // args.num_examples)][:args.num_examples]:
+    for old, new in both[::max(1, len(both) // max(1, args.num_examples))][:args.num_examples]:
         cells = [old["question"], old["description"], number(old["reward"]), new["description"], number(new["reward"])]
         lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
     arrays.write_text(Path(args.after).with_name("comparison.md"), "\n".join(lines) + "\n")

@@ -119,3 +119,191 @@ def ablations(attn, mlp, cls_attn, labels, classifier):
             "cls_ablated": accuracy(no_cls.sum(1) + mlp.sum(1)),
             "mlp_and_cls_ablated": accuracy(no_cls.sum(1) + averaged(mlp).sum(1)),
             "attention_ablated": curve}
+
+
+def description_reward(image_embeddings, text_embedding, logit_scale):
+    """The reward of one description (EX2, section 3): the mean over single images [n, d] of the cosine between the
+    image's embedding and the description's [d], times the scale."""
+    text = np.asarray(text_embedding, np.float64)
+    cosines = []
+    for image in np.asarray(image_embeddings, np.float64):
+        cosines.append(image @ text / (np.linalg.norm(image) * np.linalg.norm(text)))
+    return logit_scale * sum(cosines) / len(cosines)
+
+
+def run_image(visual, image, nudges=None):
+    """One image [3, height, width] through an image tower in double precision, head by head.
+
+    `nudges`, one [h, n, n] a layer, are added to the attention weights. Returns the layers' inner values, a dict each,
+    and the unit representation [d].
+    """
+    x = visual.conv1(image[None])[0].flatten(1).T
+    x = visual.ln_pre(torch.cat([visual.class_embedding[None], x]) + visual.positional_embedding)
+    layers = []
+    for index, block in enumerate(visual.transformer.resblocks):
+        attn, width = block.attn, x.shape[1]
+        h = attn.num_heads
+        k = width // h
+        gamma_1 = getattr(block.ls_1, "gamma", torch.ones(width, dtype=torch.float64))
+        gamma_2 = getattr(block.ls_2, "gamma", torch.ones(width, dtype=torch.float64))
+        scales = attn.head_scale.flatten() if getattr(attn, "head_scale", None) is not None else torch.ones(h).double()
+        w_out = gamma_1[:, None] * attn.out_proj.weight * scales.repeat_interleave(k)
+        b_out = gamma_1 * attn.out_proj.bias
+        layer = {"before": x, "normed": block.ln_1(x), "w_out": w_out, "heads": []}
+        outputs = []
+        for head in range(h):
+            q, key, v = (layer["normed"] @ attn.in_proj_weight[part * width + head * k:part * width + (head + 1) * k].T
+                         + attn.in_proj_bias[part * width + head * k:part * width + (head + 1) * k] for part in range(3))
+            if hasattr(attn, "ln_q"):
+                q, key = attn.ln_q(q), attn.ln_k(key)
+            weights = (q @ key.T / k ** 0.5).softmax(dim=-1)
+            if nudges is not None:
+                weights = weights + nudges[index][head]
+            outputs.append(weights @ v)
+            layer["heads"].append({"q": q / k ** 0.5, "k": key, "v": v, "weights": weights, "output": outputs[-1]})
+        layer["attended"] = torch.cat(outputs, 1) @ w_out.T + b_out
+        layer["values"] = torch.cat([head["v"] for head in layer["heads"]], 1) @ w_out.T + b_out
+        layer["middle"] = x + layer["attended"]
+        layer["normed_middle"] = block.ln_2(layer["middle"])
+        layer["hidden"] = block.mlp.gelu(block.mlp.c_fc(layer["normed_middle"]))
+        layer["added"] = gamma_2 * block.mlp.c_proj(layer["hidden"])
+        x = layer["middle"] + layer["added"]
+        layers.append(layer)
+    representation = visual.ln_post(x[0]) @ visual.proj
+    return layers, representation / representation.norm()
+
+
+def relevance(visual, image, column):
+    """Relevance of every patch of one image by each method: a dict of [n - 1], in double precision.
+
+    visual is in double precision; image [3, height, width]; column [d] is the predicted class's.
+    """
+    with torch.no_grad():
+        layers, _ = run_image(visual, image)
+    n, h = len(layers[0]["before"]), len(layers[0]["heads"])
+    nudges = [torch.zeros(h, n, n, dtype=torch.float64, requires_grad=True) for _ in layers]
+    gradients = torch.autograd.grad(run_image(visual, image, nudges)[1] @ column, nudges)
+    maps, last = {}, layers[-1]
+    maps["raw_attention"] = sum(head["weights"][0, 1:] for head in last["heads"]) / h
+
+    joint = torch.eye(n, dtype=torch.float64)
+    for layer in layers:
+        with_skip = sum(head["weights"] for head in layer["heads"]) / h + torch.eye(n)
+        joint = with_skip / with_skip.sum(dim=-1, keepdim=True) @ joint
+    maps["rollout"] = joint[0, 1:]
+
+    weighted = [head["weights"][0, 1:] * gradients[-1][i, 0, 1:].mean() for i, head in enumerate(last["heads"])]
+    maps["gradcam"] = (sum(weighted) / h).clamp(min=0)
+
+    patches = [visual.ln_post(value) @ visual.proj for value in last["values"][1:]]
+    maps["maskclip"] = torch.stack([patch @ column / patch.norm() for patch in patches])
+
+    attentions, tokens = _propagate(visual, layers, column)
+    maps["lrp"] = tokens[1:].sum(dim=-1)
+    maps["partial_lrp"] = sum(attentions[-1][i, 0, 1:].clamp(min=0) for i in range(h)) / h
+    joint = torch.eye(n, dtype=torch.float64)
+    for gradient, attention in zip(gradients, attentions):
+        joint = (torch.eye(n) + sum((gradient[i] * attention[i]).clamp(min=0) for i in range(h)) / h) @ joint
+    maps["chefer"] = joint[0, 1:]
+    return maps
+
+
+def _propagate(visual, layers, column):
+    """Relevance of every layer's attention weights [h, n, n], first layer first, and of the first tokens [n, w]."""
+    def stable(z):
+        return z + torch.where(z < 0, -1e-9, 1e-9)
+
+    def linear(x, weight, relevance):  # every single product of input and weight, [n, out, in]
+        products = (x[:, None] * weight).clamp(min=0)
+        return (products / stable(products.sum(dim=-1, keepdim=True)) * relevance[..., None]).sum(dim=1)
+
+    def product(left, right, relevance):  # every single product, [i, m, j]
+        products = left[:, :, None] * right[None]
+        shares = products / stable(products.sum(dim=1, keepdim=True)) * relevance[:, None] / 2
+        return shares.sum(dim=2), shares.sum(dim=0)
+
+    def summands(x, y, relevance):
+        parts = [x / stable(x + y) * relevance, y / stable(x + y) * relevance]
+        sums = [part.sum() for part in parts]
+        return [part * abs(own) / (abs(sums[0]) + abs(sums[1])) * relevance.sum() / own for part, own in zip(parts, sums)]
+
+    last = layers[-1]["middle"] + layers[-1]["added"]
+    normed = visual.ln_post(last[:1])
+    representation = normed @ visual.proj
+    relevance = linear(representation / representation.norm(), column[None], torch.ones(1, 1).double())
+    tokens = torch.zeros_like(last)
+    tokens[:1] = linear(normed, visual.proj.T, relevance)
+    attentions = []
+    for layer, block in zip(reversed(layers), reversed(visual.transformer.resblocks)):
+        kept, mlp = summands(layer["middle"], layer["added"], tokens)
+        hidden = linear(layer["hidden"], block.mlp.c_proj.weight, mlp)
+        tokens = kept + linear(layer["normed_middle"], block.mlp.c_fc.weight, hidden)
+        kept, attended = summands(layer["before"], layer["attended"], tokens)
+        outputs = linear(torch.cat([head["output"] for head in layer["heads"]], 1), layer["w_out"], attended)
+        into, attention = {"q": [], "k": [], "v": []}, []
+        for head, output in zip(layer["heads"], outputs.chunk(len(layer["heads"]), dim=1)):
+            weights, v = product(head["weights"], head["v"], output)
+            q, k = product(head["q"], head["k"].T, weights)
+            attention.append(weights)
+            for name, part in (("q", q), ("k", k.T), ("v", v)):
+                into[name].append(part)
+        parts = torch.cat(into["q"] + into["k"] + into["v"], dim=1)
+        tokens = kept + linear(layer["normed"], block.attn.in_proj_weight, parts)
+        attentions.append(torch.stack(attention))
+    return attentions[::-1], tokens
+
+
+def segmentation_maps(attn, representation, classifier, grid):
+    """Section 5: every token's terms [b, l, n, h, d], summed over layers and heads, times the classifier [d, classes];
+    of the class token's predicted class, minus the mean over classes. Returns maps [b, rows, columns]."""
+    attn, classifier = np.asarray(attn, np.float64), np.asarray(classifier, np.float64)
+    logits = attn.sum(axis=(1, 3))[:, 1:] @ classifier                            # [b, n - 1, classes]
+    predicted = (np.asarray(representation, np.float64) @ classifier).argmax(axis=1)
+    return np.stack([(of_image[:, index] - of_image.mean(axis=1)).reshape(grid) for of_image, index in zip(logits, predicted)])
+
+
+def heat_map(patches, size):
+    """A map [rows, columns] upsampled bilinearly to [size, size] (pixel centres, edges repeated), without negatives, scaled
+    to [0, 1]."""
+    heat = np.zeros((size, size))
+    rows, columns = patches.shape
+    for i in range(size):
+        for j in range(size):
+            y = min(max((i + 0.5) * rows / size - 0.5, 0), rows - 1)
+            x = min(max((j + 0.5) * columns / size - 0.5, 0), columns - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+            upper = patches[top, left] * (left + 1 - x) + patches[top, right] * (x - left)
+            lower = patches[bottom, left] * (left + 1 - x) + patches[bottom, right] * (x - left)
+            heat[i, j] = max(0, upper * (top + 1 - y) + lower * (y - top))
+    if heat.max() == heat.min():
+        return np.zeros((size, size))
+    return (heat - heat.min()) / (heat.max() - heat.min())
+
+
+def average_precision(scores, truths):
+    """Sum over the distinct scores, from the highest, of the gain in recall times the precision."""
+    total, recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = scores >= threshold
+        now = truths[chosen].sum() / truths.sum()
+        total += (now - recall) * truths[chosen].mean()
+        recall = now
+    return total
+
+
+def segmentation_figures(heats, masks):
+    """The published metrics over all images: heats [b, s, s] in [0, 1], masks [b, s, s] of booleans."""
+    right = pixels = 0
+    intersections, unions, precisions = np.zeros(2), np.zeros(2), []
+    for heat, mask in zip(heats, masks):
+        predicted = heat > heat.mean()
+        right, pixels = right + (predicted == mask).sum(), pixels + mask.size
+        for label in (0, 1):
+            intersections[label] += ((predicted == label) & (mask == label)).sum()
+            unions[label] += ((predicted == label) | (mask == label)).sum()
+        precisions.append(average_precision(np.concatenate([1 - heat.ravel(), heat.ravel()]),
+                                            np.concatenate([~mask.ravel(), mask.ravel()])))
+    iou = [intersections[label] / unions[label] if unions[label] else 0.0 for label in (0, 1)]
+    return {"pixel_accuracy": right / pixels, "mean_iou": np.mean(iou), "iou_background": iou[0], "iou_foreground": iou[1],
+            "mean_ap": np.mean(precisions)}

@@ -59,6 +59,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     cut off, and is removed."""
     found = []
     for path in folder.glob("checkpoint-*"):
+        if not path.name.removeprefix("checkpoint-").isdigit():
+            continue
         try:
             json.loads((path / "trainer_state.json").read_text())
             found.append(path)
@@ -83,7 +85,7 @@ class Log(TrainerCallback):
         for name in ("log.csv", "top_descriptions.jsonl"):  # rows after the checkpoint are made again
             path = self.folder / name
             if path.is_file():
-                lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+                lines = [line.decode() for line in path.read_bytes().split(b"\n")[:-1]]  # a line without its end was cut off
                 arrays.write_text(path, "".join(line + "\n" for line in lines if _step(line) is None or _step(line) <= done))
 
     def on_step_end(self, args, state, control, **_):
@@ -110,7 +112,7 @@ class Log(TrainerCallback):
             path = self.folder / "log.csv"
             new = not path.is_file()
             with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 if new:
                     writer.writeheader()
                 writer.writerow(row)

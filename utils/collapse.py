@@ -36,7 +36,7 @@ def measures(descriptions: list[str], queries: list[str]) -> dict[str, float]:
             "duplicates": 1 - len({tuple(said) for said in spoken}) / total,
             "repeated_phrases": sum(repeated) / total,
             "copies": sum(set(said) <= set(words(query)) for said, query in zip(spoken, queries)) / total,
-            "shared_phrase": max(shared.values(), default=0) / total}
+            "shared_phrase": max((count for count in shared.values() if count > 1), default=0) / total}
 
 
 def warning(found: dict[str, float]) -> str | None:

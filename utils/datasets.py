@@ -216,17 +216,18 @@ def worker_count(wanted: int | None) -> int:
 
 
 def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,
-            skip_bad_images: bool = False) -> Iterator[tuple]:
+            skip_bad_images: bool | None = None) -> Iterator[tuple]:
     """All images in order, in batches: images [b, 3, height, width], labels [b], and the bad ones left out.
 
-    Raises UserError that names the first image that cannot be read, unless `skip_bad_images`.
+    Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such option).
     """
     from torch.utils.data import DataLoader
 
     loader = DataLoader(_Prepared(images, preprocess), batch_size, num_workers=num_workers, collate_fn=_collate)
     for pixels, labels, bad in loader:
         if bad and not skip_bad_images:
-            raise UserError(f"cannot read {bad[0]}; mend or remove it, or leave such images out with --skip_bad_images")
+            raise UserError(f"cannot read {bad[0]}; mend or remove it"
+                            + (", or leave such images out with --skip_bad_images" if skip_bad_images is False else ""))
         yield pixels, labels.numpy(), bad
 
 

@@ -1,11 +1,13 @@
 """Files of descriptions: X.json (a list of lists), X.jsonl (a line each), X.manifest.json (what made them)."""
 import json
+import os
 import statistics
 from pathlib import Path
 
 from utils import arrays, collapse
 from utils.script import UserError
 
+KEPT = ".kept.partial"  # suffix of what a run that is cut off has made
 KEYS = ("concept", "question", "description", "seed", "reward")
 
 
@@ -41,7 +43,7 @@ def write(path: str, rows: list[dict], manifest: dict) -> None:
     arrays.write_json(_beside(path, ".manifest.json"), manifest | {"mean_reward": mean_reward(rows), "measures": found})
     arrays.write_text(_beside(path, ".jsonl"), "".join(lines))
     arrays.write_json(_beside(path, ".json"), list(lists.values()))
-    _beside(path, ".jsonl.partial").unlink(missing_ok=True)
+    _beside(path, KEPT).unlink(missing_ok=True)
 
 
 def begun(path: str, manifest: dict) -> list[str]:
@@ -49,24 +51,26 @@ def begun(path: str, manifest: dict) -> list[str]:
 
     Raises UserError where the run that was cut off had other settings.
     """
-    partial = _beside(path, ".jsonl.partial")
-    if partial.is_file():
-        lines = partial.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line's end was cut off
-        if lines:
-            if json.loads(lines[0]) != manifest:
-                raise UserError(f"{partial} is of a run with other options that was cut off; finish that one, delete the file, "
-                                "or name another --output_filepath")
-            arrays.write_text(partial.with_suffix(".kept"), "\n".join(lines) + "\n")
-            partial.with_suffix(".kept").replace(partial)
-            return [json.loads(line) for line in lines[1:]]
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(manifest, ensure_ascii=False) + "\n", encoding="utf-8")
-    return []
+    partial = _beside(path, KEPT)
+    lines = partial.read_bytes().split(b"\n")[:-1] if partial.is_file() else []  # a line without its end was cut off
+    if not lines:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(manifest, ensure_ascii=False) + "\n", encoding="utf-8")
+        return []
+    try:
+        before, *made = map(json.loads, lines)
+    except ValueError as error:
+        raise UserError(f"{partial} is damaged, or not of inference.py; delete it") from error
+    if before != manifest:
+        raise UserError(f"{partial} is of a run with other options that was cut off; finish that one, delete the file, "
+                        "or name another --output_filepath")
+    os.truncate(partial, sum(len(line) + 1 for line in lines))
+    return made
 
 
 def keep(path: str, made: list[str]) -> None:
     """Append descriptions to the partial file, so that a run that is cut off can go on."""
-    with _beside(path, ".jsonl.partial").open("a", encoding="utf-8") as file:
+    with _beside(path, KEPT).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in made)
 
 

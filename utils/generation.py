@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 import torch
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from utils import language_models
 from utils.script import UserError, describe
@@ -56,12 +56,15 @@ def with_transformers(base: str, adapter: str | None, prompts: list[list[int]], 
     """Generate with transformers, `batch_size` descriptions at a time."""
     model = language_models.load_with_adapter(base, adapter, torch.bfloat16).to(device)
     tokenizer = language_models.load_tokenizer(base)
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    # In place of the model's own settings, which may bring penalties or cut the distribution.
+    model.generation_config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends),
+                                               pad_token_id=tokenizer.pad_token_id)
     for start in range(0, len(prompts), batch_size):
         batch = tokenizer.pad({"input_ids": prompts[start:start + batch_size]}, return_tensors="pt").to(device)
         with torch.inference_mode():
-            tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                                    eos_token_id=tokenizer.eos_token_id,
-                                    logits_processor=[GumbelNoise(seeds[start:start + batch_size], device)])
+            tokens = model.generate(**batch, logits_processor=[GumbelNoise(seeds[start:start + batch_size], device)])
         yield [text.strip() for text in tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
 
 
@@ -91,7 +94,7 @@ def served_model(base_url: str) -> str:
     try:
         models = openai.OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=2,
                                timeout=20).models.list().data
-    except openai.OpenAIError as error:
+    except (openai.OpenAIError, AttributeError, ValueError) as error:  # the client does not check what a server sends
         raise UserError(f"--base_url {base_url}: no OpenAI-compatible server answers there ({describe(error)}); start one, "
                         "for example: vllm serve FOLDER --generation-config vllm") from error
     if not models:

@@ -152,7 +152,10 @@ def base_of(adapter: str, base: str | None) -> str:
     if not path.is_file() or not (path.parent / "adapter_model.safetensors").is_file():
         raise UserError(f"{adapter}: no adapter there (adapter_config.json, adapter_model.safetensors); "
                         "name the --output_dir of train.py or one of its checkpoint-N folders")
-    trained_on = json.loads(path.read_text())["base_model_name_or_path"]
+    try:
+        trained_on = json.loads(path.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not tell the adapter's base model; make the adapter again with train.py") from error
     if base and Path(base).name != Path(trained_on).name:
         raise UserError(f"{adapter} was trained on {trained_on} and does not fit --base_model_name {base}; leave that out")
     return base or trained_on
@@ -174,11 +177,17 @@ def load_with_adapter(base: str, adapter: str | None, dtype):
     """A language model in `dtype`, its adapter merged into the weights."""
     model = load_model(base, dtype)
     if adapter:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
+        from safetensors import SafetensorError, safe_open
 
         try:
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-        except (RuntimeError, ValueError, KeyError) as error:
+            with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as file:
+                saved = set(file.keys())
+            model = PeftModel.from_pretrained(model, adapter)
+            if saved != set(get_peft_model_state_dict(model)):  # peft would apply what fits, and leave out the rest
+                raise ValueError("it is of other layers")
+            model = model.merge_and_unload()
+        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{adapter} does not fit the language model {base} ({describe(error)[:200]})") from error
     return model.eval()
 

@@ -58,6 +58,13 @@ def boolean(text: str | bool) -> bool:
     return str(text).lower() == "true"
 
 
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raises UserError for an option among `names` that is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+
+
 def read_yaml(path: str) -> dict:
     """A YAML file that holds a mapping."""
     import yaml

@@ -1,0 +1,311 @@
+"""Files of descriptions and what is made of them, and the questions they answer."""
+import importlib
+import json
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from utils import descriptions, queries, script
+from utils.script import UserError
+
+AWKWARD = ["plain", "", "two\nlines\r\nand\ttabs", 'quotes " and \' and \\n', "line\u2028separator\u2029and\x85next",
+           "ünïcödé 🦓", "a | b", " spaces "]
+MANIFEST = {"model_name": "tiny", "concepts": ["cat", "dög"], "questions": ["What is {concept}?\u2028"], "seed": 0,
+            "weights_sha256": None}
+
+
+def rows_of(texts, concepts=("dög", "cat"), rewards=(None,)):
+    """Rows, the concepts one after the other, each with an equal share of the texts."""
+    each = len(texts) // len(concepts)
+    return [{"concept": concepts[i // each], "question": f"What is {concepts[i // each]}, {i}?", "description": text,
+             "seed": 7 + i, "reward": rewards[i % len(rewards)]} for i, text in enumerate(texts)]
+
+
+# Questions.
+
+def test_the_25_questions_of_the_repository():
+    questions = queries.read_questions(str(ROOT / "configs" / "questions.txt"))
+    assert len(questions) == len(set(questions)) == 25
+    for question in questions:
+        assert question.count("{concept}") == 1 and question.count("{") == question.count("}") == 1
+        assert queries.fill(question, "cat").count("cat") == 1 and "{" not in queries.fill(question, "cat")
+    assert len({queries.fill(question, "cat").lower() for question in questions}) == 25
+
+
+def test_questions_are_lines_with_the_concept_s_place(tmp_path):
+    path = tmp_path / "q.txt"
+    path.write_text("\n  What is {concept}?  \n\nIs {concept} like {x} or {concept}?\n", encoding="utf-8")
+    found = queries.read_questions(str(path))
+    assert found == ["What is {concept}?", "Is {concept} like {x} or {concept}?"]
+    assert queries.fill(found[1], "a {x} cat") == "Is a {x} cat like {x} or a {x} cat?"
+    path.write_text("What is {concept}?\nWhat is {name}?\n")
+    with pytest.raises(UserError, match=r"q.txt: 'What is \{name\}\?' lacks \{concept\}"):
+        queries.read_questions(str(path))
+    path.write_text(" \n\n")
+    with pytest.raises(UserError, match="q.txt holds no questions"):
+        queries.read_questions(str(path))
+    with pytest.raises(UserError, match="--questions .*nowhere.txt does not exist; .* configs/questions.txt"):
+        queries.read_questions(str(tmp_path / "nowhere.txt"))
+
+
+@pytest.mark.parametrize("content", ["What is {concept}?\n".encode("utf-16"), "Größe von {concept}?".encode("latin-1")],
+                         ids=["utf-16", "latin-1"])
+def test_questions_in_another_encoding_are_refused(tmp_path, content):
+    (tmp_path / "q.txt").write_bytes(content)
+    with pytest.raises(UserError, match="q.txt"):
+        queries.read_questions(str(tmp_path / "q.txt"))
+
+
+# The queries of a training run.
+
+CHAT, PLAIN = SimpleNamespace(chat_template="{{ messages }}"), SimpleNamespace(chat_template=None)
+QUESTIONS = ["What is {concept}?", "Describe {concept}.", "Where is {concept}?"]
+
+
+def lay_out(number, seed=0, tokenizer=PLAIN, concepts=("cat", "dog"), questions=QUESTIONS):
+    from utils import alignment
+
+    return alignment.lay_out(list(concepts), list(questions), tokenizer, number, seed)
+
+
+def test_every_pair_comes_once_before_any_comes_again():
+    rows = lay_out(15)
+    pairs = {(k, queries.fill(question, name)) for k, name in enumerate(("cat", "dog")) for question in QUESTIONS}
+    asked = [(row["concept"], row["query"]) for row in rows]
+    assert set(asked[:6]) == set(asked[6:12]) == pairs and len(set(asked[12:])) == 3
+    assert asked[:6] != asked[6:12] != sorted(pairs)
+    assert Counter(asked[:12]) == dict.fromkeys(pairs, 2)
+
+
+def test_the_order_depends_on_the_seed_alone_and_a_longer_run_begins_like_a_shorter_one():
+    whole = lay_out(40)
+    assert whole == lay_out(40)
+    for number in (0, 1, 6, 7, 39):
+        assert lay_out(number) == whole[:number]
+    assert lay_out(6, seed=1) != whole[:6] and lay_out(40, seed=1)[12:18] != whole[12:18]
+
+
+def test_a_prompt_is_a_turn_of_a_chat_or_the_query_and_a_blank_line():
+    chat, plain = lay_out(6, tokenizer=CHAT), lay_out(6)
+    assert [row["query"] for row in chat] == [row["query"] for row in plain]
+    for turn, text in zip(chat, plain):
+        assert turn["prompt"] == [{"role": "user", "content": turn["query"]}]
+        assert text["prompt"] == text["query"] + "\n\n" and not text["query"].endswith("\n")
+        assert set(text) == {"prompt", "query", "concept"}
+
+
+# Files.
+
+def test_the_sums_in_a_manifest_are_those_of_the_last_rows(tmp_path):
+    path, rows = str(tmp_path / "d.json"), rows_of(["a cat", "a dog"])
+    descriptions.write(path, rows, MANIFEST)
+    found, manifest = descriptions.read(path)
+    assert manifest["mean_reward"] is None
+    descriptions.write(path, [row | {"reward": i + 1.0} for i, row in enumerate(found)], manifest)
+    assert descriptions.read(path)[1]["mean_reward"] == [1.5, 0.5]
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    path, rows = str(tmp_path / "new" / "d.json"), rows_of(AWKWARD, rewards=(1.5, None, 0.0))
+    descriptions.write(path, rows, MANIFEST)
+    assert descriptions.read(path) == descriptions.read(str(tmp_path / "new" / "d.jsonl"))
+    found, manifest = descriptions.read(path)
+    assert found == rows
+    sums = {"mean_reward": pytest.approx(descriptions.mean_reward(rows)), "measures": pytest.approx(descriptions.measures(rows))}
+    assert manifest == MANIFEST | sums and descriptions.measures(rows)["copies"] == 1 / 8
+    assert json.loads((tmp_path / "new" / "d.json").read_text(encoding="utf-8")) == [AWKWARD[:4], AWKWARD[4:]]
+    lines = (tmp_path / "new" / "d.jsonl").read_text(encoding="utf-8").split("\n")
+    assert len(lines) == len(rows) + 1 and lines[-1] == ""
+    for line in lines[:-1]:
+        assert list(json.loads(line)) == ["concept", "question", "description", "seed", "reward"]
+    assert "🦓" in "".join(lines)  # readable, not escaped
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {"d.json", "d.jsonl", "d.manifest.json"}
+
+
+def test_only_the_keys_are_written_and_concepts_keep_their_order(tmp_path):
+    rows = [row | {"more": 1} for row in rows_of(list("abcdef"), concepts=("z", "a", "m"))]
+    descriptions.write(str(tmp_path / "d.json"), rows, {})
+    assert json.loads((tmp_path / "d.json").read_text()) == [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert all(tuple(row) == descriptions.KEYS for row in descriptions.read(str(tmp_path / "d.json"))[0])
+    descriptions.write(str(tmp_path / "d.json"), rows[::-1], {})
+    assert json.loads((tmp_path / "d.json").read_text()) == [["f", "e"], ["d", "c"], ["b", "a"]]
+
+
+def test_a_name_with_dots_keeps_them(tmp_path):
+    for name in ("run.1.json", "run.2.json"):
+        descriptions.write(str(tmp_path / name), rows_of([name, name]), {})
+    assert descriptions.read(str(tmp_path / "run.1.json"))[0][0]["description"] == "run.1.json"
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("content", ["", "\n", "no json\n", "[1, 2]\n", "null\n", '{"concept": "cat"}\n', '"text"\n',
+                                     b"\xff\xfe{}\n"],
+                         ids=["empty", "blank", "text", "list", "null", "other_keys", "string", "bytes"])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "d.json").write_text("[[]]")
+    with pytest.raises(UserError, match=r"d.jsonl does not exist; .*python inference.py --output_filepath .*d.json"):
+        descriptions.read(str(tmp_path / "d.json"))
+    (tmp_path / "d.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match="not a file of inference.py, whose lines hold concept, question, description, seed, "
+                                        "reward|holds no descriptions"):
+        descriptions.read(str(tmp_path / "d.json"))
+
+
+def test_a_file_without_a_manifest_is_read(tmp_path):
+    descriptions.write(str(tmp_path / "d.json"), rows_of(["a", "b"]), MANIFEST)
+    (tmp_path / "d.manifest.json").unlink()
+    assert descriptions.read(str(tmp_path / "d.json")) == (rows_of(["a", "b"]), {})
+
+
+# A run that was cut off.
+
+def begin(folder, made=()):
+    """The path of a run's descriptions, and the file that keeps those made so far."""
+    path = str(folder / "d.json")
+    assert descriptions.begun(path, MANIFEST) == []
+    descriptions.keep(path, list(made))
+    (kept,) = folder.iterdir()
+    return path, kept
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path):
+    path, partial = begin(tmp_path / "new")
+    assert descriptions.begun(path, MANIFEST) == []
+    descriptions.keep(path, AWKWARD[:3])
+    assert descriptions.begun(path, MANIFEST) == AWKWARD[:3]
+    descriptions.keep(path, AWKWARD[3:])
+    assert descriptions.begun(path, MANIFEST) == AWKWARD
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [partial] and partial.name not in ("d.json", "d.jsonl")
+    descriptions.write(path, rows_of(AWKWARD), MANIFEST)
+    assert not partial.exists() and descriptions.begun(path, MANIFEST) == []
+
+
+@pytest.mark.parametrize("last", ["d.manifest.json", "d.jsonl", "d.json"])
+def test_what_was_made_survives_a_disk_that_is_full_at_the_end(tmp_path, monkeypatch, last):
+    from utils import arrays
+
+    own = arrays.os.replace
+
+    def replace(source, target):
+        if target.name == last:
+            raise OSError(28, "No space left on device")
+        own(source, target)
+
+    path, _ = begin(tmp_path, AWKWARD)
+    with monkeypatch.context() as full:
+        full.setattr(arrays.os, "replace", replace)
+        with pytest.raises(OSError, match="No space left"):
+            descriptions.write(path, rows_of(AWKWARD), MANIFEST)
+    assert descriptions.begun(path, MANIFEST) == AWKWARD
+
+@pytest.mark.parametrize("last", ["plain", "ünïcödé 🦓", "line\u2028separator"], ids=["plain", "umlauts", "separator"])
+def test_wherever_the_last_line_is_cut_it_is_made_again(tmp_path, last):
+    path, partial = begin(tmp_path, ["first", "", last])
+    whole = partial.read_bytes()
+    end = len((json.dumps(last, ensure_ascii=False) + "\n").encode())
+    for cut in range(1, end + 1):
+        partial.write_bytes(whole[:-cut])
+        assert descriptions.begun(path, MANIFEST) == ["first", ""]
+        descriptions.keep(path, [last])
+        assert partial.read_bytes() == whole
+
+
+def test_a_run_that_was_cut_off_in_its_first_line_begins_again(tmp_path):
+    path, partial = begin(tmp_path)
+    whole = partial.read_bytes()
+    for cut in (1, 5, len(whole)):
+        partial.write_bytes(whole[:-cut])
+        assert descriptions.begun(path, MANIFEST) == [] and partial.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"concepts": ["cat"]}, {"weights_sha256": "0"}, {"new": None}])
+def test_a_run_with_other_options_is_not_continued(tmp_path, change):
+    path, partial = begin(tmp_path, ["first"])
+    before = partial.read_bytes()
+    with pytest.raises(UserError, match=f"{partial} is of a run with other options .*finish that one, delete the file"):
+        descriptions.begun(path, MANIFEST | change)
+    assert partial.read_bytes() == before and descriptions.begun(path, MANIFEST) == ["first"]
+
+
+def test_a_partial_file_that_is_not_ours_is_refused(tmp_path):
+    path, partial = begin(tmp_path)
+    for content in (b"not ours\n", b"\xff\n", partial.read_bytes() + b"not ours\n"):
+        partial.write_bytes(content)
+        with pytest.raises(UserError, match=str(partial)):
+            descriptions.begun(path, MANIFEST)
+        assert partial.read_bytes() == content
+
+
+# Sums.
+
+def test_the_mean_reward_and_its_standard_error():
+    rows = rows_of(["a"] * 6, rewards=(1.0, 2.0, None, 4.0, 5.0, None))
+    assert descriptions.mean_reward(rows) == pytest.approx((3.0, (10 / 3 / 4) ** 0.5))
+    assert descriptions.mean_reward(rows[:1]) is None and descriptions.mean_reward(rows_of(["a", "b"])) is None
+    assert descriptions.mean_reward([]) is None
+
+
+def test_the_summary():
+    rows = rows_of(["It has black and white stripes.", "A pet that purrs at night."], rewards=(20.0, 24.0))
+    lines = descriptions.summary(rows)
+    assert lines[0] == "mean reward: 22.00 +- 2.00 (standard error)"
+    assert lines[1].startswith("words a description: 6.0; duplicates 0.0%, repeated phrases 0.0%, copies of the question 0.0%")
+    same = descriptions.summary(rows_of(["It is what it is"] * 4))
+    assert len(same) == 2 and same[0].startswith("words")
+    assert same[1].startswith("warning: the reward may be gamed: duplicates 75%")
+
+
+# Two files side by side.
+
+def compare(capsys, tmp_path, before, after, *more):
+    module = importlib.import_module("scripts.compare_descriptions")
+    for name, rows in (("before", before), ("after", after)):
+        descriptions.write(str(tmp_path / f"{name}.json"), rows, {})
+    arguments = ["--before", str(tmp_path / "before.json"), "--after", str(tmp_path / "after.json"), *more]
+    module.main(script.parse(module.get_args_parser(), arguments))
+    out = capsys.readouterr().out
+    assert (tmp_path / "comparison.md").read_text() == out
+    return out.splitlines()
+
+
+def test_two_files_are_compared(tmp_path, capsys):
+    before = rows_of([f"some thing {i}" for i in range(8)], rewards=(1.0, 3.0))
+    after = rows_of(["a | b\nc", *(f"other thing {i}" for i in range(7))], rewards=(5.0, None))
+    lines = compare(capsys, tmp_path, before, after[:6] + rows_of([f"x {i}" for i in range(8)], rewards=(7.0, None))[6:],
+                    "--num_examples", "4")
+    assert lines[2].startswith("| before (8) | 2.00 +- 0.38 | 3.0 | 0.0% |")
+    assert lines[3].startswith("| after (8) | 5.50 +- 0.50 |")
+    assert lines[5] == "Difference: 3.50, 5.6 standard errors."  # 3.5 / sqrt(8/7/8 + 1/4)
+    examples = lines[9:]
+    assert examples[0] == "| What is dög, 0? | some thing 0 | 1.0 | a \\| b c | 5.0 |"
+    assert len(examples) == 4 and "| What is dög, 2? |" in examples[1] and len(set(examples)) == 4
+    assert not any("| none |" in line for line in examples)
+
+
+def test_files_without_rewards_or_without_common_questions(tmp_path, capsys):
+    scored, bare = rows_of(["a b", "c d"], rewards=(1.0, 3.0)), rows_of(["a b", "c d"])
+    with pytest.raises(UserError, match="after.json is not scored; run: python inference.py --score VLM_NAME --descriptions"):
+        compare(capsys, tmp_path, scored, bare)
+    assert len(compare(capsys, tmp_path, scored, rows_of(["a b", "c d"], ("x", "y"), (1.0, 4.0)))) == 9
+
+
+def test_equal_rewards_can_be_compared(tmp_path, capsys):
+    rows = rows_of(["a b", "c d"], rewards=(2.0,))
+    assert any(line.startswith("Difference: 0.00") for line in compare(capsys, tmp_path, rows, rows))
+
+
+def test_no_examples_can_be_asked_for(tmp_path, capsys):
+    rows = rows_of(["a b", "c d"], rewards=(2.0, 3.0))
+    assert len(compare(capsys, tmp_path, rows, rows, "--num_examples", "0")) <= 9
+
+
+def test_descriptions_need_no_torch():
+    """They are read where there is only an inspector, or only an engine for language models."""
+    import subprocess
+
+    code = "import sys; sys.modules['torch'] = None; from utils import collapse, descriptions, queries"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

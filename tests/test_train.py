@@ -1,0 +1,414 @@
+"""train.py: what it refuses, what it logs, and runs that were cut off. Whole runs are marked long."""
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+import train
+from utils import arrays, language_models, rewards, script
+
+SMALL = ["--dataset_name", "emoji", "--num_concepts", 3, "--num_images_for_reward", 4, "--steps", 4, "--batch_size", 8,
+         "--per_device_batch_size", 4, "--num_generations", 2, "--epochs_per_batch", 2, "--save_freq", 2, "--max_new_tokens", 6]
+
+
+@pytest.fixture
+def options(tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where configs/questions.txt is
+    return [*SMALL, "--model_name", tiny_lm, "--output_dir", tmp_path / "run"]
+
+
+def begin(folder, options):
+    """Leave a run's settings in its folder, as a run does that was cut off early."""
+    folder.mkdir()
+    args = script.parse(train.get_args_parser(), [str(word) for word in options])
+    arrays.write_json(folder / "train.json", {name: value for name, value in vars(args).items() if name not in train.FREE})
+
+
+# What the user can mend.
+
+def test_a_run_is_neither_overwritten_nor_resumed_from_nothing(refused, options, tmp_path):
+    assert "run holds no run to resume; leave --resume out to begin one" in refused("train", *options, "--resume")
+    begin(tmp_path / "run", options)
+    assert "run holds a run already; continue it with --resume, or name another --output_dir" in refused("train", *options)
+
+
+def test_a_run_is_resumed_with_its_own_options(refused, options, tmp_path):
+    begin(tmp_path / "run", options)
+    line = refused("train", *options, "--resume", "--seed", 1, "--learning_rate", "1e-3")
+    assert "run was begun with another learning_rate, seed; resume with the same options (train.json)" in line
+
+
+def test_a_run_can_be_resumed_in_another_place_and_by_another_name(run_script, options, tmp_path):
+    begin(tmp_path / "run", options)
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"")
+    code, _, err = run_script("train", *options, "--resume", "--output_dir", f"{tmp_path}/./run/")
+    assert code == 0, err
+    (tmp_path / "run").rename(tmp_path / "moved")
+    code, _, err = run_script("train", *options, "--resume", "--output_dir", tmp_path / "moved")
+    assert code == 0, err
+
+
+def test_a_finished_run_says_so_at_once(run_script, refused, options, tmp_path, monkeypatch):
+    begin(tmp_path / "run", options)
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(language_models, "load_tokenizer", None)
+    code, out, err = run_script("train", *options, "--resume")
+    assert (code, out) == (0, f"finished already -> {tmp_path / 'run'}\n"), err
+    assert "was begun with another steps" in refused("train", *options, "--resume", "--steps", 5)
+
+
+def test_names_that_are_unknown_are_refused(refused, options, tmp_path):
+    assert "closest are r-open-clip:emojiclip" in refused("train", *options, "--vlm_name", "emojiclip")
+    assert "nowhere cannot be loaded" in refused("train", *options, "--model_name", tmp_path / "nowhere")
+    assert "the data set cub needs --data_root" in refused("train", *options, "--dataset_name", "cub")
+    assert "there are 260 concepts" in refused("train", *options, "--num_concepts", 261)
+    assert not (tmp_path / "run").exists()
+
+
+def test_questions_without_a_place_for_the_concept_are_refused(refused, options, tmp_path):
+    (tmp_path / "bad.txt").write_text("What is {concept}?\nWhat is it?\n")
+    assert "'What is it?' lacks {concept}" in refused("train", *options, "--questions", tmp_path / "bad.txt")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [["--batch_size", 6], ["--num_generations", 3], ["--num_generations", 1],
+                                    ["--per_device_batch_size", 5], ["--num_generations", 0], ["--per_device_batch_size", 0],
+                                    ["--batch_size", 0], ["--num_generations", -2]],
+                         ids=lambda change: " ".join(map(str, change)))
+def test_batches_that_do_not_divide_are_refused(refused, options, tmp_path, change):
+    line = refused("train", *options, *change)
+    assert "--batch_size " in line and "--num_generations " in line and "--per_device_batch_size " in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["--steps", "--epochs_per_batch", "--max_new_tokens", "--log_freq", "--lora_r"])
+def test_numbers_that_make_no_sense_are_refused(refused, options, tmp_path, name):
+    assert name in refused("train", *options, name, 0)
+    assert not (tmp_path / "run" / "train.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: its absence was not covered")
+@pytest.mark.parametrize("option", ["--load_in_8bit", "--load_in_4bit", "--use_vllm"])
+def test_what_needs_a_gpu_is_refused_before_the_long_work(refused, options, tmp_path, monkeypatch, option):
+    monkeypatch.setattr(rewards, "image_means", lambda *_: pytest.fail("the images were looked at first"))
+    assert option in refused("train", *options, option)
+    assert not (tmp_path / "run").exists()
+
+
+# The reward function, as the trainer calls it.
+
+def test_the_reward_function_scores_logs_and_remembers():
+    from utils import alignment, collapse
+
+    asked, logged, recent = [], {}, []
+
+    def score(descriptions, concepts):
+        asked.append((descriptions, concepts))
+        return [1.5, None]
+
+    reward = alignment.reward_function(score, ["cat", "dog"], recent)
+    more = {"prompts": [], "completion_ids": [], "log_metric": lambda name, value: logged.update({name: value})}
+    queries = ["What is dog?", "What is cat?"]
+    assert reward(completions=[" It barks. ", "cat"], query=queries, concept=[1, 0], **more) == [1.5, None]
+    chat = [[{"role": "assistant", "content": " It barks. "}], [{"role": "assistant", "content": "cat"}]]
+    assert reward(completions=chat, query=queries, concept=[1, 0], **more) == [1.5, None]
+    assert asked == [([" It barks. ", "cat"], [1, 0])] * 2
+    assert logged == collapse.measures(["It barks.", "cat"], queries) | {"unscored": 0.5}
+    assert recent == [{"concept": "dog", "question": "What is dog?", "description": "It barks.", "reward": 1.5},
+                      {"concept": "cat", "question": "What is cat?", "description": "cat", "reward": None}] * 2
+
+
+# The log.
+
+def state(step, epochs=2, steps=4, main=True):
+    return SimpleNamespace(global_step=step * epochs, max_steps=steps * epochs, is_world_process_zero=main)
+
+
+def log_steps(folder, first, last, write_csv=True):
+    """Log those steps of a run with twelve descriptions a step, one of them not scored."""
+    from utils import alignment
+
+    recent = []
+    log = alignment.Log(folder, recent, 2, write_csv)
+    log.on_train_begin(None, state(first - 1), None)
+    for step in range(first, last + 1):
+        recent.extend({"concept": "ünicorn", "question": "?", "description": f"{step}\u2028{i}", "reward": float(i * 5 % 12)}
+                      for i in range(12))
+        recent[3]["reward"] = None
+        log.on_step_end(None, state(step), None)
+        log.on_log(None, state(step), None, {"reward": step + 0.5, "kl": 0.25, "loss": None, "other": 1})
+        assert recent == []
+    log.on_log(None, state(last), None, {"train_runtime": 1.0})
+    log.on_train_end(None, state(last), None)
+
+
+def test_every_log_step_is_a_row_and_its_ten_best(tmp_path, capsys):
+    from utils import alignment
+
+    log_steps(tmp_path, 1, 2)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == alignment.COLUMNS == (
+        "step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases", "copies",
+        "shared_phrase", "unscored")
+    assert [(row["step"], row["reward"], row["kl"], row["loss"]) for row in rows] == [
+        ("1", "1.5", "0.25", ""), ("2", "2.5", "0.25", "")]
+    best = [json.loads(line) for line in (tmp_path / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [entry["step"] for entry in best] == [1] * 10 + [2] * 10
+    expected = sorted((i * 5 % 12 for i in range(12) if i != 3), reverse=True)[:10]
+    for entries in (best[:10], best[10:]):
+        assert [entry["reward"] for entry in entries] == expected
+        assert all(float(int(entry["description"].split("\u2028")[1]) * 5 % 12) == entry["reward"] for entry in entries)
+    assert set(best[0]) == {"step", "concept", "question", "description", "reward"} and best[0]["concept"] == "ünicorn"
+    err = capsys.readouterr().err
+    assert "step     1  reward   1.50" in err and "step     2  reward   2.50" in err
+
+
+def test_the_signs_of_collapse_are_said(tmp_path, capsys):
+    from utils import alignment
+
+    log = alignment.Log(tmp_path, [], 1, True)
+    log.on_log(None, state(1, 1), None, {"reward": 1.0, "duplicates": 0.9, "copies": 0.1})
+    assert "warning: the reward may be gamed: duplicates 90%; see top_descriptions.jsonl" in capsys.readouterr().err
+
+
+def test_only_the_first_process_writes(tmp_path):
+    from utils import alignment
+
+    recent = [{"reward": 1.0}]
+    log = alignment.Log(tmp_path, recent, 1, True)
+    log.on_train_begin(None, state(0, 1, main=False), None)
+    log.on_log(None, state(1, 1, main=False), None, {"reward": 1.0})
+    assert recent == [] and not list(tmp_path.iterdir())
+    log_steps(tmp_path, 1, 1, write_csv=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["top_descriptions.jsonl"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 30])
+def test_a_resumed_run_logs_what_one_in_one_piece_logs(tmp_path, cut):
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+        log_steps(tmp_path / name, 1, 4 if name == "whole" else 3)
+    for name in ("log.csv", "top_descriptions.jsonl"):  # the last line may have been cut off
+        content = (tmp_path / "resumed" / name).read_bytes()
+        last = len(content.split(b"\n")[-2])
+        (tmp_path / "resumed" / name).write_bytes(content[:len(content) - min(cut, last)])
+    log_steps(tmp_path / "resumed", 3, 4)  # from a checkpoint after step 2
+    for name in ("log.csv", "top_descriptions.jsonl"):
+        found, expected = ((tmp_path / which / name).read_text(encoding="utf-8") for which in ("resumed", "whole"))
+        assert found == expected
+
+
+def test_a_resumed_log_has_one_kind_of_line_ends(tmp_path):
+    log_steps(tmp_path, 1, 3)
+    log_steps(tmp_path, 3, 4)
+    content = (tmp_path / "log.csv").read_bytes()
+    assert content.count(b"\r\n") in (0, content.count(b"\n"))
+
+
+def test_a_line_cut_within_its_number_is_dropped(tmp_path):
+    log_steps(tmp_path, 1, 3)
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("1")  # of 12
+    log_steps(tmp_path, 4, 4)
+    assert [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()] == ["step", "1", "2", "3", "4"]
+
+
+# Checkpoints.
+
+def checkpoint(folder, name, content='{"global_step": 4}'):
+    (folder / name).mkdir(parents=True)
+    (folder / name / "adapter_model.safetensors").write_bytes(b"weights")
+    if content is not None:
+        (folder / name / "trainer_state.json").write_text(content)
+
+
+def test_only_complete_checkpoints_count_in_their_order(tmp_path):
+    from utils import alignment
+
+    for name in ("checkpoint-4", "checkpoint-12", "checkpoint-8"):
+        checkpoint(tmp_path, name)
+    checkpoint(tmp_path, "checkpoint-16", None)
+    checkpoint(tmp_path, "checkpoint-20", '{"global_st')
+    found = alignment.complete_checkpoints(tmp_path)
+    assert [path.name for path in found] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in found)
+    assert alignment.complete_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_what_is_no_checkpoint_of_ours_is_left_alone(tmp_path):
+    from utils import alignment
+
+    checkpoint(tmp_path, "checkpoint-best", None)
+    checkpoint(tmp_path, "checkpoint-last-good")
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert alignment.complete_checkpoints(tmp_path) == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Whole runs.
+
+# A rate at which each step shows in the next one's descriptions.
+WHOLE = [*SMALL, "--learning_rate", "1e-2"]
+
+
+def long(test):
+    return pytest.mark.long(pytest.mark.xdist_group("train")(test))
+
+
+def command(model, folder, *more):
+    return [sys.executable, "train.py", *map(str, [*WHOLE, "--model_name", model, "--output_dir", folder, *more])]
+
+
+def run(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    return done
+
+
+def log_rows(folder):
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same_run(folder, whole):
+    """Assert that a run left what the run in one piece left."""
+    assert (folder / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+    assert log_rows(folder) == log_rows(whole)
+    for name in ("top_descriptions.jsonl", "emoji_image_means_r-open-clip-emojiclip.npy"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    for path in whole.glob("checkpoint-*/adapter_model.safetensors"):
+        assert (folder / path.relative_to(whole)).read_bytes() == path.read_bytes()
+    assert not list(folder.glob("*.partial"))
+
+
+def copied(whole, folder):
+    """A copy of a run that takes itself for the run in its place."""
+    shutil.copytree(whole, folder)
+    settings = json.loads((folder / "train.json").read_text())
+    arrays.write_json(folder / "train.json", {name: str(folder) if name == "output_dir" else settings[name] for name in settings})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_lm, tmp_path_factory):
+    """A run in one piece: four steps, checkpoints after the second and the fourth."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run(tiny_lm, folder)
+
+
+@long
+def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
+    from utils import alignment
+
+    folder, done = whole_run
+    assert done.stdout.endswith(f"4 steps -> {folder}\n") and "step     4  reward" in done.stderr
+    assert {path.name for path in folder.iterdir()} >= {
+        "adapter_model.safetensors", "adapter_config.json", "checkpoint-4", "checkpoint-8", "log.csv", "reward_curve.png",
+        "top_descriptions.jsonl", "train.json"}
+    rows = log_rows(folder)
+    assert tuple(rows[0]) == alignment.COLUMNS and [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert all(float(value) == float(value) for row in rows for value in row.values())
+    assert float(rows[0]["kl"]) == 0 != float(rows[-1]["kl"])
+    best = [json.loads(line) for line in (folder / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    for row in rows:
+        found = [entry["reward"] for entry in best if entry["step"] == int(row["step"])]
+        assert found == sorted(found, reverse=True) and 1 <= len(found) <= 10
+        assert sum(found) / len(found) == pytest.approx(float(row["reward"]), abs=1e-3)  # all eight of the step
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert all(value.abs().max() > 1e-3 for name, value in tensors.items() if "lora_B" in name)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_lm
+    settings = json.loads((folder / "train.json").read_text())
+    assert settings["learning_rate"] == 0.01 and settings["seed"] == 0 and "resume" not in settings
+
+
+@long
+def test_the_adapter_describes(whole_run, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in (whole_run[0], whole_run[0] / "checkpoint-4"):
+        code, out, err = run_script("inference", "--model_name", name, "--num_concepts", 1, "--max_new_tokens", 4, "--device",
+                                    "cpu", "--output_filepath", tmp_path / "d.json")
+        assert code == 0 and "25 descriptions" in out, err
+
+
+@long
+def test_a_run_that_was_killed_goes_on_exactly(whole_run, tiny_lm, tmp_path):
+    whole, folder = whole_run[0], tmp_path / "run"
+    process = subprocess.Popen(command(tiny_lm, folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 900
+        while not (folder / "log.csv").is_file() or "\n3," not in (folder / "log.csv").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert (folder / "checkpoint-4" / "trainer_state.json").is_file() and not (folder / "adapter_model.safetensors").exists()
+    assert [row["step"] for row in log_rows(folder)] == ["1", "2", "3"]  # the third will be made again
+    checkpoint(folder, "checkpoint-6", None)  # two that the kill came into
+    shutil.rmtree(folder / "checkpoint-8", ignore_errors=True)
+    checkpoint(folder, "checkpoint-8", '{"epoch": ')
+    done = run(tiny_lm, folder, "--resume")
+    assert "step     3  reward" in done.stderr and "step     2  reward" not in done.stderr
+    assert not (folder / "checkpoint-6").exists()
+    same_run(folder, whole)
+    again = run(tiny_lm, folder, "--resume")
+    assert again.stdout == f"finished already -> {folder}\n" and "step " not in again.stderr
+    same_run(folder, whole)
+
+
+@long
+def test_a_run_that_was_killed_while_it_wrote_the_adapter_goes_on(whole_run, tiny_lm, tmp_path):
+    folder = copied(whole_run[0], tmp_path / "run")
+    (folder / "final.partial").mkdir()
+    (folder / "adapter_model.safetensors").rename(folder / "final.partial" / "adapter_model.safetensors")
+    os.truncate(folder / "final.partial" / "adapter_model.safetensors", 100)
+    done = run(tiny_lm, folder, "--resume")
+    assert "reward" not in done.stderr  # nothing is trained again
+    same_run(folder, whole_run[0])
+    assert not (folder / "final.partial").exists()
+
+
+@long
+def test_a_run_without_a_checkpoint_begins_again(whole_run, tiny_lm, tmp_path):
+    folder = copied(whole_run[0], tmp_path / "run")
+    (folder / "adapter_model.safetensors").unlink()
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    run(tiny_lm, folder, "--resume")
+    same_run(folder, whole_run[0])
+
+
+@long
+def test_grpo_trains_too(tiny_lm, tmp_path):
+    folder = tmp_path / "run"
+    run(tiny_lm, folder, "--algorithm", "grpo", "--steps", 1)
+    (row,) = log_rows(folder)
+    assert row["step"] == "1" and float(row["kl"]) >= 0 and float(row["reward"]) > 0
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert all(value.abs().max() > 1e-3 for name, value in tensors.items() if "lora_B" in name)
+
+
+@long
+def test_two_processes_share_a_batch(tiny_lm, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    done = subprocess.run(launch + command(tiny_lm, tmp_path / "run", "--steps", 2, "--per_device_batch_size", 4)[1:], cwd=ROOT,
+                          capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    assert [row["step"] for row in log_rows(tmp_path / "run")] == ["1", "2"]
+    lines = (tmp_path / "run" / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")
+    best = [json.loads(line) for line in lines if line]
+    assert [entry["step"] for entry in best] == [1] * 8 + [2] * 8  # the descriptions of both processes, once each
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
