@@ -403,7 +403,7 @@ def test_grpo_trains_too(tiny_lm, tmp_path):
 
 @long
 def test_two_processes_share_a_batch(tiny_lm, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(launch + command(tiny_lm, tmp_path / "run", "--steps", 2, "--per_device_batch_size", 4)[1:], cwd=ROOT,
                           capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
