@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from conftest import ROOT
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("runners"),
+pytestmark = [pytest.mark.long,
               pytest.mark.skipif(not sys.prefix.startswith(str(ROOT)), reason="not run from .venv: the runners were not covered")]
 VLLM = ROOT / ".venv-vllm" / "bin" / "python"
 QUESTIONS = ["What does {concept} look like?", "What is {concept}?", "Which colors would you see on {concept}?"]

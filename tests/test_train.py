@@ -263,7 +263,7 @@ WHOLE = [*SMALL, "--learning_rate", "1e-2"]
 
 
 def long(test):
-    return pytest.mark.long(pytest.mark.xdist_group("train")(test))
+    return pytest.mark.long(test)
 
 
 def command(model, folder, *more):
