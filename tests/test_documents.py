@@ -21,6 +21,8 @@ python compute_complete_text_set.py --device cuda:0 --model ViT-B-16 --texts_per
 --text_descriptions image_descriptions_general
 python compute_complete_text_set.py --device cuda:0 --model ViT-L-14 --texts_per_head 20 --num_of_last_layers 4 \
 --text_descriptions google_3498_english
+python compute_segmentations.py --device cuda:0 --model ViT-L-14 --pretrained laion2b_s32b_b82k \
+--data_path imagenet_seg/gtsegs_ijcv.mat --save_img
 """
 
 

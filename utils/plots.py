@@ -1,7 +1,10 @@
 """Pictures of results."""
+import textwrap
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from PIL import ImageOps
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -117,4 +120,38 @@ def reward_curve(history: list[dict], title: str, path: Path) -> None:
     right.set(xlabel="step", ylabel="signs of collapse (%)", ylim=(0, 100))
     right.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, path: Path) -> None:
+    """A picture (PIL, RGB), and for each text what its patches contribute, on a pale copy: `panels` hold (text,
+    contributions [rows, columns], a table to stand below). All share one scale, in units of the cosine similarity."""
+    stretch = (picture.width / picture.height) ** 0.5  # panels have about the same area, and room for a table
+    width = max(2.7, 2.8 * stretch)  # inches
+    titles = [textwrap.wrap(" ".join(text.split()), int(13 * width), max_lines=3, placeholder=" ...") for text, *_ in panels]
+    height = 2.8 / stretch + 0.12 * len(panels[0][2].splitlines()) + 0.16 * max(map(len, titles)) + 0.2
+    columns = max(2, min(len(panels) + 1, int(13 / width)))
+    rows = -(-(len(panels) + 1) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(width * columns, height * rows + 0.9), squeeze=False,
+                                layout="constrained")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    limit = max(float(np.abs(values).max()) for _, values, _ in panels) or 1.0  # all 0: white, not a division by 0
+    colors = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "RdBu_r")
+    extent = (0, picture.width, picture.height, 0)
+    grid.flat[0].imshow(picture, extent=extent)
+    grid.flat[0].set_title("input", fontsize=9)
+    grey = ImageOps.autocontrast(picture.convert("L"))
+    for axes, lines, (_, values, table) in zip(grid.flat[1:], titles, panels):
+        side = -(-640 // max(values.shape))  # of a patch, in pixels of the panel
+        pale = 0.75 + 0.25 * np.asarray(grey.resize((values.shape[1] * side, values.shape[0] * side))) / 255
+        heat = colors.to_rgba(values)[..., :3].repeat(side, axis=0).repeat(side, axis=1)
+        axes.imshow(heat * pale[..., None], extent=extent)
+        axes.set_title("\n".join(lines), fontsize=9, parse_math=False)
+        axes.text(0.5, -0.08 / (2.8 / stretch), table, transform=axes.transAxes, ha="center", va="top", fontsize=7,
+                  family="monospace")
+    bar = figure.colorbar(colors, ax=grid, orientation="horizontal", aspect=40, shrink=min(1, 5.4 / (width * columns)), pad=0.02)
+    bar.set_label("contribution to the cosine similarity", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width * columns))), fontsize=10)
     _save(figure, path)

@@ -1,0 +1,93 @@
+"""Which patches of a picture speak for which text?
+
+    python compute_heatmaps.py --model ViT-L-14 --pretrained laion2b_s32b_b82k --image photo.jpg --text "a red apple" "a dog"
+    python compute_heatmaps.py --model emojiclip --image photo.jpg --text "a red apple" --layer 5 --head 1
+
+For each text, the contribution of every patch of the picture to their cosine similarity, through all attention heads,
+or those of one layer, or one head (paper section 3.3). The picture may have any format that Pillow reads, and keeps
+its aspect ratio: its shorter side gets the model's image size.
+
+Prints what the similarity is the sum of: the patches, the class token's attention to itself, the MLPs, and the embedded
+class token, which is the same for every picture. Writes to --output, by default ./output_dir/{picture}_heatmaps.png:
+the picture beside its heat maps; and all numbers, as JSON, beside it.
+"""
+import argparse
+
+from utils.models import add_model_options
+from utils.script import UserError, make_parser, run
+
+MOST_TEXTS = 24  # that a picture has room for
+
+
+class Texts(argparse.Action):
+    """Texts may follow one --text or several; together they replace those of a settings file."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is self.default else before + values)
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_model_options(parser)
+    parser.add_argument("--image", required=True, metavar="FILE", help="a picture")
+    parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
+    parser.add_argument("--layer", type=int, help="only this layer's heads, counted from 0 (default: all)")
+    parser.add_argument("--head", type=int, help="only this head of --layer, counted from 0 (default: all)")
+    parser.add_argument("--output", metavar="FILE.png",
+                        help="where the picture goes (default: ./output_dir/{picture}_heatmaps.png)")
+    return parser
+
+
+def check_options(args) -> None:
+    """Refuse what needs no model to be seen."""
+    from pathlib import Path
+
+    for text in args.text:
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"--text {text!r}: is empty or no text; say what to look for")
+    if len(args.text) > MOST_TEXTS:
+        raise UserError(f"--text: {len(args.text)} texts, and a picture has room for {MOST_TEXTS}; make several")
+    if args.head is not None and args.layer is None:
+        raise UserError(f"--head {args.head}: a head needs its layer; give --layer too, counted from 0")
+    if Path(args.output).suffix.lower() != ".png":
+        raise UserError(f"--output {args.output}: a PNG is written; let the name end in .png")
+    if Path(args.output).resolve() == Path(args.image).resolve():
+        raise UserError(f"--output {args.output}: would replace --image; choose another name")
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    args.text = args.text if isinstance(args.text, list) else [args.text]  # a settings file may hold a single one
+    args.output = args.output or f"./output_dir/{Path(args.image).stem}_heatmaps.png"
+    check_options(args)
+
+    from utils import arrays, heatmaps, models, plots
+    from utils.decomposition import read_tower
+    from utils.script import pick_device
+    from utils.zeroshot import embed_texts
+
+    picture = heatmaps.read_picture(args.image)  # a wrong file is found before a large model is loaded
+    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    tower = read_tower(clip.model.visual)
+    pixels = heatmaps.to_pixels(picture, clip, tower.patch_size)
+    found = heatmaps.explain(tower, pixels, args.text, embed_texts(clip, args.text, len(args.text)), args.layer, args.head)
+    for one in found:
+        print(f"{one.text}\n{heatmaps.table(one)}\n")
+
+    path = Path(args.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{args.model}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
+    plots.heat_maps(picture, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
+    rows, columns = found[0].patches.shape
+    arrays.write_json(path.with_suffix(".json"), {
+        "model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip), "image": args.image,
+        "layer": args.layer, "head": args.head, "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
+        "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
+                  for one in found]})
+    print(f"{rows} x {columns} patches, {len(found)} text{'s' * (len(found) > 1)} -> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,126 @@
+"""Where in the image does the model see what it names? Zero-shot segmentation by patch contributions, and by baselines.
+
+    python compute_segmentations.py --model ViT-L-14 --pretrained laion2b_s32b_b82k \\
+        --data_path imagenet_seg/gtsegs_ijcv.mat --save_img
+    python compute_segmentations.py --model emojiclip --train_dataset emoji_seg --classifier_dataset emoji --method all
+
+Reads the classifier that compute_text_projection.py wrote to --classifier_dir. Of every image, the patches that speak for
+the predicted class are found and compared with the image's mask (paper section 5). Prints the mean IoU over foreground
+and background, the pixel accuracy and the mean average precision; with --method all a table of all methods.
+
+Data sets (--train_dataset): imagenet_seg (--data_path gtsegs_ijcv.mat), masks_folder (--data_path DIR with DIR/images and
+DIR/masks, files of the same names; 0 in a mask is background), and the embedded emoji_seg.
+
+Writes to --output_dir:
+
+    {dataset}_segmentation_{method}_{model}.json  all figures, and how they were computed
+    {dataset}_{method}_precision_{model}.npy      [methods, 1001] over the pixels of all images, at thresholds 0, 0.001, ... 1
+    {dataset}_{method}_recall_{model}.npy         [methods, 1001]
+    {dataset}_{method}_pictures_{model}/          with --save_img: input, mask, and per method heat, mask and overlay (PNG)
+"""
+from utils.models import add_model_options
+from utils.script import UserError, make_parser, run
+
+DATASETS = ("imagenet_seg", "emoji_seg", "masks_folder")
+METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_model_options(parser)
+    parser.add_argument("--image_size", type=int, metavar="PIXELS",
+                        help="side at which images enter the model and figures are taken, a multiple of the model's patch "
+                             "(default: the model's own, 224 for the paper's models)")
+    parser.add_argument("--thr", type=float, default=0.0,
+                        help="floor of the scores in the precision and recall arrays, 0 to 1: heat below it counts as this; "
+                             "it changes no figure, as masks are cut at their heat's mean (default: %(default)s)")
+    parser.add_argument("--train_dataset", default="imagenet_seg", choices=DATASETS, metavar="NAME",
+                        help=f"images with masks, one of {', '.join(DATASETS)} (default: %(default)s)")
+    parser.add_argument("--data_path", metavar="PATH", help="the .mat file or the folder; emoji_seg needs none (default: none)")
+    parser.add_argument("--classifier_dir", default="./output_dir/", metavar="FOLDER",
+                        help="where the classifier is (default: %(default)s)")
+    parser.add_argument("--classifier_dataset", default="imagenet", metavar="NAME",
+                        help="whose classes it has, as given to compute_text_projection.py; emoji goes with emoji_seg "
+                             "(default: %(default)s)")
+    parser.add_argument("--method", default="decomposition", choices=(*METHODS, "all"), metavar="NAME",
+                        help=f"one of {', '.join(METHODS)}, all (default: %(default)s)")
+    parser.add_argument("--mask_resize", default="published", choices=("published", "aligned"), metavar="HOW",
+                        help="published squeezes the whole mask to a square while the image is cropped; aligned crops both "
+                             "(default: %(default)s)")
+    parser.add_argument("--save_img", action="store_true", help="write pictures of every image (default: off)")
+    parser.add_argument("--batch_size", type=int, default=8,
+                        help="images a forward pass; changes no figure (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, help="processes that read images (default: one a core, at most 10)")
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER", help="where results go (default: %(default)s)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from utils import arrays, datasets, models, segmentation
+    from utils.decomposition import decompose_tokens, read_tower
+    from utils.script import check_positive, pick_device
+
+    check_positive(args, "batch_size")
+    if not 0 <= args.thr <= 1:
+        raise UserError(f"--thr is {args.thr}; it must be from 0 to 1")
+    data = segmentation.READERS[args.train_dataset](args.data_path)
+    device = pick_device(args.device)
+    clip = models.load_clip(args.model, args.pretrained, device, args.seed)
+    tower = read_tower(clip.model.visual)
+    image_size = segmentation.check_image_size(clip.image_size[0] if args.image_size is None else args.image_size, tower)
+    weights = models.weights_hash(clip)
+    classifier = segmentation.load_classifier(clip, weights, tower.projection.shape[1], args.classifier_dir,
+                                              args.classifier_dataset)
+    methods = METHODS if args.method == "all" else (args.method,)
+    if methods != ("decomposition",):
+        from utils.relevance import METHODS as baselines
+
+    scores = {method: segmentation.Scores(args.thr, device) for method in methods}
+    pictures = Path(args.output_dir, f"{args.train_dataset}_{args.method}_pictures_{clip.name}")
+    if args.save_img:
+        pictures.mkdir(parents=True, exist_ok=True)
+    done = without_foreground = 0
+    with tqdm(total=len(data.names), desc="images", unit="image") as progress:
+        for pixels, masks in segmentation.batches(data, clip, image_size, args.mask_resize, args.batch_size,
+                                                  datasets.worker_count(args.num_workers)):
+            pixels, masks = pixels.to(device), masks.to(device)
+            terms = decompose_tokens(tower, pixels)
+            predicted = (terms.representation @ classifier).argmax(dim=1)
+            heats = {}
+            for method in methods:
+                maps = segmentation.decomposition_maps(terms, classifier, predicted) if method == "decomposition" else \
+                    baselines[method](clip.model, pixels, classifier, predicted)
+                heats[method] = segmentation.heat_maps(maps, image_size)
+                scores[method].update(heats[method], masks)
+            if args.save_img:
+                segmentation.save_pictures(pictures, data.names[done:done + len(masks)], clip, pixels, masks, heats)
+            without_foreground += int((~masks).flatten(1).all(dim=1).sum())
+            done += len(masks)
+            progress.update(len(masks))
+
+    figures = {method: score.figures() for method, score in scores.items()}
+    published = segmentation.PUBLISHED.get((args.model, clip.source), {}) if args.train_dataset == "imagenet_seg" else {}
+    path = arrays.manifest_path(args.output_dir, args.train_dataset, "segmentation", args.method, clip.name)
+    with arrays.Writer(path) as writer:
+        for score in scores.values():
+            for what, values in zip(("precision", "recall"), score.curve()):
+                name = f"{args.method}_{what}"
+                writer.append(arrays.term_path(args.output_dir, args.train_dataset, name, clip.name), values[None])
+        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": weights,
+                       "dataset": args.train_dataset, "images": done, "images_without_foreground": without_foreground,
+                       "classifier": args.classifier_dataset, "classes": classifier.shape[1],
+                       "options": {"image_size": image_size, "mask_resize": args.mask_resize, "thr": args.thr,
+                                   "batch_size": args.batch_size, "seed": args.seed},
+                       "methods": {name: found | {"published_percent": published.get(name)} for name, found in figures.items()},
+                       "definitions": segmentation.DEFINITIONS})
+    for line in segmentation.report(figures, published):
+        print(line)
+    print(f"{done} images -> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

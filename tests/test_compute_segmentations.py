@@ -1,0 +1,326 @@
+import json
+import re
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from conftest import load_script
+from PIL import Image
+
+SCENES = 11
+
+
+@pytest.fixture(scope="module")
+def classifier_dir(tmp_path_factory):
+    """A folder with the embedded model's classifier of the embedded concepts, made by the script itself."""
+    from utils import script
+
+    folder = tmp_path_factory.mktemp("classifier")
+    module = load_script("compute_text_projection")
+    module.main(script.parse(module.get_args_parser(), ["--model", "emojiclip", "--dataset", "emoji", "--device", "cpu",
+                                                        "--output_dir", str(folder)]))
+    return folder
+
+
+@pytest.fixture
+def drawn():
+    from utils import scenes
+
+    return scenes.sample_scenes(SCENES, seed=5)
+
+
+@pytest.fixture
+def options(classifier_dir, tmp_path):
+    """Options of a run with the embedded model, and more."""
+    def make(dataset, *more):
+        return ("--model", "emojiclip", "--device", "cpu", "--classifier_dir", classifier_dir, "--classifier_dataset", "emoji",
+                "--train_dataset", dataset, "--output_dir", tmp_path / "out", "--num_workers", 0, *more)
+    return make
+
+
+@pytest.fixture
+def mat_file(drawn, tmp_path):
+    """The scenes as ImageNet-Segmentation's file, at 64 pixels."""
+    from scripts import write_emoji
+
+    write_emoji.write_segmentation(tmp_path / "gtsegs_ijcv.mat", drawn, 64)
+    return tmp_path / "gtsegs_ijcv.mat"
+
+
+@pytest.fixture
+def mask_folder(drawn, tmp_path):
+    """The scenes as PNG files, at 64 pixels."""
+    from utils import scenes
+
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    images, masks = scenes.draw(drawn, 64)
+    for i, (image, mask) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), masks.numpy())):
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"scene{i:02d}.png")
+        Image.fromarray(255 * mask).save(tmp_path / "data" / "masks" / f"scene{i:02d}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def result(run_script, options, tmp_path):
+    """Run the script; its JSON."""
+    def call(dataset, *more, method="decomposition"):
+        code, _, err = run_script("compute_segmentations", *options(dataset, *more, "--method", method))
+        assert code == 0, err
+        assert not list(tmp_path.rglob("*.partial"))
+        return json.loads((tmp_path / "out" / f"{dataset}_segmentation_{method}_emojiclip.json").read_text())
+    return call
+
+
+def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_path, monkeypatch):
+    from utils import datasets, segmentation
+
+    monkeypatch.setitem(datasets.SIZES, "emoji_seg", SCENES)
+    code, out, err = run_script("compute_segmentations", *options("emoji_seg", "--save_img", "--batch_size", 4))
+    assert code == 0, err
+    lines = out.splitlines()
+    assert re.fullmatch(r"Mean IoU over 2 classes: 0\.\d{4}", lines[0])
+    assert re.fullmatch(r"Pixel-wise Accuracy: \d\d\.\d\d%", lines[1])
+    assert re.fullmatch(r"Mean AP over 2 classes: 0\.\d{4}", lines[2])
+    found = json.loads((tmp_path / "out" / "emoji_seg_segmentation_decomposition_emojiclip.json").read_text())
+    figures = found["methods"]["decomposition"]
+    assert found["images"] == SCENES and found["images_without_foreground"] == 0 and figures["images_without_map"] == 0
+    assert lines[0].endswith(f"{figures['mean_iou']:.4f}") and lines[2].endswith(f"{figures['mean_ap']:.4f}")
+    # All background scores 80% and 40%: these maps find the objects.
+    assert figures["pixel_accuracy"] > 0.8 and figures["mean_iou"] > 0.6 and figures["mean_ap"] > 0.9
+    assert figures["published_percent"] is None and found["definitions"] == segmentation.DEFINITIONS
+    assert found["options"]["image_size"] == 64 and found["weights_sha256"]
+    for what in ("precision", "recall"):
+        values = np.load(tmp_path / "out" / f"emoji_seg_decomposition_{what}_emojiclip.npy")
+        assert values.shape == (1, 1001) and np.isfinite(values).all()
+    pictures = tmp_path / "out" / "emoji_seg_decomposition_pictures_emojiclip"
+    assert len(list(pictures.glob("*.png"))) == 5 * SCENES
+    assert Image.open(pictures / "00010_decomposition_overlay.png").size == (64, 64)
+
+
+def test_the_three_ways_to_read_the_same_images_give_the_same_figures(result, mat_file, mask_folder):
+    """And any batch size, with a last batch that is not full."""
+    first = result("imagenet_seg", "--data_path", mat_file, "--batch_size", 1)["methods"]["decomposition"]
+    for again in (result("imagenet_seg", "--data_path", mat_file, "--batch_size", 4),
+                  result("masks_folder", "--data_path", mask_folder, "--batch_size", 11),
+                  result("imagenet_seg", "--data_path", mat_file, "--num_workers", 2, "--mask_resize", "aligned")):
+        assert again["methods"]["decomposition"] == pytest.approx(first, abs=1e-3)
+        assert again["images"] == SCENES
+
+
+def test_the_figures_equal_the_literal_ones(result, mask_folder, classifier_dir):
+    import literal
+    import torch
+
+    from utils.models import load_clip
+
+    figures = result("masks_folder", "--data_path", mask_folder)["methods"]["decomposition"]
+    clip = load_clip("emojiclip", None, torch.device("cpu"))
+    pixels = torch.stack([clip.preprocess(Image.open(path)) for path in sorted((mask_folder / "images").iterdir())])
+    masks = np.stack([np.asarray(Image.open(path)) > 0 for path in sorted((mask_folder / "masks").iterdir())])
+    terms = literal.decompose(clip.model.visual, pixels)
+    maps = literal.segmentation_maps(terms["attn"], terms["representation"], np.load(
+        classifier_dir / "emoji_classifier_emojiclip.npy"), (8, 8))
+    # The scores in single precision, in which 1 - heat ties as it does in the script.
+    slow = literal.segmentation_figures(np.stack([literal.heat_map(patches, 64) for patches in maps]).astype(np.float32), masks)
+    assert {name: figures[name] for name in slow} == pytest.approx(slow, abs=1e-3)
+
+
+def test_another_image_size_and_thr(result, mat_file, tmp_path):
+    found = result("imagenet_seg", "--data_path", mat_file, "--image_size", 96, "--thr", 0.5)
+    assert found["options"]["image_size"] == 96 and found["options"]["thr"] == 0.5
+    precision = np.load(tmp_path / "out" / "imagenet_seg_decomposition_precision_emojiclip.npy")[0]
+    recall = np.load(tmp_path / "out" / "imagenet_seg_decomposition_recall_emojiclip.npy")[0]
+    assert (recall[:501] == 1).all() and recall[501] < 1 and len(set(precision[:501])) == 1
+
+
+def test_all_methods_in_one_table(result, run_script, options, mat_file, tmp_path):
+    from utils.relevance import METHODS
+
+    script = load_script("compute_segmentations")
+    assert {"decomposition", *METHODS} == set(script.METHODS)
+    code, out, err = run_script("compute_segmentations", *options("imagenet_seg", "--data_path", mat_file, "--method", "all"))
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()] == ["percent", *script.METHODS, str(SCENES)]
+    found = json.loads((tmp_path / "out" / "imagenet_seg_segmentation_all_emojiclip.json").read_text())["methods"]
+    assert list(found) == list(script.METHODS)
+    assert np.load(tmp_path / "out" / "imagenet_seg_all_recall_emojiclip.npy").shape == (8, 1001)
+    alone = result("imagenet_seg", "--data_path", mat_file, "--batch_size", 3, method="chefer")["methods"]["chefer"]
+    assert alone == pytest.approx(found["chefer"], abs=1e-3)
+
+
+def test_published_figures_stand_beside_ours():
+    from utils import segmentation
+
+    ours = {"pixel_accuracy": 0.75, "mean_iou": 0.5, "mean_ap": 0.8}
+    published = segmentation.PUBLISHED["ViT-L-14", "laion2b_s32b_b82k"]
+    assert list(segmentation.report({"decomposition": ours}, published))[:3] == [
+        "Mean IoU over 2 classes: 0.5000", "Pixel-wise Accuracy: 75.00%", "Mean AP over 2 classes: 0.8000"]
+    _, row, without, note = segmentation.report({"lrp": ours, "maskclip": ours}, published)
+    assert row.split() == ["lrp", "75.00", "(52.81)", "50.00", "(33.57)", "80.00", "(54.37)"]
+    assert without.split() == ["maskclip", "75.00", "50.00", "80.00"] and "published" in note
+
+
+def test_an_image_without_foreground_is_counted(result, mask_folder):
+    Image.new("L", (64, 64)).save(mask_folder / "masks" / "scene03.png")
+    found = result("masks_folder", "--data_path", mask_folder)
+    assert found["images_without_foreground"] == 1
+    assert all(np.isfinite(found["methods"]["decomposition"][name]) for name in ("pixel_accuracy", "mean_iou", "mean_ap"))
+
+
+def write(path, change):
+    """A file like ImageNet-Segmentation's with three small images, as MATLAB writes it, after `change(file, refs)`."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        value, refs = file.create_group("value"), file.create_group("#refs#")
+        for name in ("img", "gt"):
+            value.create_dataset(name, (3, 1), h5py.ref_dtype)
+        for i in range(3):
+            image = refs.create_dataset(f"image{i}", data=np.zeros((3, 20, 30), np.uint8))
+            mask = refs.create_dataset(f"mask{i}", data=np.ones((20, 30), np.uint8))
+            holder = refs.create_dataset(f"holder{i}", (1, 1), h5py.ref_dtype)
+            holder[0, 0] = mask.ref
+            value["img"][i, 0], value["gt"][i, 0] = image.ref, holder.ref
+        change(file, refs)
+    return path
+
+
+def other_mask(file, refs):
+    refs["holder1"][0, 0] = refs.create_dataset("other", data=np.ones((30, 20), np.uint8)).ref
+
+
+def grey_image(file, refs):
+    file["value/img"][2, 0] = refs.create_dataset("grey", data=np.ones((20, 30), np.uint8)).ref
+
+
+def float_image(file, refs):
+    file["value/img"][0, 0] = refs.create_dataset("float", data=np.ones((3, 20, 30))).ref
+
+
+def no_references(file, refs):
+    del file["value/img"]
+    file["value"].create_dataset("img", data=np.zeros((3, 1)))
+
+
+def null_reference(file, refs):
+    file["value/gt"][1, 0] = h5py.Reference()
+
+
+def no_group(file, refs):
+    del file["value/gt"]
+
+
+def fewer_masks(file, refs):
+    del file["value/gt"]
+    file["value"].create_dataset("gt", (2, 1), h5py.ref_dtype)
+    for i in range(2):
+        file["value/gt"][i, 0] = refs[f"holder{i}"].ref
+
+
+@pytest.mark.parametrize("change, reason", [
+    (other_mask, "image 1: its mask is 30 x 20 pixels and the image 20 x 30"), (grey_image, "image 2: is uint8 of shape"),
+    (float_image, "image 0: is float64"), (no_references, "does not hold /value/img and /value/gt"),
+    (null_reference, "does not hold"), (no_group, "does not hold"), (fewer_masks, "3 images and 2 masks")])
+def test_a_wrong_mat_file_is_refused(refused, options, tmp_path, change, reason):
+    path = write(tmp_path / "wrong.mat", change)
+    assert reason in refused("compute_segmentations", *options("imagenet_seg", "--data_path", path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_matlabs_own_layout_is_read(result, tmp_path):
+    path = write(tmp_path / "right.mat", lambda file, refs: None)
+    assert result("imagenet_seg", "--data_path", path)["images"] == 3
+
+
+def test_files_that_are_no_mat_file_are_refused(refused, options, tmp_path, mat_file):
+    (tmp_path / "text.mat").write_text("MATLAB 5.0 MAT-file")
+    assert "not an HDF5 file" in refused("compute_segmentations", *options("imagenet_seg", "--data_path", tmp_path / "text.mat"))
+    (tmp_path / "cut.mat").write_bytes(mat_file.read_bytes()[:20_000])
+    assert "complete" in refused("compute_segmentations", *options("imagenet_seg", "--data_path", tmp_path / "cut.mat"))
+    assert "no such file" in refused("compute_segmentations", *options("imagenet_seg", "--data_path", tmp_path / "none.mat"))
+    assert "needs --data_path" in refused("compute_segmentations", *options("imagenet_seg"))
+
+
+def spoil_size(folder):
+    Image.new("L", (64, 60)).save(folder / "masks" / "scene04.png")
+
+
+def spoil_name(folder):
+    (folder / "masks" / "scene04.png").rename(folder / "masks" / "other.png")
+
+
+def spoil_image(folder):
+    (folder / "images" / "scene04.png").write_text("no image")
+
+
+def spoil_double(folder):
+    shutil.copy(folder / "images" / "scene04.png", folder / "images" / "scene04.bmp")
+
+
+def spoil_masks(folder):
+    shutil.rmtree(folder / "masks")
+
+
+def spoil_images(folder):
+    shutil.rmtree(folder / "images")
+    (folder / "images").mkdir()
+
+
+@pytest.mark.parametrize("spoil, reason", [
+    (spoil_size, "scene04.png: its mask is 64 x 60 pixels"), (spoil_name, "no mask for 1 of 11 images, such as scene04.png"),
+    (spoil_image, "scene04.png: cannot be read as an image"), (spoil_double, "keep one file of a name"),
+    (spoil_masks, "masks: no such folder"), (spoil_images, "images: no images there")])
+def test_a_wrong_folder_is_refused(refused, options, mask_folder, tmp_path, spoil, reason):
+    spoil(mask_folder)
+    assert reason in refused("compute_segmentations", *options("masks_folder", "--data_path", mask_folder))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_ends_too_early_is_named(refused, options, mask_folder, tmp_path, workers):
+    path = mask_folder / "images" / "scene04.png"
+    path.write_bytes(path.read_bytes()[:200])
+    line = refused("compute_segmentations", *options("masks_folder", "--data_path", mask_folder, "--num_workers", workers))
+    assert "cannot read image scene04" in line
+    assert not list((tmp_path / "out").glob("*.npy*")) and not list((tmp_path / "out").glob("*.json*"))
+
+
+def test_a_classifier_of_another_model_or_width_is_refused(refused, options, classifier_dir, mask_folder, tmp_path):
+    own = tmp_path / "own"
+    arguments = options("masks_folder", "--data_path", mask_folder, "--classifier_dir", own)
+    shutil.copytree(classifier_dir, own)
+    manifest = own / "emoji_classifier_emojiclip.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"weights_sha256": "0" * 64}))
+    assert "was made with other weights" in refused("compute_segmentations", *arguments)
+    manifest.unlink()
+    np.save(own / "emoji_classifier_emojiclip.npy", np.zeros((64, 260), np.float32))
+    assert "has shape (64, 260), and the terms are 128 wide" in refused("compute_segmentations", *arguments)
+    (own / "emoji_classifier_emojiclip.npy").unlink()
+    assert "python compute_text_projection.py --dataset emoji" in refused("compute_segmentations", *arguments)
+
+
+@pytest.mark.parametrize("more, reason", [
+    (("--image_size", 60), "nearest are 56 and 64"), (("--image_size", 0), "nearest are 8 and 16"),
+    (("--thr", 2), "--thr is 2"), (("--batch_size", 0), "--batch_size is 0"),
+    (("--method", "lime"), "invalid choice"), (("--mask_resize", "cut"), "invalid choice")])
+def test_wrong_options_are_refused(refused, options, mask_folder, more, reason):
+    assert reason in refused("compute_segmentations", *options("masks_folder", "--data_path", mask_folder, *more))
+
+
+def test_the_names_offered_are_those_that_can_be_read():
+    from utils import segmentation
+
+    script = load_script("compute_segmentations")
+    assert set(script.DATASETS) == set(segmentation.READERS)
+    for figures in segmentation.PUBLISHED.values():
+        assert set(figures) <= set(script.METHODS)
+
+
+def test_the_benchmark_prints_a_ratio(capsys):
+    from scripts import bench_segmentation
+    from utils import script
+
+    bench_segmentation.main(script.parse(bench_segmentation.get_args_parser(), [
+        "--model", "emojiclip", "--batch_size", "2", "--repeats", "2", "--device", "cpu"]))
+    assert re.search(r"ratio +\d+\.\d{3}\n", capsys.readouterr().out)

@@ -1,0 +1,273 @@
+import json
+
+import literal
+import numpy as np
+import pytest
+import torch
+from conftest import random_clip
+from PIL import Image
+from test_decomposition import images_for
+
+from utils import heatmaps, models
+from utils.decomposition import read_tower
+from utils.script import UserError
+
+SELECTIONS = [(None, None), (1, None), (1, 2)]
+
+
+def random_directions(width: int, number: int = 2) -> np.ndarray:
+    directions = np.random.default_rng(0).normal(size=(number, width)).astype(np.float32)
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def emojiclip():
+    return models.load_clip("emojiclip", None, torch.device("cpu"))
+
+
+@pytest.fixture
+def photo():
+    """A picture of no symmetry, 60 pixels wide and 40 high."""
+    return Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def photo_file(photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.mark.parametrize("layer, head", SELECTIONS)
+@pytest.mark.parametrize("changes", [{}, {"vision_cfg": {"image_size": [24, 40]}}, {"vision_cfg": {"ls_init_value": 0.4}}])
+def test_maps_and_parts_equal_their_definition(layer, head, changes):
+    model = random_clip(**changes)
+    images, directions = images_for(model, 1), random_directions(20)
+    found = heatmaps.explain(read_tower(model.visual), images, ["a", "b"], directions, layer, head)
+    slow = literal.decompose(model.visual, images)
+    attn, mlp = slow["attn"][0].numpy(), slow["mlp"][0].numpy()  # [l, n, h, d], [l + 1, d]
+    chosen = attn[slice(None) if layer is None else [layer]][:, :, slice(None) if head is None else [head]]
+    rows, columns = (size // 8 for size in model.visual.image_size)
+    for one, direction in zip(found, directions.astype(np.float64)):
+        expected = (chosen[:, 1:].sum(axis=(0, 2)) @ direction).reshape(rows, columns)
+        np.testing.assert_allclose(one.patches, expected, atol=1e-5)
+        values = [expected.sum(), attn[:, 0].sum(axis=(0, 1)) @ direction, mlp[1:].sum(axis=0) @ direction, mlp[0] @ direction]
+        if layer is not None:
+            values.insert(1, attn[:, 1:].sum(axis=(0, 1, 2)) @ direction - expected.sum())
+        np.testing.assert_allclose(list(one.parts.values()), values, atol=1e-5)
+        np.testing.assert_allclose(one.similarity, slow["representation"][0].numpy() @ direction, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (60, 40), (31, 97), (200, 50), (1, 1)])
+@pytest.mark.parametrize("layer, head", [(None, None), (3, None), (3, 1)])
+def test_parts_sum_to_the_similarity_at_any_aspect_ratio(emojiclip, photo, size, layer, head):
+    tower = read_tower(emojiclip.model.visual)
+    pixels = heatmaps.to_pixels(photo.resize(size), emojiclip, tower.patch_size)
+    for one in heatmaps.explain(tower, pixels, ["a", "b"], random_directions(128), layer, head):
+        assert sum(one.parts.values()) == pytest.approx(one.similarity, abs=1e-5)
+        assert one.patches.sum() == pytest.approx(list(one.parts.values())[0], abs=1e-5)
+        assert one.patches.shape == (pixels.shape[2] // 8, pixels.shape[3] // 8)
+
+
+def test_heads_sum_to_their_layer_and_layers_to_the_whole(emojiclip, photo):
+    tower, directions = read_tower(emojiclip.model.visual), random_directions(128)
+    pixels = heatmaps.to_pixels(photo, emojiclip, tower.patch_size)
+
+    def maps(layer=None, head=None):
+        return np.stack([one.patches for one in heatmaps.explain(tower, pixels, ["a", "b"], directions, layer, head)])
+
+    np.testing.assert_allclose(sum(maps(2, head) for head in range(tower.blocks[0].heads)), maps(2), atol=1e-5)
+    np.testing.assert_allclose(sum(maps(layer) for layer in range(len(tower.blocks))), maps(), atol=1e-5)
+
+
+def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, photo):
+    square = photo.resize((90, 90))
+    pixels = heatmaps.to_pixels(square, emojiclip, (8, 8))
+    assert torch.equal(pixels[0], emojiclip.preprocess(square))
+    one = heatmaps.explain(read_tower(emojiclip.model.visual), pixels, ["a"], random_directions(128, 1))[0]
+    own = torch.nn.functional.normalize(emojiclip.model.encode_image(pixels), dim=-1)[0].numpy()
+    assert one.similarity == pytest.approx(own @ random_directions(128, 1)[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("size, patch, expected", [
+    ((60, 40), (8, 8), (64, 96)), ((40, 60), (8, 8), (96, 64)), ((100, 99), (8, 8), (64, 64)), ((100, 80), (8, 8), (64, 80)),
+    ((60, 40), (7, 7), (63, 98)), ((4000, 1000), (8, 8), (64, 256)), ((4, 3), (8, 16), (64, 80))])
+def test_sizes_follow_the_picture_in_whole_patches(emojiclip, photo, size, patch, expected):
+    assert tuple(heatmaps.to_pixels(photo.resize(size), emojiclip, patch).shape) == (1, 3, *expected)
+
+
+def _palette_gif(photo, path):
+    photo.quantize(256).save(path, "GIF")
+
+
+def _animated_webp(photo, path):
+    photo.save(path, "WEBP", save_all=True, append_images=[Image.new("RGB", photo.size, "black")], lossless=True)
+
+
+def _animated_gif(photo, path):
+    photo.quantize(256).save(path, "GIF", save_all=True, append_images=[Image.new("P", photo.size)])
+
+
+@pytest.mark.parametrize("save, tolerance", [
+    (lambda photo, path: photo.save(path, "PNG"), 0), (lambda photo, path: photo.save(path, "BMP"), 0),
+    (lambda photo, path: photo.save(path, "TIFF"), 0), (_palette_gif, 20), (_animated_gif, 20), (_animated_webp, 0),
+    (lambda photo, path: photo.convert("CMYK").save(path, "TIFF"), 2),
+    (lambda photo, path: photo.convert("RGBA").save(path, "PNG"), 0)])
+def test_formats_show_the_same_picture(photo, tmp_path, save, tolerance):
+    save(photo, tmp_path / "x")
+    found = heatmaps.read_picture(str(tmp_path / "x"))
+    assert found.mode == "RGB" and found.size == photo.size
+    assert np.abs(np.asarray(found, int) - np.asarray(photo, int)).mean() <= tolerance
+
+
+@pytest.mark.parametrize("orientation, stored", [
+    (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270),
+    (5, Image.Transpose.TRANSPOSE)])
+@pytest.mark.parametrize("kind, mode", [("PNG", "RGB"), ("JPEG", "L")])
+def test_a_picture_stored_on_its_side_is_turned_upright(emojiclip, photo, tmp_path, orientation, stored, kind, mode):
+    photo = photo.resize((64, 40)).resize((192, 120)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    photo.transpose(stored).save(tmp_path / "turned", kind, exif=exif, **options)
+    photo.save(tmp_path / "upright", kind, **options)
+    upright, turned = (heatmaps.read_picture(str(tmp_path / name)) for name in ("upright", "turned"))
+    assert turned.size == (192, 120)
+    tower = read_tower(emojiclip.model.visual)
+    maps = [heatmaps.explain(tower, heatmaps.to_pixels(picture, emojiclip, tower.patch_size), ["a"], random_directions(128, 1))
+            [0].patches for picture in (upright, turned)]
+    np.testing.assert_allclose(*maps, atol=1e-5 if kind == "PNG" else 2e-3)  # JPEG rounds a turned block differently
+    assert np.abs(maps[0]).max() > 5e-3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
+def test_transparent_parts_are_white(tmp_path, mode):
+    grey = np.zeros((20, 30, 2), np.uint8)
+    grey[:, 15:, 1] = 255  # the left half black and transparent, the right one black and opaque
+    picture = Image.fromarray(grey, "LA")
+    if mode == "P":
+        picture = Image.fromarray(grey[..., 1] // 255, "P")
+        picture.putpalette([255, 0, 0, 0, 0, 0])
+        picture.save(tmp_path / "x", "GIF", transparency=0)
+    elif mode == "PA":
+        picture.convert("RGBA").save(tmp_path / "x", "WEBP", lossless=True)
+    else:
+        picture.convert(mode).save(tmp_path / "x", "PNG")
+    found = np.asarray(heatmaps.read_picture(str(tmp_path / "x")))
+    assert (found[:, :15] == 255).all() and (found[:, 15:] == 0).all()
+
+
+def test_half_transparent_parts_are_mixed_with_white(tmp_path):
+    Image.new("RGBA", (4, 4), (200, 0, 0, 128)).save(tmp_path / "x.png")
+    np.testing.assert_allclose(np.asarray(heatmaps.read_picture(str(tmp_path / "x.png")))[0, 0], (227, 127, 127), atol=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_cut_off(tmp_path, kind):
+    ramp = np.tile(np.linspace(0, 65535, 30).astype(np.uint16), (20, 1))
+    Image.fromarray(ramp).save(tmp_path / "x", kind)
+    found = np.asarray(heatmaps.read_picture(str(tmp_path / "x")))
+    np.testing.assert_allclose(found, np.repeat(ramp[..., None] / 257, 3, axis=2), atol=0.6)
+
+
+@pytest.mark.parametrize("values", [np.linspace(-3, 5, 600, dtype=np.float32), np.arange(600, dtype=np.int32) * 1000])
+def test_floats_and_integers_are_stretched(tmp_path, values):
+    Image.fromarray(values.reshape(20, 30)).save(tmp_path / "x", "TIFF")
+    found = np.asarray(heatmaps.read_picture(str(tmp_path / "x")))
+    assert found[0, 0, 0] == 0 and found[-1, -1, 0] == 255 and (np.diff(found[..., 0].ravel().astype(int)) >= 0).all()
+    Image.fromarray(np.full((20, 30), 7, values.dtype)).save(tmp_path / "x", "TIFF")
+    assert np.ptp(np.asarray(heatmaps.read_picture(str(tmp_path / "x")))) == 0
+
+
+def test_black_and_white_and_grey_are_read(tmp_path):
+    for mode in ("1", "L"):
+        Image.new(mode, (5, 4), 255).save(tmp_path / "x", "PNG")
+        assert (np.asarray(heatmaps.read_picture(str(tmp_path / "x"))) == 255).all()
+
+
+def test_the_script_prints_draws_and_writes(run_script, photo_file, tmp_path):
+    picture = tmp_path / "new" / "out.png"
+    code, out, err = run_script("compute_heatmaps", "--model", "emojiclip", "--device", "cpu", "--image", photo_file, "--text",
+                                "a red apple", "costs $5 or $6\nin all", "--text", "a dog", "--output", picture,
+                                "--layer", "5", "--head", "1")
+    assert code == 0, err
+    assert "layer 5, head 1, patches" in out and "= cosine similarity" in out and out.count("MLPs") == 3
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG" and min(drawn.size) > 300
+    written = json.loads(picture.with_suffix(".json").read_text())
+    assert [entry["text"] for entry in written["texts"]] == ["a red apple", "costs $5 or $6\nin all", "a dog"]
+    assert (written["grid"], written["pixels"], written["layer"], written["head"]) == ([8, 12], [64, 96], 5, 1)
+    for entry in written["texts"]:
+        assert np.shape(entry["patches"]) == (8, 12)
+        assert sum(entry["parts"].values()) == pytest.approx(entry["similarity"], abs=1e-5)
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["out.json", "out.png"]
+
+
+def test_default_place_and_settings_file(run_script, photo_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(f"model: emojiclip\nimage: {photo_file}\ntext: a dog\n")
+    code, out, err = run_script("compute_heatmaps", "--config", "s.yaml", "--device", "cpu")
+    assert code == 0 and "\na dog\n" in "\n" + out, err
+    assert (tmp_path / "output_dir" / "photo_heatmaps.png").is_file()
+    code, out, err = run_script("compute_heatmaps", "--config", "s.yaml", "--device", "cpu", "--text", "a cat")
+    assert code == 0 and "a cat" in out and "a dog" not in out, err
+
+
+def test_a_number_in_a_settings_file_is_no_text(refused, photo_file, tmp_path):
+    for text in ("5", "[a, 5]"):
+        (tmp_path / "s.yaml").write_text(f"image: {photo_file}\ntext: {text}\n")
+        assert "--text 5: is empty or no text" in refused("compute_heatmaps", "--config", tmp_path / "s.yaml")
+
+
+def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
+    from utils import plots
+
+    plots.heat_maps(photo, [("nothing", np.zeros((2, 3), np.float32), "a table")], "title", tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--text", " "], "is empty or no text"), (["--text", "a", ""], "is empty or no text"),
+    (["--text", *"abcdefghijklmnopqrstuvwxyz"], "26 texts, and a picture has room for 24"), ([], "required: --text"),
+    (["--text", "a", "--head", "1"], "a head needs its layer"), (["--text", "a", "--output", "x.jpg"], "end in .png"),
+    (["--text", "a", "--layer", "two"], "invalid int value"), (["--text", "a", "--layer", "6"], "layer 6: the model has 6"),
+    (["--text", "a", "--layer", "-1"], "layer -1: the model has 6"),
+    (["--text", "a", "--layer", "5", "--head", "6"], "head 6: the model has 6"),
+    (["--text", "a", "--model", "emoji"], "unknown model")])
+def test_options_that_cannot_be_are_refused(refused, photo_file, options, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model = [] if "--model" in options else ["--model", "emojiclip"]
+    assert message in refused("compute_heatmaps", *model, "--device", "cpu", "--image", photo_file, *options)
+    assert not (tmp_path / "output_dir").exists()
+
+
+def test_the_input_is_not_replaced(refused, photo_file):
+    before = photo_file.read_bytes()
+    assert "would replace --image" in refused("compute_heatmaps", "--image", photo_file, "--text", "a", "--output", photo_file)
+    assert photo_file.read_bytes() == before
+
+
+def _truncated(path, photo):
+    photo.resize((300, 200)).save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path, photo: None, "no such file"), (lambda path, photo: path.mkdir(), "no such file"),
+    (lambda path, photo: path.write_text("<svg></svg>"), "in no format of Pillow's"),
+    (lambda path, photo: path.write_bytes(b""), "in no format of Pillow's"), (_truncated, "cannot be read"),
+    (lambda path, photo: photo.resize((410, 100)).save(path, "PNG"), "410 x 100 pixels; crop it")])
+def test_files_that_are_no_fitting_picture_are_refused_before_a_model_is_loaded(refused, photo, tmp_path, make, message):
+    make(tmp_path / "x", photo)
+    line = refused("compute_heatmaps", "--model", "no such model", "--image", tmp_path / "x", "--text", "a")
+    assert message in line and "--image" in line
+
+
+def test_models_that_cannot_be_decomposed_are_refused(refused, photo_file):
+    assert "ResNet" in refused("compute_heatmaps", "--model", "RN50", "--pretrained", "none", "--device", "cpu",
+                               "--image", photo_file, "--text", "a")
+
+
+def test_python_callers_get_the_same_refusals(emojiclip, photo):
+    tower = read_tower(emojiclip.model.visual)
+    with pytest.raises(UserError, match="head needs its layer"):
+        heatmaps.explain(tower, heatmaps.to_pixels(photo, emojiclip, (8, 8)), ["a"], random_directions(128, 1), None, 1)

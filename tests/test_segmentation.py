@@ -1,0 +1,223 @@
+import literal
+import numpy as np
+import pytest
+import torch
+from conftest import random_clip
+from PIL import Image
+
+from utils import segmentation
+from utils.decomposition import decompose_tokens, read_tower
+from utils.script import UserError
+
+
+def images_for(model, number=3, seed=1, size=None):
+    return torch.randn(number, 3, *(size or model.visual.image_size), generator=torch.Generator().manual_seed(seed))
+
+
+def random_classifier(classes=7, seed=2):
+    columns = torch.randn(20, classes, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(columns, dim=0)
+
+
+def maps_of(model, images, classifier):
+    terms = decompose_tokens(read_tower(model.visual), images)
+    return segmentation.decomposition_maps(terms, classifier, (terms.representation @ classifier).argmax(dim=1))
+
+
+def test_a_tokens_terms_and_the_maps_equal_their_definition(variant):
+    _, model = variant
+    images, classifier = images_for(model), random_classifier()
+    slow = literal.decompose(model.visual, images)
+    expected = torch.from_numpy(literal.segmentation_maps(
+        slow["attn"], slow["representation"], classifier, decompose_tokens(read_tower(model.visual), images).grid))
+    # In double precision the definition itself shows; in single, these models' rounding is about 1e-6.
+    for precision, tolerance in ((torch.float64, 1e-6), (torch.float32, 5e-6)):
+        model.visual.to(precision)
+        terms = decompose_tokens(read_tower(model.visual), images.to(precision))
+        torch.testing.assert_close(terms.attn.double(), slow["attn"].sum(dim=(1, 3)), atol=tolerance, rtol=0)
+        torch.testing.assert_close(terms.rest.double(), slow["mlp"].sum(dim=1), atol=4 * tolerance, rtol=0)
+        maps = maps_of(model, images.to(precision), classifier.to(precision))
+        torch.testing.assert_close(maps.double(), expected, atol=tolerance, rtol=0)
+
+
+def test_the_embedded_models_maps_equal_their_definition_in_single_precision():
+    from utils.models import load_clip
+
+    model = load_clip("emojiclip", None, torch.device("cpu")).model
+    images = images_for(model, 2)
+    classifier = torch.nn.functional.normalize(torch.randn(128, 7, generator=torch.Generator().manual_seed(2)), dim=0)
+    slow = literal.decompose(model.visual, images)
+    expected = literal.segmentation_maps(slow["attn"], slow["representation"], classifier, (8, 8))
+    np.testing.assert_allclose(maps_of(model, images, classifier), expected, atol=1e-6, rtol=0)
+
+
+def test_maps_are_the_same_at_any_batch_size():
+    model, classifier = random_clip(), random_classifier()
+    images = images_for(model, 7)
+    together = maps_of(model, images, classifier)
+    for size in (1, 3):
+        parts = torch.cat([maps_of(model, images[start:start + size], classifier) for start in range(0, 7, size)])
+        torch.testing.assert_close(parts, together, atol=1e-6, rtol=0)
+
+
+def test_images_of_another_size_give_a_map_of_all_their_patches():
+    model, classifier = random_clip(), random_classifier()
+    images = images_for(model, 2, size=(48, 48))
+    terms = decompose_tokens(read_tower(model.visual), images)
+    assert maps_of(model, images, classifier).shape == (2, 6, 6)
+    torch.testing.assert_close(terms.representation.norm(dim=-1), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_heat_and_figures_equal_their_definitions():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(5, 3, 4)).astype(np.float32)
+    heats = segmentation.heat_maps(torch.from_numpy(maps), 18)
+    np.testing.assert_allclose(heats, [literal.heat_map(patches, 18) for patches in maps], atol=1e-6)
+    masks = torch.from_numpy(rng.uniform(size=(5, 18, 18)) < heats.numpy())
+    masks[1] = False
+    scores = segmentation.Scores(0.0, torch.device("cpu"))
+    scores.update(heats[:2], masks[:2])
+    scores.update(heats[2:], masks[2:])
+    figures = scores.figures()
+    assert figures.pop("images_without_map") == 0
+    assert figures == pytest.approx(literal.segmentation_figures(heats.numpy(), masks.numpy()), abs=1e-6)
+    assert set(segmentation.FIGURES) < set(figures)
+
+
+@pytest.mark.parametrize("thr", [0.0, 0.35])
+def test_the_curve_is_scikit_learns_at_its_thresholds(thr):
+    from sklearn.metrics import precision_score, recall_score
+
+    rng = np.random.default_rng(1)
+    heats = torch.from_numpy(rng.uniform(size=(4, 9, 9)).astype(np.float32))
+    heats[0, 0, 0] = 1
+    masks = heats > torch.from_numpy(rng.uniform(size=(4, 9, 9)))
+    scores = segmentation.Scores(thr, torch.device("cpu"))
+    scores.update(heats, masks)
+    precision, recall = scores.curve()
+    assert precision.shape == recall.shape == (1001,)
+    for i in (0, 1, 250, 350, 351, 700, 1000):
+        predicted = np.maximum(heats.numpy().ravel(), np.float32(thr)) >= segmentation.THRESHOLDS[i]
+        assert precision[i] == pytest.approx(precision_score(masks.ravel(), predicted, zero_division=1))
+        assert recall[i] == pytest.approx(recall_score(masks.ravel(), predicted))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -1.0, 1e-30, 1e30, float("nan"), float("inf")])
+def test_a_constant_map_is_all_background(value):
+    heat = segmentation.heat_maps(torch.full((2, 3, 3), value), 32)
+    assert (heat == 0).all() and not segmentation.foreground(heat).any()
+    scores = segmentation.Scores(0.0, torch.device("cpu"))
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, :8] = True
+    scores.update(heat, masks)
+    figures = scores.figures()
+    assert figures["images_without_map"] == 2 and figures["pixel_accuracy"] == pytest.approx(0.875)
+    assert figures["iou_foreground"] == 0 and all(np.isfinite(number) for number in figures.values())
+
+
+def test_a_data_set_without_foreground_has_figures():
+    scores = segmentation.Scores(0.0, torch.device("cpu"))
+    heat = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(1, 8, 8, dtype=torch.bool)
+    scores.update(heat, masks)
+    figures, (precision, recall) = scores.figures(), scores.curve()
+    expected = literal.segmentation_figures(heat.numpy(), masks.numpy())
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert np.isfinite(precision).all() and (recall == 1).all() and precision[0] == 0
+
+
+def test_sizes_that_patches_do_not_cover_are_refused():
+    tower = read_tower(random_clip().visual)
+    assert segmentation.check_image_size(48, tower) == 48
+    with pytest.raises(UserError, match="nearest are 32 and 40"):
+        segmentation.check_image_size(37, tower)
+    with pytest.raises(UserError, match="nearest are 8 and 16"):
+        segmentation.check_image_size(0, tower)
+
+
+@pytest.fixture
+def oblong_folder(tmp_path):
+    """One image twice as wide as high: white on the left half and black on the right, with the same mask."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        picture = np.zeros((40, 80), np.uint8)
+        picture[:, :40] = 255
+        Image.fromarray(picture).save(tmp_path / part / "half.png")
+    return tmp_path
+
+
+def one_batch(data_path, mask_resize):
+    from utils.models import load_clip
+
+    clip = load_clip("emojiclip", None, torch.device("cpu"))
+    data = segmentation.MaskFolder(str(data_path))
+    (pixels, masks), = segmentation.batches(data, clip, 32, mask_resize, 4, 0)
+    assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
+    return pixels[0, 0] > 0, masks[0]
+
+
+def test_an_aligned_mask_is_cropped_like_its_image_and_a_published_one_squeezed(tmp_path, oblong_folder):
+    mask = np.zeros((40, 80), np.uint8)
+    mask[:, :30] = 1
+    Image.fromarray(mask).save(oblong_folder / "masks" / "half.png")
+    for how, width in (("published", 12), ("aligned", 8)):  # 30 of 80 columns; and 10 of the 40 in the middle
+        _, found = one_batch(oblong_folder, how)
+        assert (found.sum(dim=1) == width).all(), how
+    Image.fromarray(np.where(np.arange(80) < 40, 255, 0)[None].repeat(40, 0).astype(np.uint8)).save(
+        oblong_folder / "masks" / "half.png")
+    white, found = one_batch(oblong_folder, "aligned")
+    assert (white == found).all()
+
+
+@pytest.mark.parametrize("kind", ["boolean", "palette", "colour", "sixteen bits", "grey with alpha"])
+def test_any_value_but_black_is_foreground(oblong_folder, kind):
+    left = np.arange(80)[None].repeat(40, 0) < 40
+    made = {"boolean": lambda: Image.fromarray(left),
+            "palette": lambda: Image.fromarray(left.astype(np.uint8)).convert("P"),
+            "colour": lambda: Image.fromarray(np.stack([0 * left, 0 * left, left], axis=2).astype(np.uint8)),
+            "sixteen bits": lambda: Image.fromarray((left * 256).astype(np.uint16)),
+            "grey with alpha": lambda: Image.merge("LA", [Image.fromarray(left.astype(np.uint8)), Image.new("L", (80, 40), 255)])}
+    made[kind]().save(oblong_folder / "masks" / "half.png")
+    white, found = one_batch(oblong_folder, "aligned")
+    assert (white == found).all() and found.any() and not found.all()
+
+
+def test_an_image_is_turned_upright_before_it_meets_its_mask(oblong_folder):
+    path = oblong_folder / "images" / "half.png"
+    tag = Image.Exif()
+    tag[0x0112] = 6  # to be turned by 90 degrees
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path.with_suffix(".jpg"), exif=tag, quality=95)
+    path.unlink()
+    white, found = one_batch(oblong_folder, "aligned")
+    assert (white == found).float().mean() > 0.95
+
+
+def test_pictures_show_what_they_are_named_for(tmp_path):
+    from utils.models import load_clip
+
+    clip = load_clip("emojiclip", None, torch.device("cpu"))
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    data = segmentation._Prepared(segmentation.EmojiScenes(None), clip, 16, "published")
+    heat = torch.linspace(0, 1, 256).reshape(1, 16, 16)
+    masks = torch.zeros(1, 16, 16, dtype=torch.bool)
+    masks[0, :5] = True
+    segmentation.save_pictures(tmp_path, ["a"], clip, data.prepare(shown)[None], masks, {"rollout": heat})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["a_input.png", "a_mask.png", "a_rollout_heat.png", "a_rollout_mask.png", "a_rollout_overlay.png"])
+    assert (np.asarray(Image.open(tmp_path / "a_input.png")) == np.asarray(shown)).all()
+    assert (np.asarray(Image.open(tmp_path / "a_mask.png")) == masks[0].numpy()).all()
+    assert (np.asarray(Image.open(tmp_path / "a_rollout_mask.png")) == (heat[0] > 0.5).numpy()).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: maps and figures on a GPU were not covered")
+def test_a_gpu_gives_the_same_maps_and_figures():
+    model, classifier = random_clip(), random_classifier()
+    images, masks = images_for(model, 3), torch.arange(32).expand(3, 32, 32) > 20
+    figures = []
+    for device in ("cpu", "cuda"):
+        maps = maps_of(model.to(device), images.to(device), classifier.to(device))
+        scores = segmentation.Scores(0.0, torch.device(device))
+        scores.update(segmentation.heat_maps(maps, 32), masks.to(device))
+        figures.append(scores.figures())
+        assert all(values.shape == (1001,) for values in scores.curve())
+    assert figures[1] == pytest.approx(figures[0], abs=1e-3)
