@@ -138,7 +138,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(refused, folder_of_images, t
 def test_an_interrupted_run_leaves_nothing_under_a_final_name(tmp_path):
     process = subprocess.Popen([sys.executable, "compute_prs.py", "--model", "emojiclip", "--dataset", "emoji",
                                 "--batch_size", "1", "--num_workers", "0", "--device", "cpu", "--output_dir", tmp_path],
-                               cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                               cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               # tests that run in a shell's background are told to ignore it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.time() + 120
     while not list(tmp_path.glob("*.partial")) and process.poll() is None and time.time() < deadline:
         time.sleep(0.1)
