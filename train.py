@@ -107,7 +107,7 @@ def main(args) -> None:
 
     # At every checkpoint, peft looks for the base model on the hub, where a .gguf file's is not.
     warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     pass_size = args.per_device_batch_size * state.num_processes
     if args.batch_size % pass_size:
         raise UserError(f"--batch_size {args.batch_size} must be a multiple of --per_device_batch_size x processes, {pass_size}")
