@@ -26,7 +26,7 @@ def main(args) -> None:
     from utils import ablation, arrays, models, plots
 
     model = models.file_name(args.model)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp", "cls_attn"))
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp", "cls_attn"), args.split)
     classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, terms["attn"].shape[-1])
     found = ablation.accuracies(terms, classifier)
     print(f"Baseline: {found['baseline']}")
@@ -37,7 +37,7 @@ def main(args) -> None:
 
     folder = Path(args.figures_dir or args.input_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{args.dataset}_ablations_{model}.json"
+    path = folder / f"{arrays.run_name(args.dataset, args.split)}_ablations_{model}.json"
     arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
     plots.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
 

@@ -10,7 +10,8 @@ Reads what compute_prs.py, compute_text_projection.py and compute_text_set_proje
 layers are replaced by what their texts span, all earlier heads by their means, and the MLPs are kept.
 
 Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads_{model}.txt, the published
-report, and .json, with each text's share of its head's variance.
+report, and .json, with each text's share of its head's variance, and each head's consistency: how much alike its
+texts are, against random sets of as many texts.
 """
 from utils.datasets import add_run_options
 from utils.script import UserError, make_parser, run
@@ -40,7 +41,7 @@ def main(args) -> None:
 
     model = models.file_name(args.model)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"))
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
     layers, _, width = terms["attn"].shape[1:]
     classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, width)
     pool = arrays.open_texts(args.input_dir, args.text_descriptions, model, manifest, width, texts)
@@ -50,6 +51,7 @@ def main(args) -> None:
 
     spans = textspan.span_heads(terms["attn"], pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
     accuracy = textspan.accuracy(terms, classifier, spans)
+    consistency = textspan.consistency(pool, spans)
     distinct = len({pick for span in spans.values() for pick in span.picks})
 
     rule = "-" * 18
@@ -57,8 +59,8 @@ def main(args) -> None:
     for (layer, head), span in spans.items():
         lines += [rule, f"Layer {layer}, Head {head}", rule, *(texts[pick] for pick in span.picks)]
     lines += [rule, f"Current accuracy: {accuracy}", f"Number of texts: {distinct}"]
-    path = Path(args.output_dir) / (f"{args.dataset}_completeness_{args.text_descriptions}_top_{args.texts_per_head}"
-                                    f"_heads_{model}.txt")
+    path = arrays.spans_path(args.output_dir, arrays.run_name(args.dataset, args.split), args.text_descriptions,
+                             args.texts_per_head, model)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays.write_text(path, "\n".join(lines) + "\n")
     arrays.write_json(path.with_suffix(".json"), {
@@ -67,6 +69,7 @@ def main(args) -> None:
         "accuracy": accuracy, "number_of_texts": distinct,
         "heads": [{"layer": layer, "head": head, "rank_used": span.rank,
                    "variance": span.variance, "explained": sum(span.shares),
+                   "consistency": consistency[layer, head],
                    "texts": [{"text": texts[pick], "index": pick, "share": share}
                              for pick, share in zip(span.picks, span.shares)]}
                   for (layer, head), span in spans.items()]})

@@ -12,9 +12,10 @@ Writes to --output_dir, for b images, l layers, h heads and joint width d (paper
     {dataset}_labels.npy            [b]
     {dataset}_{model}.json          what made them
 
+Of another split than the usual one (--split train), the files are named {dataset}_{split}_... .
 attn and mlp of an image sum to its unit-length representation. Nothing incomplete is left under these names.
 """
-from utils.datasets import add_data_options
+from utils.datasets import add_data_options, add_split_option
 from utils.models import add_model_options
 from utils.script import UserError, make_parser, run
 
@@ -25,6 +26,7 @@ def get_args_parser():
     parser = make_parser(__doc__)
     add_model_options(parser)
     add_data_options(parser)
+    add_split_option(parser)
     parser.add_argument("--batch_size", type=int, default=2, help="images a forward pass (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: one a core, at most 10)")
     parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
@@ -48,7 +50,7 @@ def main(args) -> None:
     from utils.script import pick_device
 
     if not args.check:  # a wrong path is found before a large model is loaded
-        images = datasets.load_images(args.dataset, args.data_path)
+        images = datasets.load_images(args.dataset, args.data_path, split=args.split)
     device = pick_device(args.device)
     clip = models.load_clip(args.model, args.pretrained, device, args.seed)
     tower = read_tower(clip.model.visual)
@@ -63,10 +65,11 @@ def main(args) -> None:
         return
 
     images.draw_at(clip.image_size[0])
-    paths = {what: arrays.term_path(args.output_dir, args.dataset, what, clip.name)
+    name = arrays.run_name(args.dataset, args.split)
+    paths = {what: arrays.term_path(args.output_dir, name, what, clip.name)
              for what in ("attn", "mlp", "cls_attn", "labels")}
     count, skipped = 0, []
-    with arrays.Writer(arrays.manifest_path(args.output_dir, args.dataset, clip.name)) as writer, \
+    with arrays.Writer(arrays.manifest_path(args.output_dir, name, clip.name)) as writer, \
             tqdm(total=len(images.samples), desc="images", unit="image") as progress:
         for pixels, labels, bad in datasets.batches(images, clip.preprocess, args.batch_size,
                                                     datasets.worker_count(args.num_workers), args.skip_bad_images):
@@ -82,11 +85,12 @@ def main(args) -> None:
         if not count:
             raise UserError(f"--data_path {args.data_path}: none of its {len(skipped)} images can be read")
         writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip),
-                       "dataset": args.dataset, "images": count, "classes": images.classes, "precision": "float32",
-                       "skipped_images": skipped,
+                       "dataset": args.dataset, "split": args.split, "images": count, "classes": images.classes,
+                       "precision": "float32", "skipped_images": [error for _, error in skipped],
+                       "skipped_indices": [index for index, _ in skipped],
                        "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed}})
-    for name in skipped:
-        print(f"skipped: {name}")
+    for _, error in skipped:
+        print(f"skipped: {error}")
     print(f"{count} images -> {paths['attn']}")
 
 

@@ -30,12 +30,10 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
 
     from utils import arrays, datasets, plots
 
-    run_arrays, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn",))
-    attn = run_arrays["attn"]
-    images = datasets.load_images(args.dataset, args.data_path, 96)
-    if len(images.samples) != len(attn):
-        raise UserError(f"{args.dataset} has {len(images.samples)} images and the arrays hold {len(attn)}; "
-                        "a picture needs a run that skipped none")
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn",), args.split)
+    attn = terms["attn"]
+    images = datasets.load_images(args.dataset, args.data_path, 96, split=args.split)
+    indices = arrays.image_indices(manifest, len(attn), len(images.samples))
     pool = np.load(arrays.text_path(args.input_dir, args.text_descriptions, model), mmap_mode="r", allow_pickle=False)
     rows = []
     for head in heads:
@@ -43,7 +41,7 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
             continue
         scores = attn[:, head["layer"], head["head"]] @ pool[head["texts"][0]["index"]]
         order = np.argsort(-scores, kind="stable")
-        highest, lowest = ([images.samples[int(i)][0] for i in part] for part in (order[:IMAGES], order[-IMAGES:]))
+        highest, lowest = ([images.samples[int(i)][0] for i in indices[part]] for part in (order[:IMAGES], order[-IMAGES:]))
         title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
         rows.append((f"layer {head['layer']}, head {head['head']}:  {title}", highest, lowest))
     plots.head_sheet(rows, path)
@@ -53,11 +51,12 @@ def main(args) -> None:
     import json
     from pathlib import Path
 
+    from utils import arrays
     from utils.models import file_name
 
-    folder, model = Path(args.input_dir), file_name(args.model)
-    spans = f"{args.dataset}_completeness_{args.text_descriptions}_top_{args.texts_per_head}_heads_{model}.json"
-    paths = {"ablations": folder / f"{args.dataset}_ablations_{model}.json", "texts": folder / spans}
+    folder, model, name = Path(args.input_dir), file_name(args.model), arrays.run_name(args.dataset, args.split)
+    spans = arrays.spans_path(args.input_dir, name, args.text_descriptions, args.texts_per_head, model)
+    paths = {"ablations": folder / f"{name}_ablations_{model}.json", "texts": spans.with_suffix(".json")}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} does not exist; run compute_ablations.py and compute_complete_text_set.py first")
@@ -79,7 +78,7 @@ def main(args) -> None:
         listed = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in head["texts"][:TEXTS])
         print(f"  layer {head['layer']}, head {head['head']}: {listed}")
 
-    picture = folder / f"{args.dataset}_heads_{model}.png"
+    picture = folder / f"{name}_heads_{model}.png"
     draw_heads(args, model, heads, picture)
     print("\nAll of it:")
     for path in (paths["ablations"], paths["ablations"].with_suffix(".png"), paths["texts"].with_suffix(".txt"), paths["texts"],

@@ -6,7 +6,7 @@
 
 Beside the images, scenes.jsonl holds every scene's attributes, caption and nuisances, one a line, in order.
 """
-from utils.datasets import EMBEDDED, SPLITS
+from utils.datasets import EMBEDDED
 from utils.script import make_parser, run
 
 
@@ -37,10 +37,10 @@ def write_waterbirds(root, image_size: int) -> list:
     """All splits of emoji_spurious: one folder a kind of animal, and Waterbirds' metadata.csv."""
     import csv
 
-    from utils import datasets, scenes
+    from utils import datasets, layouts, scenes
 
     drawn, rows = [], []
-    for split, name in enumerate(SPLITS):
+    for split, name in enumerate(layouts.SPLITS):
         members, labels, places = datasets.embedded_scenes("emoji_spurious", name)
         for scene, y, place in zip(members, labels, places):
             number = len(rows)

@@ -58,8 +58,9 @@ def test_bad_images_can_be_left_out_and_are_listed(folder_of_images):
     damage(folder_of_images)
     found = read(datasets.load_images("imagefolder", str(folder_of_images)), skip_bad_images=True)
     assert sum(len(labels) for _, labels, _ in found) == sum(len(pixels) for pixels, *_ in found) == 13
-    bad = [name for *_, names in found for name in names]
-    assert len(bad) == 2 and "2.png" in bad[0] and "0.png" in bad[1]
+    bad = [sample for *_, samples in found for sample in samples]
+    assert [index for index, _ in bad] == [7, 10]
+    assert "2.png" in bad[0][1] and "0.png" in bad[1][1]
 
 
 def test_a_batch_of_bad_images_only(folder_of_images):

@@ -2,6 +2,8 @@
 
 Letters of shapes: b images, l layers, h heads, d width of the joint space.
 """
+from collections.abc import Collection, Iterator
+
 import numpy as np
 
 from utils.arrays import blocks
@@ -46,3 +48,45 @@ def accuracies(run: dict[str, np.ndarray], classifier: np.ndarray) -> dict:
     percent = 100 / len(run["labels"])
     return {**{name: count * percent for name, count in counts.items()},
             "attention_ablated": [count * percent for count in attention]}
+
+
+def means(run: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Means over images of attn [l, h, d] and mlp [l + 1, d], float32."""
+    return {name: mean(run[name]) for name in ("attn", "mlp")}
+
+
+def representations(run: dict[str, np.ndarray], means: dict[str, np.ndarray], heads: Collection[tuple[int, int]] = (),
+                    last_layers: int | None = None, mlps: bool = True) -> Iterator[tuple[slice, np.ndarray]]:
+    """Representations [b, d], float32, with components mean-ablated: pairs of a slice of the images and theirs.
+
+    Ablated are the `heads` (layer, head), counted from 0, all attention layers but the `last_layers` (None: no others),
+    and without `mlps` every MLP and the embedded class token. What replaces a component is its entry in `means`.
+    """
+    layers = run["attn"].shape[1]
+    kept = np.ones(run["attn"].shape[1:3], bool)
+    kept[:layers - (layers if last_layers is None else last_layers)] = False
+    for layer, head in heads:
+        kept[layer, head] = False
+    first = min(np.flatnonzero(kept.any(axis=1)), default=layers)  # earlier layers need not be read
+    constant = means["attn"][~kept].sum(axis=0) + (0 if mlps else means["mlp"].sum(axis=0))
+    for block in blocks(len(run["attn"])):
+        attn = run["attn"][block, first:].astype(np.float32, copy=False)
+        found = np.einsum("blhd,lh->bd", attn, kept[first:].astype(np.float32)) + constant
+        yield block, found + run["mlp"][block].astype(np.float32).sum(axis=1) if mlps else found
+
+
+def single_heads(run: dict[str, np.ndarray], classifier: np.ndarray, last_layers: int) -> dict[tuple[int, int], float]:
+    """Zero-shot accuracy in percent with one head mean-ablated at a time, for every head (layer, head) of the last layers.
+
+    The logits change by those of the head's term alone, so that the rest of the sum is made once.
+    """
+    layers, heads = run["attn"].shape[1:3]
+    average = mean(run["attn"][:, layers - last_layers:])
+    right = dict.fromkeys(((layer, head) for layer in range(layers - last_layers, layers) for head in range(heads)), 0)
+    for block in blocks(len(run["labels"]), description="single heads"):
+        attn = run["attn"][block].astype(np.float32, copy=False)
+        logits = (attn.sum(axis=(1, 2)) + run["mlp"][block].astype(np.float32).sum(axis=1)) @ classifier
+        for layer, head in right:
+            without = logits - (attn[:, layer, head] - average[layer - layers + last_layers, head]) @ classifier
+            right[layer, head] += int((without.argmax(axis=1) == run["labels"][block]).sum())
+    return {key: 100 * count / len(run["labels"]) for key, count in right.items()}

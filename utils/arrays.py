@@ -4,6 +4,7 @@
     {dataset}_classifier_{model}.npy                                  from compute_text_projection.py
     {text_set}_{model}.npy                                            from compute_text_set_projection.py
 
+Of another split than the one that is read where none is asked for, the arrays are named {dataset}_{split}_...
 Beside each group lies a manifest (JSON) that says what made it; readers use it to refuse arrays
 that do not belong together. Everything is written under a `.partial` name and renamed when complete.
 """
@@ -19,10 +20,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils.datasets import DEFAULT_SPLITS
 from utils.script import UserError
 
 PACKAGES = ("torch", "open-clip-torch", "numpy")
 BLOCK = 256  # images that are in memory at a time
+
+
+def run_name(dataset: str, split: str | None) -> str:
+    """How a run of compute_prs.py is called in file names: by its data set, and by the split where it was asked for."""
+    return dataset if split in (None, DEFAULT_SPLITS.get(dataset, "test")) else f"{dataset}_{split}"
 
 
 def term_path(folder: str, dataset: str, what: str, model: str) -> Path:
@@ -33,6 +40,11 @@ def term_path(folder: str, dataset: str, what: str, model: str) -> Path:
 def text_path(folder: str, text_set: str, model: str) -> Path:
     """Path of a text pool's embeddings."""
     return Path(folder) / f"{text_set}_{model}.npy"
+
+
+def spans_path(folder: str, run: str, text_set: str, texts_per_head: int, model: str) -> Path:
+    """Path of TextSpan's texts of a run (`run_name`): the published report; with the suffix .json, all of it."""
+    return Path(folder) / f"{run}_completeness_{text_set}_top_{texts_per_head}_heads_{model}.txt"
 
 
 def manifest_path(folder: str, *parts: str) -> Path:
@@ -150,13 +162,16 @@ def _open(path: Path, manifest: dict | None, hint: str) -> np.ndarray:
     return array
 
 
-def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict | None]:
+def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
+             split: str | None = None) -> tuple[dict[str, np.ndarray], dict | None]:
     """Arrays of one run of compute_prs.py, mapped from disk, and its manifest (None for foreign arrays).
 
     `names` are of "attn" [b, l, h, d], "mlp" [b, l + 1, d], "cls_attn" [b, l, d]; "labels" [b] come always.
     Raises UserError where one is missing, incomplete, or of another run, model or number of images.
     """
     hint = f"python compute_prs.py --dataset {dataset} --model {model} --output_dir {folder}"
+    if split:
+        hint, dataset = f"{hint} --split {split}", run_name(dataset, split)
     first = term_path(folder, dataset, names[0], model)
     if not first.is_file():
         raise UserError(f"{first} does not exist; make it with: {hint}")
@@ -179,6 +194,18 @@ def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...]) -> t
         raise UserError(f"{folder}: the arrays of {dataset} and {model} have different widths {sorted(widths)}; "
                         f"make them again with: {hint}")
     return arrays, manifest
+
+
+def image_indices(manifest: dict | None, rows: int, images: int) -> np.ndarray:
+    """For each of the `rows` images of a run, its index [rows] in the data set, of which `images` are there now.
+
+    Raises UserError where they do not belong together.
+    """
+    indices = np.delete(np.arange(images), (manifest or {}).get("skipped_indices", []))
+    if len(indices) != rows:
+        raise UserError(f"the data set has {images} images, and the arrays hold {rows} of {images - len(indices) + rows}; "
+                        "give the --data_path and --split that they were made from, or make them again with compute_prs.py")
+    return indices
 
 
 def open_classifier(folder: str, dataset: str, model: str, run: dict | None, width: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from pathlib import Path
 from PIL import Image
 
 from utils import layouts
-from utils.layouts import SPLITS
 from utils.script import UserError, describe
 
 # torch and what needs it are imported where they are used, so that every script's --help answers at once.
@@ -25,11 +24,13 @@ NAMES = ("imagenet", "imagefolder", "CIFAR10", "CIFAR100", "binary_waterbirds", 
          "stanford_cars", "stanford_dogs", *EMBEDDED)
 # The split that is read where none is asked for: the test split, and here another. imagefolder's "" is the folder itself.
 DEFAULT_SPLITS = {"imagenet": "val", "imagefolder": ""}
-# Embedded sets: number of scenes (of each split), and the seed that makes them.
-SIZES = {"emoji": 2080, "emoji_unseen_style": 1040, "emoji_seg": 520,
+# Embedded sets: number of scenes of each split, and the seed that makes them.
+SIZES = {"emoji": {"train": 7800, "val": 2080, "test": 2080}, "emoji_unseen_style": {"test": 1040}, "emoji_seg": {"test": 520},
          "emoji_spurious": {"train": 1200, "val": 400, "test": 800}}
-SEEDS = {"emoji": 1, "emoji_unseen_style": 2, "emoji_seg": 3, "emoji_spurious": {"train": 4, "val": 5, "test": 6}}
+SEEDS = {"emoji": {"train": 7, "val": 8, "test": 1}, "emoji_unseen_style": {"test": 2}, "emoji_seg": {"test": 3},
+         "emoji_spurious": {"train": 4, "val": 5, "test": 6}}
 SPURIOUS_CLASSES = ("land animal", "sea animal")
+PLACES = {"binary_waterbirds": ("land", "water"), "emoji_spurious": ("land", "sea")}  # backgrounds that go with the classes
 AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
 EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
 
@@ -41,6 +42,7 @@ class Images:
     classes: list[str]
     paths: list[str] | None     # of the image files, to name a bad one
     scenes: list | None = None  # the scenes of an embedded set
+    places: list[int] | None = None  # of an image's background, where the data set tells: an index into PLACES
 
     def draw_at(self, image_size: int) -> None:
         """Draw embedded scenes at this side, in pixels; image files keep their own size."""
@@ -91,11 +93,18 @@ def add_data_options(parser) -> None:
                         help="where the images are; the emoji sets need none (default: none)")
 
 
+def add_split_option(parser) -> None:
+    """The option that chooses a split."""
+    parser.add_argument("--split", metavar="NAME", help="train, val or test, where the data set has it (default: test; val of "
+                        "imagenet, all of an imagefolder)")
+
+
 def add_run_options(parser) -> None:
     """The options by which a script finds the arrays of a run of compute_prs.py."""
     parser.add_argument("--model", default="ViT-H-14", metavar="NAME", help="as given to compute_prs.py (default: %(default)s)")
     parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
                         help="as given to compute_prs.py (default: %(default)s)")
+    add_split_option(parser)
     parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
                         help="where the arrays are (default: %(default)s)")
 
@@ -103,16 +112,16 @@ def add_run_options(parser) -> None:
 def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], list[int] | None]:
     """Scenes and labels of an embedded data set, and for emoji_spurious the background's place (0 land, 1 sea).
 
-    emoji_spurious has the splits train, val and test, the others test alone; another raises UserError.
+    emoji and emoji_spurious have the splits train, val and test, the others test alone; another raises UserError.
     """
-    layouts.check_split(name, split, SPLITS if name == "emoji_spurious" else ("test",))
+    layouts.check_split(name, split, SIZES[name])
     from utils import scenes
 
     if name == "emoji_spurious":
         rows = scenes.sample_spurious(SIZES[name][split], SEEDS[name][split], AGREEMENT[split])
         return [scene for scene, *_ in rows], [y for _, y, _ in rows], [place for *_, place in rows]
     fixed = {"style": scenes.UNSEEN_STYLE} if name == "emoji_unseen_style" else {}
-    drawn = scenes.sample_scenes(SIZES[name], SEEDS[name], **fixed)
+    drawn = scenes.sample_scenes(SIZES[name][split], SEEDS[name][split], **fixed)
     return drawn, [scene.object for scene in drawn], None
 
 
@@ -125,15 +134,16 @@ def load_images(name: str, data_path: str | None = None, image_size: int = 224, 
     """
     split = DEFAULT_SPLITS.get(name, "test") if split is None else split
     if name in EMBEDDED:
-        drawn, labels, _ = embedded_scenes(name, split)
-        return Images(SceneImages(drawn, labels, image_size), class_names(name), None, drawn)
+        drawn, labels, places = embedded_scenes(name, split)
+        return Images(SceneImages(drawn, labels, image_size), class_names(name), None, drawn, places)
     root = _root(name, data_path)
     if name in ("CIFAR10", "CIFAR100"):
         return _cifar(name, root, split)
     files, classes = layouts.READERS[name](root, split)
     if not files:
         raise UserError(f"--data_path {root}: no images there for --dataset {name}")
-    return Images(ImageFiles(files), classes, [path for path, _ in files])
+    places = layouts.waterbirds_places(root, split) if name == "binary_waterbirds" else None
+    return Images(ImageFiles(files), classes, [path for path, _ in files], places=places)
 
 
 def class_names(name: str, data_path: str | None = None) -> list[str]:
@@ -176,7 +186,7 @@ def _cifar(name: str, root: Path, split: str) -> Images:
 
 
 class _Prepared:
-    """Samples through the model's preprocessing. A sample that cannot be read comes as its error."""
+    """Samples through the model's preprocessing. One that cannot be read comes as its index and its error."""
 
     def __init__(self, images: Images, preprocess: Callable):
         self.images, self.preprocess = images, preprocess
@@ -190,7 +200,7 @@ class _Prepared:
             return self.preprocess(image), label
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             name = self.images.paths[index] if self.images.paths else f"image {index}"
-            return f"{name} ({describe(error) if not isinstance(error, OSError) else error})"
+            return index, f"{name} ({describe(error) if not isinstance(error, OSError) else error})"
 
     def __getitem__(self, index: int):
         return self._prepare(index, lambda: self.images.samples[index])
@@ -205,9 +215,9 @@ class _Prepared:
 def _collate(samples: list) -> tuple:
     import torch
 
-    good = [sample for sample in samples if not isinstance(sample, str)]
+    good = [sample for sample in samples if not isinstance(sample[1], str)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return images, torch.tensor([label for _, label in good]), [sample for sample in samples if isinstance(sample, str)]
+    return images, torch.tensor([label for _, label in good]), [sample for sample in samples if isinstance(sample[1], str)]
 
 
 def worker_count(wanted: int | None) -> int:
@@ -217,7 +227,7 @@ def worker_count(wanted: int | None) -> int:
 
 def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,
             skip_bad_images: bool | None = None) -> Iterator[tuple]:
-    """All images in order, in batches: images [b, 3, height, width], labels [b], and the bad ones left out.
+    """All images in order, in batches: images [b, 3, height, width], labels [b], and the index and error of those left out.
 
     Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such option).
     """
@@ -226,7 +236,7 @@ def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: 
     loader = DataLoader(_Prepared(images, preprocess), batch_size, num_workers=num_workers, collate_fn=_collate)
     for pixels, labels, bad in loader:
         if bad and not skip_bad_images:
-            raise UserError(f"cannot read {bad[0]}; mend or remove it"
+            raise UserError(f"cannot read {bad[0][1]}; mend or remove it"
                             + (", or leave such images out with --skip_bad_images" if skip_bad_images is False else ""))
         yield pixels, labels.numpy(), bad
 

@@ -49,6 +49,17 @@ def imagenet(root: Path, split: str) -> tuple[Files, list[str]]:
 
 def binary_waterbirds(root: Path, split: str) -> tuple[Files, list[str]]:
     """Waterbirds: metadata.csv beside the folders of images."""
+    table, rows = _waterbirds_rows(root, split)
+    files = [(str(table.parent / _listed(row["img_filename"], table)), int(row["y"])) for row in rows]
+    return files, list(WATERBIRDS_CLASSES)
+
+
+def waterbirds_places(root: Path, split: str) -> list[int]:
+    """The background of each image of Waterbirds: 0 land, 1 water."""
+    return [int(row["place"]) for row in _waterbirds_rows(root, split)[1]]
+
+
+def _waterbirds_rows(root: Path, split: str) -> tuple[Path, list[dict]]:
     splits = {"train": "0", "val": "1", "test": "2"}
     check_split("binary_waterbirds", split, splits)
     table = _need(root, ("waterbird_complete95_forest2water2", ""), "metadata.csv", "waterbird_complete95_forest2water2.tar.gz")
@@ -56,9 +67,7 @@ def binary_waterbirds(root: Path, split: str) -> tuple[Files, list[str]]:
         rows = list(csv.DictReader(file))
     if not rows or not {"img_filename", "y", "split", "place"} <= set(rows[0]):
         raise UserError(f"{table}: expected the columns img_filename, place, split, y")
-    files = [(str(table.parent / _listed(row["img_filename"], table)), int(row["y"]))
-             for row in rows if row["split"] == splits[split]]
-    return files, list(WATERBIRDS_CLASSES)
+    return table, [row for row in rows if row["split"] == splits[split]]
 
 
 def cub(root: Path, split: str) -> tuple[Files, list[str]]:

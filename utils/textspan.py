@@ -5,6 +5,7 @@ the covariance of X. All of it happens in the coordinates of the head's leading 
 
 Letters of shapes: b images, d width of the joint space, m texts, r rank used, p picked texts.
 """
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from utils.ablation import mean as mean_over_images
 from utils.arrays import blocks
 from utils.zeroshot import correct
 
+RANDOM_SETS = 1000  # of texts, against which a head's are compared
 EXHAUSTED = 1e-6  # what is left of a text's direction, relative to its length, below which nothing remains to pick
 
 
@@ -28,6 +30,11 @@ class Span:
     variance: float         # of the head's terms over images, summed over the joint space
     mean: Tensor            # [d]
     directions: Tensor      # [p, d], orthonormal: the picked directions, each without those before
+
+    def first(self, number: int) -> "Span":
+        """The span of the first `number` texts: picks are greedy, so that fewer texts are a beginning of more."""
+        return dataclasses.replace(self, picks=self.picks[:number], shares=self.shares[:number],
+                                   directions=self.directions[:number])
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Terms [b, d] with only what the texts span: the mean plus the part along the picked directions."""
@@ -120,3 +127,30 @@ def accuracy(run: dict[str, np.ndarray], classifier: np.ndarray, spans: dict[tup
             representations += span.reconstruct(attn[:, layer - first, head])
         right += correct(representations.numpy(), classifier, run["labels"][block])
     return 100 * right / len(run["labels"])
+
+
+def similarity(embeddings: Tensor) -> Tensor:
+    """Mean cosine similarity [...] between different texts of sets of unit embeddings [..., p, d]; NaN for a single text."""
+    number = embeddings.shape[-2]
+    return (embeddings.sum(dim=-2).square().sum(dim=-1) - number) / (number * (number - 1))
+
+
+def consistency(pool: np.ndarray, spans: dict[tuple[int, int], Span], seed: int = 0) -> dict[tuple[int, int], dict | None]:
+    """How much alike the texts of each head are: whether it has one role.
+
+    `pool` [m, d] holds the texts' unit embeddings. Returns for each head `similarity`, the mean cosine between its
+    texts, `random`, the same of RANDOM_SETS random sets of as many texts of the pool, on average, and `percentile`,
+    the percentage of random sets that are less alike. None for a head with fewer than two texts.
+    """
+    texts, random = torch.tensor(pool, dtype=torch.float64), {}
+    generator = torch.Generator().manual_seed(seed)
+    for number in sorted({len(span.picks) for span in spans.values()} - {0, 1}):
+        random[number] = torch.stack([similarity(texts[torch.randperm(len(texts), generator=generator)[:number]])
+                                      for _ in range(RANDOM_SETS)])
+    found = {}
+    for key, span in spans.items():
+        drawn = random.get(len(span.picks))
+        own = similarity(texts[span.picks])
+        found[key] = None if drawn is None else {
+            "similarity": own.item(), "random": drawn.mean().item(), "percentile": 100 * (drawn < own).double().mean().item()}
+    return found

@@ -1,0 +1,70 @@
+"""Attention heads by name: `22.12` is head 12 of layer 22, both counted from 0; lists of them in configs/heads/.
+
+A list is a YAML file that says for which model and on which data the heads were found, and what each of them is about:
+
+    model: ViT-L-14
+    dataset: binary_waterbirds
+    heads:
+      geolocation: 21.1 22.12 22.13
+      setting: 21.3 21.6
+"""
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from utils.script import UserError, read_yaml
+
+Head = tuple[int, int]  # layer, head
+FOLDER = Path(__file__).resolve().parent.parent / "configs" / "heads"
+
+
+def name(head: Head) -> str:
+    """(22, 12) -> 22.12."""
+    return f"{head[0]}.{head[1]}"
+
+
+def parse(text: str, source: str = "--heads") -> list[Head]:
+    """Heads from `22.12,23.1` or `22.12 23.1`, each once. Raises UserError, which names the source, for anything else."""
+    found = []
+    for word in filter(None, re.split(r"[,\s]+", str(text))):
+        if not re.fullmatch(r"\d+\.\d+", word):
+            raise UserError(f"{source}: {word!r} is no head; write layer.head, counted from 0, such as 22.12,23.1")
+        layer, head = word.split(".")
+        found.append((int(layer), int(head)))
+    if not found:
+        raise UserError(f"{source}: names no head; write layer.head, counted from 0, such as 22.12,23.1")
+    return list(dict.fromkeys(found))
+
+
+def check(heads: Collection[Head], layers: int, number: int, source: str = "--heads") -> None:
+    """Raises UserError for a head that a model of `layers` layers with `number` heads each does not have."""
+    for layer, head in heads:
+        if layer >= layers or head >= number:
+            raise UserError(f"{source}: there is no head {name((layer, head))}; the model has layers 0 to {layers - 1} with "
+                            f"heads 0 to {number - 1}")
+
+
+def list_path(dataset: str, model: str) -> Path:
+    """Where the list of a data set and a model is."""
+    return FOLDER / f"{dataset}_{model}.yaml"
+
+
+def read_list(path: Path, model: str) -> dict[str, list[Head]]:
+    """The heads of a list by what they are about. `model` is the name in file names.
+
+    Raises UserError where there is no such file, it is no list, or it is of another model.
+    """
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such list of heads" + (f"; there are {there}" if there else ""))
+    content = read_yaml(str(path))
+    groups = content.get("heads")
+    if set(content) != {"model", "dataset", "heads"} or not isinstance(groups, dict) or not groups:
+        raise UserError(f"{path}: should hold model, dataset and heads, with lines such as 'colors: 22.11 23.4'")
+    if content["model"] != model:
+        raise UserError(f"{path}: lists heads of {content['model']}, and --model is {model}; take a list of its own")
+    # YAML reads a single 22.10 as the number 22.1: quoted or several, they are text.
+    wrong = [role for role, heads in groups.items() if not isinstance(heads, str)]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]}: should be text; put a single head in quotes, such as '22.10'")
+    return {str(role): parse(heads, f"{path}, {role}") for role, heads in groups.items()}
