@@ -11,7 +11,7 @@ layers are replaced by what their texts span, all earlier heads by their means, 
 
 Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads_{model}.txt, the published
 report, and .json, with each text's share of its head's variance, and each head's consistency: how much alike its
-texts are, against random sets of as many texts.
+texts are, against those of heads that write in random directions.
 """
 from utils.datasets import add_run_options
 from utils.script import UserError, make_parser, run

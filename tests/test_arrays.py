@@ -195,3 +195,16 @@ def test_blocks_cover_everything_once():
     for images in (0, 1, 255, 256, 257, 1000):
         covered = np.concatenate([np.arange(images)[block] for block in arrays.blocks(images)] or [[]])
         assert np.array_equal(covered, np.arange(images))
+
+
+def test_another_split_is_part_of_a_runs_name():
+    assert arrays.run_name("emoji", None) == arrays.run_name("emoji", "test") == "emoji"
+    assert arrays.run_name("emoji", "train") == "emoji_train" and arrays.run_name("imagenet", "val") == "imagenet"
+    assert arrays.run_name("imagefolder", "test") == "imagefolder_test" and arrays.run_name("imagefolder", None) == "imagefolder"
+
+
+def test_rows_of_a_run_are_known_in_the_data_set():
+    assert arrays.image_indices(None, 4, 4).tolist() == [0, 1, 2, 3]
+    assert arrays.image_indices({"skipped_indices": [1, 3]}, 3, 5).tolist() == [0, 2, 4]
+    with pytest.raises(UserError, match="has 6 images, and the arrays hold 3 of 5; give the --data_path and --split"):
+        arrays.image_indices({"skipped_indices": [1, 3]}, 3, 6)

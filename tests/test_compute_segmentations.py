@@ -76,7 +76,7 @@ def result(run_script, options, tmp_path):
 def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_path, monkeypatch):
     from utils import datasets, segmentation
 
-    monkeypatch.setitem(datasets.SIZES, "emoji_seg", SCENES)
+    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": SCENES})
     code, out, err = run_script("compute_segmentations", *options("emoji_seg", "--save_img", "--batch_size", 4))
     assert code == 0, err
     lines = out.splitlines()

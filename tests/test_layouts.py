@@ -170,8 +170,8 @@ def test_splits_of_the_other_data_sets():
     train, test = (datasets.load_images("emoji_spurious", split=split) for split in ("train", "test"))
     assert (len(train.samples), len(test.samples)) == (1200, 800) and train.scenes[:800] != test.scenes
     assert datasets.load_images("emoji_spurious").scenes == test.scenes
-    with pytest.raises(UserError, match="emoji has no split 'train'; there are test$"):
-        datasets.load_images("emoji", split="train")
+    with pytest.raises(UserError, match="emoji_seg has no split 'train'; there are test$"):
+        datasets.load_images("emoji_seg", split="train")
     with pytest.raises(UserError, match="CIFAR10 has no split 'val'; there are train, test"):
         datasets.load_images("CIFAR10", ".", split="val")
 

@@ -115,3 +115,34 @@ def test_ablations_equal_the_literal_ones(images):
     assert found.keys() == slow.keys()
     for name, value in slow.items():
         assert found[name] == pytest.approx(value), name
+
+
+def test_fewer_texts_are_a_beginning_of_more():
+    x, texts = head_terms(), pool()
+    many, few = span(x, texts, 7, 80), span(x, texts, 3, 80)
+    first = many.first(3)
+    assert first.picks == few.picks and first.shares == pytest.approx(few.shares)
+    np.testing.assert_allclose(first.reconstruct(torch.from_numpy(x)), few.reconstruct(torch.from_numpy(x)), atol=1e-5)
+
+
+def test_similarity_is_the_mean_over_pairs():
+    u = pool(6).astype(np.float64)
+    pairs = [u[i] @ u[j] for i in range(6) for j in range(6) if i != j]
+    assert textspan.similarity(torch.from_numpy(u)) == pytest.approx(np.mean(pairs), abs=1e-7)
+
+
+def test_a_head_of_one_role_is_consistent_and_a_random_one_is_not():
+    rng = np.random.default_rng(5)
+    near = 0.6 * rng.normal(size=24) + 0.5 * rng.normal(size=(12, 24))  # twelve texts that resemble each other
+    texts = np.concatenate([near, rng.normal(size=(200, 24))])
+    texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float32)
+    one_role = (rng.normal(size=(300, 12)) @ texts[:12]).astype(np.float32)
+    spans = {(0, 0): span(one_role, texts, 5, 80), **{(1, i): span(head_terms(seed=i), texts, 5, 80) for i in range(40)}}
+    spans[2, 0] = span(head_terms(), texts, 1, 80)
+    found = textspan.consistency(texts, spans)
+    assert list(found) == list(spans)
+    assert found[0, 0]["percentile"] >= 85 and found[0, 0]["similarity"] > found[0, 0]["random"]
+    others = [found[1, i]["percentile"] for i in range(40)]
+    assert 25 < np.mean(others) < 75 and min(others) < 25 and max(others) > 75  # spread as chance spreads them
+    assert found[2, 0] is None
+    assert found == textspan.consistency(texts, spans)

@@ -45,6 +45,30 @@ def head_sheet(rows: list[tuple[str, list, list]], path: Path) -> None:
     _save(figure, path)
 
 
+def head_truth(rows: list[dict], title: str, path: Path) -> None:
+    """For each head, the share of its variance that each known attribute explains, and above the bar what its texts say.
+
+    `rows` are those of compute_head_truth.py.
+    """
+    names = list(rows[0]["explained"])
+    colors = dict(zip(names, plt.get_cmap("tab10").colors))
+    figure, axes = plt.subplots(figsize=(max(6.0, 0.36 * len(rows) + 2.4), 4), layout="constrained")
+    below = np.zeros(len(rows))
+    for name in names:
+        shares = np.array([100 * max(row["explained"][name], 0) for row in rows])
+        axes.bar(range(len(rows)), shares, 0.8, bottom=below, color=colors[name], label=name)
+        below += shares
+    for x, row in enumerate(rows):
+        axes.text(x, below[x] + 1.5, row["reading"] + ("" if row["agree"] else " (wrong)"), rotation=90, ha="center", va="bottom",
+                  fontsize=7, color=colors[row["reading"]])
+    axes.set_xticks(range(len(rows)), [f"{row['layer']}.{row['head']}" for row in rows], fontsize=7, rotation=90)
+    axes.set(xlabel="layer.head; above each bar, what its texts are about", ylabel="variance explained (%)", ylim=(0, 118),
+             title=title)
+    axes.margins(x=0.01)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _save(figure, path)
+
+
 def _save(figure, path: Path) -> None:
     """Write a PNG; the file has its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
@@ -154,4 +178,25 @@ def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, pa
     bar.set_label("contribution to the cosine similarity", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width * columns))), fontsize=10)
+    _save(figure, path)
+
+
+def group_accuracies(found: dict[str, dict], columns: dict[str, str], title: str, path: Path) -> None:
+    """Accuracy of each group and of all, a bar for each of `columns`, which map keys of `found` to labels.
+
+    `found` holds figures of utils/spurious.py's `group_accuracies`; a group without images has no bars.
+    """
+    rows = [{**found[key]["groups"], "average of groups": found[key]["average_of_groups"], "overall": found[key]["overall"]}
+            for key in columns]
+    names = [name for name in rows[0] if rows[0][name] is not None]
+    figure, axes = plt.subplots(figsize=(max(6.4, 2 + 1.6 * len(names)), 4.4), layout="constrained")
+    width = 0.84 / len(columns)
+    for i, (row, label, color) in enumerate(zip(rows, columns.values(), ("0.45", "0.75", "tab:blue", "tab:orange", "#ffd0a0"))):
+        places = [x + (i - (len(columns) - 1) / 2) * width for x in range(len(names))]
+        axes.bar_label(axes.bar(places, [row[name] for name in names], 0.92 * width, color=color, label=label), fmt="%.0f",
+                       fontsize=7)
+    axes.set_xticks(range(len(names)), [name.replace(" on ", "\non ").replace(" of ", "\nof ") for name in names], fontsize=9)
+    axes.set(ylabel="accuracy (%)", ylim=(0, 105))
+    axes.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=10)
+    figure.legend(loc="outside lower center", ncols=len(columns), fontsize=8, frameon=False)
     _save(figure, path)

@@ -17,7 +17,7 @@ from utils.ablation import mean as mean_over_images
 from utils.arrays import blocks
 from utils.zeroshot import correct
 
-RANDOM_SETS = 1000  # of texts, against which a head's are compared
+RANDOM_HEADS = 100  # against which a head's texts are compared
 EXHAUSTED = 1e-6  # what is left of a text's direction, relative to its length, below which nothing remains to pick
 
 
@@ -30,6 +30,7 @@ class Span:
     variance: float         # of the head's terms over images, summed over the joint space
     mean: Tensor            # [d]
     directions: Tensor      # [p, d], orthonormal: the picked directions, each without those before
+    spectrum: Tensor        # [r], descending: the variances along the head's principal directions
 
     def first(self, number: int) -> "Span":
         """The span of the first `number` texts: picks are greedy, so that fewer texts are a beginning of more."""
@@ -72,6 +73,7 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
     centred = second - mean.outer(mean)
     covariance = basis.T @ centred @ basis                   # [r, r]
     total = centred.trace().item()
+    spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
     variances = ((pool @ covariance) * pool).sum(dim=1)      # [m]: t' C t
     picks: list[int] = []
     shares: list[float] = []
@@ -92,7 +94,7 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
         directions = torch.cat([directions, q[None]])
         picks.append(pick)
         shares.append(removed / total)
-    return Span(picks, shares, kept, total, mean, directions @ basis.T)
+    return Span(picks, shares, kept, total, mean, directions @ basis.T, spectrum)
 
 
 def span_heads(attn: np.ndarray, pool: np.ndarray, last_layers: int, texts_per_head: int,
@@ -129,28 +131,34 @@ def accuracy(run: dict[str, np.ndarray], classifier: np.ndarray, spans: dict[tup
     return 100 * right / len(run["labels"])
 
 
-def similarity(embeddings: Tensor) -> Tensor:
-    """Mean cosine similarity [...] between different texts of sets of unit embeddings [..., p, d]; NaN for a single text."""
-    number = embeddings.shape[-2]
-    return (embeddings.sum(dim=-2).square().sum(dim=-1) - number) / (number * (number - 1))
+def similarity(embeddings: Tensor) -> float:
+    """Mean cosine similarity between different ones of the unit embeddings [p, d]."""
+    number = len(embeddings)
+    return ((embeddings.sum(dim=0).square().sum() - number) / (number * (number - 1))).item()
 
 
 def consistency(pool: np.ndarray, spans: dict[tuple[int, int], Span], seed: int = 0) -> dict[tuple[int, int], dict | None]:
     """How much alike the texts of each head are: whether it has one role.
 
-    `pool` [m, d] holds the texts' unit embeddings. Returns for each head `similarity`, the mean cosine between its
-    texts, `random`, the same of RANDOM_SETS random sets of as many texts of the pool, on average, and `percentile`,
-    the percentage of random sets that are less alike. None for a head with fewer than two texts.
+    `pool` [m, d] holds the texts' unit embeddings. Random sets of texts would not do for a comparison, since TextSpan
+    picks texts that differ. So it is also run on random heads, which write as much as the model's, but in directions
+    drawn at random. Returns for each head `similarity`, the mean cosine between its texts, `random`, the average of that
+    over RANDOM_HEADS random heads with as many texts, and `percentile`, the percentage of those whose texts are less
+    alike. None for a head with fewer than two texts.
     """
-    texts, random = torch.tensor(pool, dtype=torch.float64), {}
-    generator = torch.Generator().manual_seed(seed)
-    for number in sorted({len(span.picks) for span in spans.values()} - {0, 1}):
-        random[number] = torch.stack([similarity(texts[torch.randperm(len(texts), generator=generator)[:number]])
-                                      for _ in range(RANDOM_SETS)])
-    found = {}
+    texts, generator = torch.tensor(pool, dtype=torch.float64), torch.Generator().manual_seed(seed)
+    spectra, most = [span.spectrum for span in spans.values()], max(len(span.picks) for span in spans.values())
+    drawn = []
+    for trial in tqdm(range(RANDOM_HEADS), desc="random heads", unit="head", delay=3):
+        values = spectra[trial % len(spectra)]
+        basis = torch.linalg.qr(torch.randn(texts.shape[1], len(values), generator=generator, dtype=torch.float64)).Q
+        drawn.append(text_span(basis.new_zeros(len(basis)), basis * values @ basis.T, texts, most, len(values), 0).picks)
+    found = dict.fromkeys(spans)
     for key, span in spans.items():
-        drawn = random.get(len(span.picks))
-        own = similarity(texts[span.picks])
-        found[key] = None if drawn is None else {
-            "similarity": own.item(), "random": drawn.mean().item(), "percentile": 100 * (drawn < own).double().mean().item()}
+        number = len(span.picks)
+        if number >= 2:
+            own = similarity(texts[span.picks])
+            random = [similarity(texts[picks[:number]]) for picks in drawn if len(picks) >= number]
+            found[key] = {"similarity": own, "random": float(np.mean(random)),
+                          "percentile": 100 * float(np.mean([other < own for other in random]))}
     return found

@@ -1,0 +1,83 @@
+"""Is an interpretation right? What TextSpan says that each head is about, against what it really is about.
+
+    python compute_head_truth.py --model emojiclip --dataset emoji --text_descriptions emoji_descriptions
+
+Needs images of which everything is known: the embedded scenes, each with its object, style, count, position, size,
+background colour and texture. Reads what compute_prs.py and compute_complete_text_set.py wrote. For every head that has
+texts: the truth, which is the attribute that explains most of the variance of what the head writes; the reading, which is
+the attribute that most of its texts are about, each text counted with its share of the head's variance; and whether they
+agree. Prints the table and one score for the model; Cohen's kappa is 0 for a reading no better than chance, and 1 for a
+perfect one. utils/truth.py says how the shares are computed.
+
+What it does not show: that a head that varies with an attribute is also used for it (ablate it to see); what attributes
+do together; what the pool has no words for; and anything of images that these scenes do not resemble. A text counts as
+about one attribute, by --text_attributes, whatever the model makes of it.
+
+Writes to --output_dir, or else --input_dir: {dataset}_head_truth_{model}.json and .png.
+"""
+from utils.datasets import EMBEDDED, add_run_options
+from utils.script import UserError, make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.set_defaults(model="emojiclip", dataset="emoji")
+    parser.add_argument("--text_descriptions", default="emoji_descriptions", metavar="POOL",
+                        help="as given to compute_complete_text_set.py (default: %(default)s)")
+    parser.add_argument("--texts_per_head", type=int, default=10, help="as given there (default: %(default)s)")
+    parser.add_argument("--text_attributes", default="text_descriptions/emoji_attributes.csv", metavar="FILE.csv",
+                        help="what each text is about: columns text,attribute (default: %(default)s)")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    return parser
+
+
+def main(args) -> None:
+    import json
+    from pathlib import Path
+
+    from utils import arrays, datasets, models, plots, truth
+    from utils.heads import name
+
+    if args.dataset not in EMBEDDED:
+        raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; it is of {', '.join(EMBEDDED)}")
+    model, run = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn",), args.split)
+    spans = arrays.spans_path(args.input_dir, run, args.text_descriptions, args.texts_per_head, model).with_suffix(".json")
+    if not spans.is_file():
+        raise UserError(f"{spans} does not exist; make it with: python compute_complete_text_set.py --model {args.model} "
+                        f"--dataset {args.dataset} --text_descriptions {args.text_descriptions} "
+                        f"--texts_per_head {args.texts_per_head}")
+    heads = json.loads(spans.read_text(encoding="utf-8"))["heads"]
+    attributes = truth.read_attributes(args.text_attributes)
+    readings = [truth.reading(head["texts"], attributes) for head in heads]
+    images = datasets.load_images(args.dataset, split=args.split)
+    groups = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(terms["attn"]), len(images.scenes))])
+
+    shares = {layer: truth.explained(terms["attn"][:, layer], groups) for layer in sorted({head["layer"] for head in heads})}
+    rows = []
+    for head, said in zip(heads, readings):
+        explained = {attribute: float(share[head["head"]]) for attribute, share in shares[head["layer"]].items()}
+        rows.append({"layer": head["layer"], "head": head["head"], "variance": head["variance"], "explained": explained,
+                     "truth": max(explained, key=explained.get), "reading_shares": said, "reading": max(said, key=said.get)})
+        rows[-1]["agree"] = rows[-1]["truth"] == rows[-1]["reading"]
+    found = truth.score([row["truth"] for row in rows], [row["reading"] for row in rows], [row["variance"] for row in rows])
+
+    print("| head | " + " | ".join(truth.ATTRIBUTES) + " | truth | TextSpan | agree |\n" + "| --- " * 11 + "|")
+    for row in rows:
+        shown = " | ".join(f"{100 * max(row['explained'][attribute], 0):.0f}" for attribute in truth.ATTRIBUTES)
+        print(f"| {name((row['layer'], row['head']))} | {shown} | {row['truth']} | {row['reading']} | "
+              f"{'yes' if row['agree'] else 'no'} |")
+    print(f"Agreement: {found['agreement']:.1f}% of {len(rows)} heads, {found['agreement_by_variance']:.1f}% of their variance "
+          f"(chance: {found['chance']:.1f}%); kappa: {found['kappa']:.2f}")
+
+    path = Path(args.output_dir or args.input_dir) / f"{run}_head_truth_{model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["attn"]),
+                             "pool": args.text_descriptions, "texts_per_head": args.texts_per_head, **found, "heads": rows})
+    plots.head_truth(rows, f"{args.model} on {args.dataset}", path.with_suffix(".png"))
+    print(f"-> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from utils import ablation, arrays
+
+
+def random_run(seed=0, images=37, layers=4, heads=3, width=7, classes=5):
+    rng = np.random.default_rng(seed)
+    run = {"attn": rng.standard_normal((images, layers, heads, width)).astype(np.float32),
+           "mlp": rng.standard_normal((images, layers + 1, width)).astype(np.float32),
+           "labels": rng.integers(classes, size=images)}
+    return run, rng.standard_normal((width, classes)).astype(np.float32)
+
+
+def literal_representations(run, means, heads, last_layers, mlps):
+    """Each component of each image in turn: its own, or its mean."""
+    found = np.zeros((len(run["attn"]), run["attn"].shape[-1]))
+    layers, number = run["attn"].shape[1:3]
+    for i in range(len(found)):
+        for layer in range(layers):
+            for head in range(number):
+                off = (layer, head) in heads or (last_layers is not None and layer < layers - last_layers)
+                found[i] += means["attn"][layer, head] if off else run["attn"][i, layer, head]
+        for layer in range(layers + 1):
+            found[i] += run["mlp"][i, layer] if mlps else means["mlp"][layer]
+    return found
+
+
+@pytest.mark.parametrize("block", (1, 16, 256))
+@pytest.mark.parametrize("heads, last_layers, mlps", [
+    ((), None, True), (((1, 2), (3, 0)), None, True), ((), 2, False), (((0, 0), (3, 1)), 1, True), ((), 4, False),
+    (tuple((3, head) for head in range(3)), 1, True)])
+def test_representations_equal_the_definition(monkeypatch, block, heads, last_layers, mlps):
+    monkeypatch.setattr(arrays.blocks, "__defaults__", (block, "images"))
+    run, _ = random_run()
+    means = ablation.means(run)
+    found = np.zeros((37, 7), np.float32)
+    for part, values in ablation.representations(run, means, heads, last_layers, mlps):
+        assert values.dtype == np.float32 and len(values) <= block
+        found[part] = values
+    np.testing.assert_allclose(found, literal_representations(run, means, heads, last_layers, mlps), atol=1e-5)
+
+
+def test_the_means_may_be_those_of_another_run():
+    run, _ = random_run(images=5)
+    other, _ = random_run(seed=1)
+    means = ablation.means(other)
+    (_, found), = ablation.representations(run, means, [(2, 1)], 2, mlps=False)
+    np.testing.assert_allclose(found, literal_representations(run, means, [(2, 1)], 2, False), atol=1e-5)
+
+
+@pytest.mark.parametrize("images", (1, 37, 300))
+def test_single_heads_equal_ablating_each_alone(images):
+    run, classifier = random_run(images=images)
+    found = ablation.single_heads(run, classifier, last_layers=2)
+    assert list(found) == [(layer, head) for layer in (2, 3) for head in range(3)]
+    means = ablation.means(run)
+    for key, accuracy in found.items():
+        slow = literal_representations(run, means, [key], None, True) @ classifier
+        assert accuracy == pytest.approx(100 * (slow.argmax(1) == run["labels"]).mean())

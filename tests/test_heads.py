@@ -1,0 +1,60 @@
+import pytest
+
+from utils import heads
+from utils.script import UserError
+
+
+def test_heads_are_read_in_every_way_they_are_written():
+    expected = [(22, 12), (23, 1)]
+    for text in ("22.12,23.1", "22.12 23.1", " 22.12,\n 23.1 ,", "22.12,23.1,22.12"):
+        assert heads.parse(text) == expected
+    assert heads.parse("0.0") == [(0, 0)] and heads.name((22, 10)) == "22.10"
+
+
+@pytest.mark.parametrize("text", ("22", "22.1.3", "a.b", "22.-1", "22/12", "", " , "))
+def test_what_is_no_head_is_refused(text):
+    with pytest.raises(UserError, match="layer.head, counted from 0"):
+        heads.parse(text)
+
+
+def test_a_head_that_does_not_exist_is_named():
+    heads.check([(5, 5), (0, 0)], 6, 6)
+    for wrong in ((6, 0), (0, 6)):
+        with pytest.raises(UserError, match=f"there is no head {wrong[0]}.{wrong[1]}; .* layers 0 to 5 with heads 0 to 5"):
+            heads.check([(1, 1), wrong], 6, 6)
+
+
+def test_every_list_of_the_repository_is_read_and_named_by_its_content():
+    paths = sorted(heads.FOLDER.glob("*.yaml"))
+    assert len(paths) >= 6
+    shapes = {"ViT-B-16": (12, 12), "ViT-L-14": (24, 16), "ViT-H-14": (32, 16), "emojiclip": (6, 6)}
+    for path in paths:
+        dataset, model = path.stem.rsplit("_", 1)
+        assert path == heads.list_path(dataset, model)
+        for role, listed in heads.read_list(path, model).items():
+            heads.check(listed, *shapes[model], source=role)
+    published = heads.read_list(heads.list_path("binary_waterbirds", "ViT-L-14"), "ViT-L-14")
+    assert len(published["geolocation"]) == 6 and len(published["setting"]) == 10 and (23, 6) in published["geolocation"]
+    assert heads.read_list(heads.list_path("imagenet", "ViT-L-14"), "ViT-L-14")["counting"] == [(23, 10)]
+
+
+GOOD = "model: m\ndataset: d\nheads:\n  color: 1.2 1.3\n"
+
+
+@pytest.mark.parametrize("content, message", [
+    (GOOD.replace("model: m", "model: other"), "lists heads of other, and --model is m"),
+    ("color: 1.2", "should hold model, dataset and heads"), (GOOD.replace("heads:", "hats:"), "should hold model"),
+    (GOOD + "  count: 22.10\n", "count: should be text; put a single head in quotes"),
+    (GOOD + "  count: '1,2'\n", "count: '1' is no head"), ("a: [", "cannot be read as YAML")])
+def test_a_wrong_list_is_refused(tmp_path, content, message):
+    path = tmp_path / "d_m.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        heads.read_list(path, "m")
+
+
+def test_a_list_that_is_not_there_names_those_that_are(tmp_path):
+    (tmp_path / "d_m.yaml").write_text(GOOD)
+    assert heads.read_list(tmp_path / "d_m.yaml", "m") == {"color": [(1, 2), (1, 3)]}
+    with pytest.raises(UserError, match="no such list of heads; there are d_m"):
+        heads.read_list(tmp_path / "e_m.yaml", "m")
