@@ -53,6 +53,16 @@ def test_a_wrong_list_is_refused(tmp_path, content, message):
         heads.read_list(path, "m")
 
 
+def test_a_list_of_other_weights_is_refused(tmp_path):
+    path = tmp_path / "d_m.yaml"
+    path.write_text(GOOD + "pretrained: laion\n")
+    assert heads.read_list(path, "m", {"pretrained": "laion"}) == heads.read_list(path, "m")
+    with pytest.raises(UserError, match="lists heads of the weights laion, and the arrays are of openai"):
+        heads.read_list(path, "m", {"pretrained": "openai"})
+    path.write_text(GOOD)
+    assert heads.read_list(path, "m", {"pretrained": "openai"})  # a list need not say
+
+
 def test_a_list_that_is_not_there_names_those_that_are(tmp_path):
     (tmp_path / "d_m.yaml").write_text(GOOD)
     assert heads.read_list(tmp_path / "d_m.yaml", "m") == {"color": [(1, 2), (1, 3)]}

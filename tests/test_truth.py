@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -93,6 +94,10 @@ def test_every_text_of_the_embedded_pool_has_one_attribute():
     assert all(found[text] == "object" for text in texts if text.removeprefix("a ").removeprefix("an ") in names)
     assert found["a wall of purple"] == "color" and found["a pair of objects"] == "count" and found["a flat drawing"] == "style"
     assert set(found.values()) == set(truth.ATTRIBUTES)
+    balanced = (ROOT / "text_descriptions" / "emoji_descriptions_balanced.txt").read_text().splitlines()
+    number = Counter(found[text] for text in balanced)
+    assert number["object"] == number["color"] == 27
+    assert all(number[name] == list(found.values()).count(name) for name in truth.ATTRIBUTES if name != "object")
 
 
 @pytest.mark.parametrize("content, message", [

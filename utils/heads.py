@@ -3,6 +3,7 @@
 A list is a YAML file that says for which model and on which data the heads were found, and what each of them is about:
 
     model: ViT-L-14
+    pretrained: laion2b_s32b_b82k     # where the model has several weights
     dataset: binary_waterbirds
     heads:
       geolocation: 21.1 22.12 22.13
@@ -49,20 +50,23 @@ def list_path(dataset: str, model: str) -> Path:
     return FOLDER / f"{dataset}_{model}.yaml"
 
 
-def read_list(path: Path, model: str) -> dict[str, list[Head]]:
-    """The heads of a list by what they are about. `model` is the name in file names.
+def read_list(path: Path, model: str, run: dict | None = None) -> dict[str, list[Head]]:
+    """The heads of a list by what they are about. `model` is the name in file names, `run` the manifest of the arrays.
 
-    Raises UserError where there is no such file, it is no list, or it is of another model.
+    Raises UserError where there is no such file, it is no list, or it is of another model or other weights.
     """
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such list of heads" + (f"; there are {there}" if there else ""))
     content = read_yaml(str(path))
     groups = content.get("heads")
-    if set(content) != {"model", "dataset", "heads"} or not isinstance(groups, dict) or not groups:
+    if set(content) - {"pretrained"} != {"model", "dataset", "heads"} or not isinstance(groups, dict) or not groups:
         raise UserError(f"{path}: should hold model, dataset and heads, with lines such as 'colors: 22.11 23.4'")
     if content["model"] != model:
         raise UserError(f"{path}: lists heads of {content['model']}, and --model is {model}; take a list of its own")
+    if run and content.get("pretrained", run["pretrained"]) != run["pretrained"]:
+        raise UserError(f"{path}: lists heads of the weights {content['pretrained']}, and the arrays are of {run['pretrained']}; "
+                        "take a list of their own")
     # YAML reads a single 22.10 as the number 22.1: quoted or several, they are text.
     wrong = [role for role, heads in groups.items() if not isinstance(heads, str)]
     if wrong:
