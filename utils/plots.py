@@ -184,7 +184,7 @@ def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, pa
 def group_accuracies(found: dict[str, dict], columns: dict[str, str], title: str, path: Path) -> None:
     """Accuracy of each group and of all, a bar for each of `columns`, which map keys of `found` to labels.
 
-    `found` holds figures of utils/spurious.py's `group_accuracies`; a group without images has no bars.
+    `found` holds figures of utils/groups.py's `accuracies`; a group without images has no bars.
     """
     rows = [{**found[key]["groups"], "average of groups": found[key]["average_of_groups"], "overall": found[key]["overall"]}
             for key in columns]

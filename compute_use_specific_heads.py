@@ -1,0 +1,106 @@
+"""Switch off the attention heads that code a spurious cue: accuracy of each group of images before and after.
+
+    python compute_use_specific_heads.py --model ViT-L-14 --dataset binary_waterbirds --data_path DIR
+    python compute_use_specific_heads.py --model emojiclip --dataset emoji_spurious --keep_mlps --select auto
+    python compute_use_specific_heads.py --model emojiclip --dataset emoji_spurious --keep_mlps --select texts \\
+        --spurious_texts text_descriptions/spurious_backgrounds_emoji.txt \\
+        --core_texts text_descriptions/core_animals_emoji.txt
+    python compute_use_specific_heads.py --model emojiclip --dataset emoji --keep_mlps --heads 5.3,5.4
+
+Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir; --select also reads the arrays of the
+split that heads are chosen on (compute_prs.py --split val), and never those of the split that is reported (--split).
+auto ranks the heads by their share of what the place does to the logits, minus their share of what the class does; texts
+by how far their scores for the texts of the cue go along with the whole model's, minus the same for the core texts.
+
+The heads are mean-ablated together with all MLPs and all attention layers but the last four, as published (paper
+section 4.3); each mean is over the split at hand. Prints, in percent, the overall accuracy before (`Baseline`) and after
+(`Replaced`), and a table: each group (class x place), the average of groups and the worst, for the whole model, with the
+rest of the recipe but no heads ablated, with the heads ablated, and with as many heads drawn at random (the trial with
+the best worst group, and the mean of all). A data set without places has the overall accuracy alone.
+
+Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
+"""
+from utils.datasets import DEFAULT_SPLITS, add_run_options
+from utils.script import UserError, check_positive, make_parser, run
+
+COLUMNS = {"baseline": "before", "no_heads": "no heads", "heads_ablated": "heads ablated", "random_best": "best random",
+           "random_mean": "mean random"}
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--data_path", metavar="FOLDER",
+                        help="where the images of binary_waterbirds are, for their places (default: none)")
+    parser.add_argument("--heads", metavar="LIST",
+                        help="heads to ablate: layer.head, counted from 0, such as 22.12,23.1 (default: those of --heads_file)")
+    parser.add_argument("--heads_file", metavar="FILE.yaml",
+                        help="list of heads to ablate (default: configs/heads/{dataset}_{model}.yaml)")
+    parser.add_argument("--roles", nargs="+", metavar="ROLE", help="take these roles of the list (default: all)")
+    parser.add_argument("--select", choices=("auto", "texts"),
+                        help="choose heads: auto, by their effect on the logits; texts, by two sets of texts (default: neither)")
+    parser.add_argument("--select_split", metavar="NAME", help="split that --select chooses on (default: val)")
+    parser.add_argument("--number_of_heads", type=int, metavar="N",
+                        help="heads that --select chooses (default: auto, the best worst group on --select_split; texts, 10)")
+    parser.add_argument("--spurious_texts", metavar="FILE.txt", help="of --select texts: the cue, a text a line")
+    parser.add_argument("--core_texts", metavar="FILE.txt", help="of --select texts: what should count, a text a line")
+    parser.add_argument("--pretrained", metavar="TAG", help="of --select texts: weights, as given to compute_prs.py")
+    parser.add_argument("--device", help="of --select texts: torch device (default: the best there is)")
+    parser.add_argument("--keep_last_layers", type=int, default=4, metavar="N",
+                        help="attention layers that are kept, but for the heads (default: %(default)s)")
+    parser.add_argument("--keep_mlps", action="store_true", help="keep the MLPs (default: mean-ablate them)")
+    parser.add_argument("--random_trials", type=int, default=10, metavar="N",
+                        help="times that as many heads are drawn at random from the kept layers (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random heads, and of random weights (default: %(default)s)")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    from utils import ablation, arrays, groups, heads, models, plots, spurious
+
+    check_positive(args, "random_trials")
+    spurious.check_options(args)
+    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
+    shape = terms["attn"].shape
+    if not 1 <= args.keep_last_layers <= shape[1]:
+        raise UserError(f"--keep_last_layers is {args.keep_last_layers}; choose from 1 to {shape[1]}")
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, shape[-1])
+    group = groups.of_images(args.dataset, args.data_path, args.split, terms["labels"], manifest)
+    names = groups.names(args.dataset)
+    if args.select:
+        chosen, how = spurious.selected(args, model, manifest, classifier)
+    else:
+        chosen, how = spurious.listed(args, model, shape, manifest)
+
+    recipe = (args.keep_last_layers, args.keep_mlps)
+    trials = spurious.random_sets(spurious.kept_heads(shape, args.keep_last_layers), len(chosen), args.random_trials, args.seed)
+    means = ablation.means(terms)
+    answers = [*spurious.right(terms, means, classifier, [()]),
+               *spurious.right(terms, means, classifier, [(), chosen, *trials], *recipe)]
+    baseline, no_heads, ablated, *random = [groups.accuracies(answer, group, names) for answer in answers]
+    best = max(range(len(random)), key=lambda trial: groups.goal(random[trial]))
+    found = dict(zip(COLUMNS, (baseline, no_heads, ablated, random[best], groups.average(random))))
+    sizes = groups.sizes(group, names)
+
+    print(f"Baseline: {baseline['overall']}\nReplaced: {ablated['overall']}")
+    print(f"{len(chosen)} heads ablated, by {how['by']}: {' '.join(map(heads.name, chosen))}\n")
+    print(groups.table(found, sizes, COLUMNS))
+    folder = Path(args.output_dir or args.input_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_specific_heads_{model}.json"
+    options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials", "seed")
+    arrays.write_json(path, {
+        "model": args.model, "dataset": args.dataset, "split": args.split or DEFAULT_SPLITS.get(args.dataset, "test"),
+        "images": shape[0], "images_of_groups": sizes, "heads": list(map(heads.name, chosen)), "chosen": how,
+        "options": {option: getattr(args, option) for option in options}, **found,
+        "random_best_heads": list(map(heads.name, trials[best]))})
+    plots.group_accuracies(found, COLUMNS, f"{args.model} on {name}, {len(chosen)} heads ablated", path.with_suffix(".png"))
+    print(f"-> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,240 @@
+"""Spurious cues: which attention heads code the place of the background rather than the class.
+
+Letters of shapes: b images, l layers, h heads, d width of the joint space, c components, s sets of heads.
+"""
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils import ablation, arrays, datasets, groups, heads, models, zeroshot
+from utils.heads import Head
+from utils.script import UserError, pick_device
+
+CONSTANT = 16 * np.finfo(np.float32).eps  # spread over images, relative to the size, that is rounding noise
+TEXTS_AT_ONCE = 256
+SMALL_BLOCK = 64  # images whose every component is in memory at a time, in double precision
+
+
+def kept_heads(shape: Sequence[int], last_layers: int) -> list[Head]:
+    """All heads (layer, head) of the last layers, for attn of that shape [b, l, h, d]."""
+    return [(layer, head) for layer in range(shape[1] - last_layers, shape[1]) for head in range(shape[2])]
+
+
+def random_sets(pool: Sequence[Head], number: int, trials: int, seed: int) -> list[list[Head]]:
+    """As many sets of `number` heads as there are trials, each drawn from the pool without replacement."""
+    rng = np.random.default_rng(seed)
+    return [[pool[i] for i in sorted(rng.choice(len(pool), number, replace=False))] for _ in range(trials)]
+
+
+def right(run: dict[str, np.ndarray], means: dict[str, np.ndarray], classifier: np.ndarray, sets: Sequence[Collection[Head]],
+          last_layers: int | None = None, mlps: bool = True) -> np.ndarray:
+    """Which images are classified right [s, b] with each of several sets of heads mean-ablated, in one reading.
+
+    The rest is as in `ablation.representations`; the heads should be of the layers that are kept.
+    """
+    used = sorted({head for chosen in sets for head in chosen})
+    layer, head = np.array(used, int).reshape(-1, 2).T
+    member = np.array([[key in chosen for key in used] for chosen in sets], np.float32)  # [s, heads used]
+    found = np.zeros((len(sets), len(run["labels"])), bool)
+    for block, whole in ablation.representations(run, means, (), last_layers, mlps):
+        moved = run["attn"][block][:, layer, head].astype(np.float32) - means["attn"][layer, head]  # [b, heads used, d]
+        logits = (whole[:, None] - member @ moved) @ classifier                                      # [b, s, classes]
+        found[:, block] = (logits.argmax(axis=2) == run["labels"][block, None]).T
+    return found
+
+
+def effect_shares(run: dict[str, np.ndarray], classifier: np.ndarray, group: np.ndarray,
+                  places: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each head's share of the model's place effect [l, h], and of its class effect [l, h].
+
+    Logits are centred over classes and averaged within each group; groups count alike, whatever their size. The effect
+    of a place is the mean of its groups minus that of all, a vector of logits, likewise that of a class. A component's
+    share is the inner product of its effects with those of the whole model, over their sum of squares: all heads and
+    MLPs together have 1, and what works against the model's effect has less than 0. Without an effect, shares are 0.
+    Each group must have images.
+    """
+    classes = classifier.shape[1]
+    counts = np.bincount(group, minlength=classes * places)
+    totals = {name: np.zeros((len(counts), *run[name].shape[1:])) for name in ("attn", "mlp")}
+    for block in arrays.blocks(len(group)):
+        member = (group[block] == np.arange(len(counts))[:, None]).astype(np.float32)  # [groups, b]
+        for name, total in totals.items():
+            total += np.tensordot(member, run[name][block].astype(np.float32, copy=False), 1)
+    centred = classifier.astype(np.float64) - classifier.mean(axis=1, keepdims=True, dtype=np.float64)
+    attn, mlp = ((total / counts.reshape(-1, *[1] * (total.ndim - 1)) @ centred).reshape(classes, places, *total.shape[1:-1], -1)
+                 for total in totals.values())
+    shares = []
+    for axis in (0, 1):  # averaged over classes, what is left is the place's; and the other way round
+        effect = attn.mean(axis) - attn.mean((0, 1))                                              # [groups, l, h, classes]
+        whole = effect.sum((1, 2)) + (mlp.mean(axis) - mlp.mean((0, 1))).sum(1)                   # [groups, classes]
+        squares = np.square(whole).sum()
+        shares.append(np.einsum("glhk,gk->lh", effect, whole) / squares if squares else np.zeros(attn.shape[2:4]))
+    return shares[0], shares[1]
+
+
+def select_by_effects(run: dict[str, np.ndarray], classifier: np.ndarray, group: np.ndarray, names: Sequence[str],
+                      last_layers: int, mlps: bool, number: int | None = None) -> tuple[list[Head], dict]:
+    """The heads of the last layers that carry the place's effect rather than the class's, and how they were found.
+
+    They are ranked by the difference of their `effect_shares`; those whose effect of the place is against the model's
+    are left out. Without `number` there are as many as make the worst group best when they are ablated; the fewest where
+    several are alike. Raises UserError for a group without images, and for a `number` above that of such heads.
+    """
+    empty = [name for name, size in groups.sizes(group, names).items() if not size]
+    if empty:
+        raise UserError(f"the split that heads are chosen on has no images of {empty[0]}; choose them on another with "
+                        "--select_split, or name heads with --heads")
+    place, label = effect_shares(run, classifier, group, len(names) // classifier.shape[1])
+    kept = kept_heads(run["attn"].shape, last_layers)
+    ranked = sorted((head for head in kept if place[head] > 0), key=lambda head: label[head] - place[head])
+    if number and number > len(ranked):
+        raise UserError(f"--number_of_heads is {number}, and only {len(ranked)} heads of the last {last_layers} layers push the "
+                        "model the way the place does; choose fewer, or leave it out")
+    details = {"heads": {heads.name(head): {"place_share": float(place[head]), "class_share": float(label[head])}
+                         for head in kept}}
+    if number is None:
+        sets = [ranked[:k] for k in range(len(ranked) + 1)]
+        answers = right(run, ablation.means(run), classifier, sets, last_layers, mlps)
+        worst = [groups.accuracies(answer, group, names)["worst_group"] for answer in answers]
+        number, details["worst_group_by_number_of_heads"] = int(np.argmax(worst)), worst
+    return ranked[:number], details
+
+
+def components(run: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
+    """All components of a run, in blocks [b, c, d]: the heads layer by layer, then the entries of mlp."""
+    for block in arrays.blocks(len(run["attn"]), SMALL_BLOCK, "components"):
+        attn = run["attn"][block]
+        yield np.concatenate([attn.reshape(len(attn), -1, attn.shape[-1]), run["mlp"][block]], axis=1)
+
+
+def feature_scores(terms: Iterable[np.ndarray], features: Sequence[np.ndarray]) -> np.ndarray:
+    """How much each component has to do with each feature: [features, c], from -1 to 1.
+
+    `terms` are blocks [b, c, d] of components whose sum is the whole representation, `features` the embeddings [m, d] of
+    each one's texts. For each direction of the orthonormalised texts (QR), the correlation over images between the
+    component's score and the whole's; averaged over directions. What does not vary over images counts 0.
+    """
+    directions = np.concatenate([np.linalg.qr(np.asarray(texts, np.float64).T)[0] for texts in features], axis=1)  # [d, r]
+    images, first, sums = 0, None, None
+    for block in terms:
+        scores = np.asarray(block, np.float64) @ directions                          # [b, c, r]
+        first = scores[0].copy() if first is None else first
+        scores -= first  # sums of squares about a typical value lose no digits
+        whole = scores.sum(axis=1, keepdims=True)
+        here = [part.sum(axis=0) for part in (scores, whole, scores ** 2, whole ** 2, scores * whole)]
+        sums = here if sums is None else [total + part for total, part in zip(sums, here)]
+        images += len(scores)
+    own, whole, own_square, whole_square, product = (total / images for total in sums)
+
+    def deviation(mean: np.ndarray, square: np.ndarray, start: np.ndarray) -> np.ndarray:
+        variance = np.maximum(square - mean ** 2, 0)
+        return np.where(variance > CONSTANT ** 2 * (variance + (start + mean) ** 2), np.sqrt(variance), np.inf)
+
+    correlations = (product - own * whole) / deviation(own, own_square, first)       # [c, r]
+    correlations /= deviation(whole, whole_square, first.sum(axis=0))
+    ends = np.cumsum([min(np.shape(texts)) for texts in features])[:-1]
+    return np.stack([part.mean(axis=1) for part in np.split(correlations, ends, axis=1)])
+
+
+def select_by_texts(run: dict[str, np.ndarray], spurious: np.ndarray, core: np.ndarray, last_layers: int,
+                    number: int) -> tuple[list[Head], dict]:
+    """The `number` heads of the last layers with the highest score for the `spurious` texts minus that for the `core`
+    texts (embeddings [m, d]), and every head's scores."""
+    _, layers, width, _ = run["attn"].shape
+    found = feature_scores(components(run), (spurious, core))[:, :layers * width].reshape(2, layers, width)
+    kept = kept_heads(run["attn"].shape, last_layers)
+    ranked = sorted(kept, key=lambda head: found[1][head] - found[0][head])
+    return ranked[:number], {"heads": {heads.name(head): {"spurious_score": float(found[0][head]),
+                                                          "core_score": float(found[1][head])} for head in kept}}
+
+
+def check_options(args) -> None:
+    """Refuse options of compute_use_specific_heads.py that do not go together, and give --select_split its default."""
+    ways = [f"--{name}" for name in ("heads", "heads_file", "select") if getattr(args, name) is not None]
+    if len(ways) > 1:
+        raise UserError(f"{' and '.join(ways)} both choose heads; give one of them")
+    if not isinstance(args.heads, str | None):  # a settings file reads 22.10 as the number 22.1
+        raise UserError(f"heads: {args.heads} should be text; put it in quotes, such as '22.10'")
+    if args.roles and ways in (["--heads"], ["--select"]):
+        raise UserError(f"--roles goes with a list of heads, and not with {ways[0]}; leave one of the two out")
+    for name, way in (("select_split", None), ("number_of_heads", None), ("spurious_texts", "texts"), ("core_texts", "texts")):
+        if getattr(args, name) is not None and (args.select is None or way not in (None, args.select)):
+            raise UserError(f"--{name} goes with --select {way or 'auto or texts'}; leave it out, or give that too")
+    if args.select is None:
+        return
+    if args.dataset not in datasets.PLACES:
+        raise UserError(f"--select needs groups, and --dataset {args.dataset} has none; {' and '.join(datasets.PLACES)} have "
+                        "places; name heads with --heads")
+    reported, args.select_split = args.split or "test", args.select_split or "val"
+    if args.select_split == reported:
+        raise UserError(f"--select_split {reported} is the split that is reported; choose heads on another, such as "
+                        f"{'train' if reported == 'val' else 'val'}")
+    if args.select == "texts" and not (args.spurious_texts and args.core_texts):
+        raise UserError("--select texts needs --spurious_texts and --core_texts, files with one text a line")
+
+
+def listed(args, model: str, shape: Sequence[int], manifest: dict | None) -> tuple[list[Head], dict]:
+    """The heads of --heads or of a list, for attn of that shape [b, l, h, d], and where they were named.
+
+    Raises UserError for a head that does not exist, or whose layer is ablated in any case.
+    """
+    if args.heads is not None:
+        source, how, chosen = "--heads", {"by": "--heads"}, heads.parse(args.heads)
+    else:
+        source = heads.list_path(args.dataset, model) if args.heads_file is None else Path(args.heads_file)
+        if args.heads_file is None and not source.is_file():
+            raise UserError(f"there is no list of heads {source.name} in configs/heads; name heads with --heads or --heads_file"
+                            + (", or choose them with --select auto" if args.dataset in datasets.PLACES else ""))
+        roles = heads.read_list(source, model, manifest)
+        named = args.roles.split() if isinstance(args.roles, str) else args.roles or list(roles)  # text in a settings file
+        unknown = [role for role in named if role not in roles]
+        if unknown:
+            raise UserError(f"--roles {unknown[0]}: {source} has {', '.join(roles)}")
+        how, chosen = {"by": source.name, "roles": named}, list(dict.fromkeys(head for role in named for head in roles[role]))
+    heads.check(chosen, shape[1], shape[2], str(source))
+    for head in chosen:
+        if head[0] < shape[1] - args.keep_last_layers:
+            raise UserError(f"{source}: head {heads.name(head)} is in a layer that is ablated in any case; leave it out, or "
+                            f"keep its layer with --keep_last_layers {shape[1] - head[0]}")
+    return chosen, how
+
+
+def selected(args, model: str, manifest: dict | None, classifier: np.ndarray) -> tuple[list[Head], dict]:
+    """The heads that --select chooses on the arrays of --select_split, and how. `manifest` is of the run that is reported.
+
+    Raises UserError where these arrays are missing or of other weights, and for more heads than there are.
+    """
+    run, other = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.select_split)
+    path = arrays.term_path(args.input_dir, arrays.run_name(args.dataset, args.select_split), "attn", model)
+    arrays.same_weights(path, other, manifest, f"python compute_prs.py --dataset {args.dataset} --split {args.select_split} "
+                        f"--model {model} --output_dir {args.input_dir}")
+    number = 10 if args.select == "texts" and args.number_of_heads is None else args.number_of_heads
+    most = args.keep_last_layers * run["attn"].shape[2]
+    if number is not None and not 1 <= number <= most:
+        raise UserError(f"--number_of_heads is {number}; choose from 1 to {most}, the heads of the last {args.keep_last_layers} "
+                        "layers")
+    if args.select == "auto":
+        group = groups.of_images(args.dataset, args.data_path, args.select_split, run["labels"], other)
+        chosen, how = select_by_effects(run, classifier, group, groups.names(args.dataset), args.keep_last_layers,
+                                        args.keep_mlps, number)
+    else:
+        embeddings = embed(args, manifest, [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)],
+                           len(classifier))
+        chosen, how = select_by_texts(run, *embeddings, args.keep_last_layers, number)
+    return chosen, {"by": f"--select {args.select}", "split": args.select_split, **how}
+
+
+def embed(args, manifest: dict | None, features: Sequence[Sequence[str]], width: int) -> list[np.ndarray]:
+    """Embeddings [m, d] of each feature's texts by the model of the run.
+
+    Raises UserError for other weights than the run's, and for more texts than there are directions.
+    """
+    for texts in features:
+        if len(texts) > width:
+            raise UserError(f"{len(texts)} texts span more than the {width} directions of the joint space; give fewer")
+    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    if manifest and manifest["weights_sha256"] != models.weights_hash(clip):
+        raise UserError(f"--pretrained {args.pretrained}: other weights than those of the arrays ({manifest['pretrained']}); "
+                        "give --pretrained as it was given to compute_prs.py")
+    return [zeroshot.embed_texts(clip, texts, TEXTS_AT_ONCE) for texts in features]
