@@ -7,7 +7,7 @@
 Writes {pool}_{model}.npy [m, d] to --output_dir: the unit embedding of every line.
 """
 from utils.models import add_model_options
-from utils.script import make_parser, run
+from utils.script import UserError, make_parser, run
 
 
 def get_args_parser():
@@ -24,10 +24,12 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import arrays, models, zeroshot
+    from utils import arrays, datasets, models, zeroshot
     from utils.script import pick_device
 
     pool = Path(args.data_path)
+    if pool.stem in datasets.NAMES:
+        raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
     texts = zeroshot.read_texts(pool)
     clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
     embeddings = zeroshot.embed_texts(clip, texts, args.batch_size)

@@ -17,14 +17,21 @@ from utils.script import UserError, make_parser, run
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--model_name", metavar="NAME",
-                        help="folder of an adapter that train.py wrote, or a language model as it is (default: none)")
-    parser.add_argument("--base_model_name", metavar="NAME",
-                        help="language model under the adapter (default: the one it was trained on)")
+    add_generation_options(parser)
     add_concept_options(parser, "--eval_dataset")
     parser.add_argument("--output_filepath", metavar="X.json", help="where descriptions go (default: --descriptions, if given)")
     parser.add_argument("--descriptions", metavar="X.json", help="score this file of an earlier run (default: generate)")
     add_vlm_options(parser, "--score", None)
+    parser.add_argument("--device", help="torch device of hf and of the VLM, such as cuda:0 or cpu (default: the best there is)")
+    return parser
+
+
+def add_generation_options(parser) -> None:
+    """The options of `generate`."""
+    parser.add_argument("--model_name", metavar="NAME",
+                        help="folder of an adapter that train.py wrote, or a language model as it is (default: %(default)s)")
+    parser.add_argument("--base_model_name", metavar="NAME",
+                        help="language model under the adapter (default: the one it was trained on)")
     parser.add_argument("--backend", default="auto", choices=("auto", "vllm", "hf", "server"),
                         help="vllm in this process, hf (transformers), or an OpenAI-compatible server (default: vllm where it "
                              "runs, else hf)")
@@ -36,8 +43,6 @@ def get_args_parser():
     parser.add_argument("--batch_size", type=int, default=32, help="descriptions at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0,
                         help="of the first description; the next one has the next (default: %(default)s)")
-    parser.add_argument("--device", help="torch device of hf and of the VLM, such as cuda:0 or cpu (default: the best there is)")
-    return parser
 
 
 def main(args) -> None:
@@ -63,7 +68,8 @@ def main(args) -> None:
     if args.descriptions:
         rows, manifest = descriptions.read(args.descriptions)
     else:
-        rows, manifest = generate(args, output)
+        names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
+        rows, manifest = generate(args, args.eval_dataset, names, output)
     if args.score:
         score(args, rows, manifest)
     descriptions.write(output, rows, manifest)
@@ -72,23 +78,22 @@ def main(args) -> None:
     print(f"{len(rows)} descriptions -> {output}")
 
 
-def generate(args, output: str) -> tuple[list[dict], dict]:
-    """Descriptions as rows of the JSONL, and what made them."""
+def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[dict], dict]:
+    """Descriptions of the concepts with these names as rows of the JSONL, and what made them."""
     from tqdm import tqdm
 
-    from utils import concepts, descriptions, generation, language_models, queries
+    from utils import descriptions, generation, language_models, queries
 
     base, adapter = language_models.resolve(args.model_name, args.base_model_name)
     if args.backend == "server" and not args.base_url:
         raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
-    names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
     questions = queries.read_questions(args.questions)
     tokenizer = language_models.load_tokenizer(base)
     backend = generation.pick_backend(args.backend)
     rows = [{"concept": concept, "question": queries.fill(question, concept)} for concept in names for question in questions]
     for i, row in enumerate(rows):
         row["seed"] = args.seed + i
-    manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": args.eval_dataset,
+    manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": dataset,
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
                 "weights_sha256": language_models.adapter_hash(adapter)}
     done = descriptions.begun(output, manifest)

@@ -54,12 +54,19 @@ def test_a_pool_with_empty_or_repeated_lines_is_refused(refused, tmp_path, conte
                               "--output_dir", tmp_path)
 
 
+def test_a_pool_that_is_called_as_a_data_set_is_refused(refused, tmp_path):
+    (tmp_path / "emoji.txt").write_text("a dog\n")
+    assert "is called as a data set" in refused("compute_text_set_projection", "--model", "emojiclip", "--data_path",
+                                                tmp_path / "emoji.txt", "--output_dir", tmp_path)
+
+
 def test_a_missing_pool_is_refused(refused, tmp_path):
     assert "does not exist" in refused("compute_text_set_projection", "--model", "emojiclip", "--data_path", tmp_path / "no.txt")
 
 
 @pytest.mark.parametrize("name, least", [
-    ("image_descriptions_general", 3400), ("google_3498_english", 3498), ("emoji_descriptions", 300)])
+    ("image_descriptions_general", 3400), ("google_3498_english", 3498), ("emoji_descriptions", 300),
+    ("emoji_descriptions_balanced", 115)])
 def test_the_pools_are_clean(name, least):
     from utils.zeroshot import read_texts
 

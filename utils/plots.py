@@ -23,7 +23,7 @@ def ablation_curve(found: dict, model: str, dataset: str, path: Path) -> None:
              title=f"{model} on {dataset}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8, loc="lower left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def head_sheet(rows: list[tuple[str, list, list]], path: Path) -> None:
@@ -42,7 +42,7 @@ def head_sheet(rows: list[tuple[str, list, list]], path: Path) -> None:
         axes[0].set_title(title, fontsize=8, loc="left")
     grid[0][len(rows[0][1]) + 1].set_title("lowest", fontsize=8, loc="left", color="0.4")
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.05, hspace=0.35)
-    _save(figure, path)
+    save(figure, path)
 
 
 def head_truth(rows: list[dict], title: str, path: Path) -> None:
@@ -66,10 +66,26 @@ def head_truth(rows: list[dict], title: str, path: Path) -> None:
              title=title)
     axes.margins(x=0.01)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path: Path) -> None:
+def textspan_sweep(rows: list[dict], without: dict[str, float], title: str, path: Path) -> None:
+    """TextSpan's accuracy against the number of texts a head, a line for each pool, beside the accuracies without texts;
+    both are those of utils/sweeps.py's `sweep`."""
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for name, label, style in (("whole_model", "whole model", "--"),
+                               ("last_layers", "earlier heads mean-ablated, last layers whole", ":")):
+        axes.axhline(without[name], color="0.35", linestyle=style, linewidth=1, label=f"{label}: {without[name]:.1f}%")
+    for name in dict.fromkeys(row["pool"] for row in rows):
+        own = [row for row in rows if row["pool"] == name]
+        axes.plot([row["texts_per_head"] for row in own], [row["accuracy"] for row in own], marker="o", label=name)
+    axes.set_xticks(sorted({row["texts_per_head"] for row in rows}))
+    axes.set(xlabel="texts a head", ylabel="zero-shot accuracy (%)", title=title)
+    axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
     """Write a PNG; the file has its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=150)
@@ -88,7 +104,7 @@ def training_curve(history: list[dict], path: Path) -> None:
         right.plot(steps, [row[name] for row in history], label=label)
     right.set(xlabel="step", ylabel="zero-shot accuracy (%)", ylim=(0, 100))
     right.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def inspection_shares(rows: list[dict], names: dict[str, str], path: Path) -> None:
@@ -124,7 +140,7 @@ def inspection_shares(rows: list[dict], names: dict[str, str], path: Path) -> No
     figure.suptitle(f"Verdicts of {', '.join(inspectors)}, with 95% intervals")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colors(i % colors.N)) for i in range(len(labels))]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def reward_curve(history: list[dict], title: str, path: Path) -> None:
@@ -144,7 +160,7 @@ def reward_curve(history: list[dict], title: str, path: Path) -> None:
     right.set(xlabel="step", ylabel="signs of collapse (%)", ylim=(0, 100))
     right.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, path: Path) -> None:
@@ -178,7 +194,7 @@ def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, pa
     bar.set_label("contribution to the cosine similarity", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width * columns))), fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def group_accuracies(found: dict[str, dict], columns: dict[str, str], title: str, path: Path) -> None:
@@ -199,4 +215,4 @@ def group_accuracies(found: dict[str, dict], columns: dict[str, str], title: str
     axes.set(ylabel="accuracy (%)", ylim=(0, 105))
     axes.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=10)
     figure.legend(loc="outside lower center", ncols=len(columns), fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)

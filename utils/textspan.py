@@ -97,20 +97,29 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
     return Span(picks, shares, kept, total, mean, directions @ basis.T, spectrum)
 
 
-def span_heads(attn: np.ndarray, pool: np.ndarray, last_layers: int, texts_per_head: int,
-               rank: int) -> dict[tuple[int, int], Span]:
-    """TextSpan of every head of the last layers, from attn [b, l, h, d] and the pool's embeddings [m, d].
+def span_pools(attn: np.ndarray, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
+               rank: int) -> dict[str, dict[tuple[int, int], Span]]:
+    """TextSpan of every head of the last layers, from attn [b, l, h, d], for each pool of embeddings [m, d] by its name.
 
-    Returns spans by (layer, head), both counted from 0. One layer's moments are in memory at a time.
+    Returns for each pool the spans by (layer, head), both counted from 0. attn is read once for all pools; one layer's
+    moments are in memory at a time.
     """
     layers, heads = attn.shape[1:3]
-    texts = torch.tensor(pool, dtype=torch.float64)
-    spans = {}
+    texts = {name: torch.tensor(pool, dtype=torch.float64) for name, pool in pools.items()}
+    spans: dict[str, dict[tuple[int, int], Span]] = {name: {} for name in pools}
     for layer in tqdm(range(layers - last_layers, layers), desc="layers", unit="layer"):
         means, seconds = moments(attn[:, layer])
-        for head in range(heads):
-            spans[layer, head] = text_span(means[head], seconds[head], texts, texts_per_head, rank, np.finfo(attn.dtype).eps)
+        for name in pools:
+            for head in range(heads):
+                spans[name][layer, head] = text_span(means[head], seconds[head], texts[name], texts_per_head, rank,
+                                                     np.finfo(attn.dtype).eps)
     return spans
+
+
+def span_heads(attn: np.ndarray, pool: np.ndarray, last_layers: int, texts_per_head: int,
+               rank: int) -> dict[tuple[int, int], Span]:
+    """`span_pools` of a single pool [m, d]: spans by (layer, head)."""
+    return span_pools(attn, {"pool": pool}, last_layers, texts_per_head, rank)["pool"]
 
 
 def accuracy(run: dict[str, np.ndarray], classifier: np.ndarray, spans: dict[tuple[int, int], Span]) -> float:

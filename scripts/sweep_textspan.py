@@ -1,0 +1,79 @@
+"""How many texts does a head need? TextSpan's accuracy against the number of texts a head, for several pools.
+
+    python -m scripts.sweep_textspan --model ViT-L-14 --pools image_descriptions_general google_3498_english \\
+        --texts_per_head 10 20 30 40 50 60
+    python -m scripts.sweep_textspan --model emojiclip --dataset emoji --pools emoji_descriptions
+
+Reads what compute_prs.py, compute_text_projection.py and compute_text_set_projection.py (once a pool) wrote to
+--input_dir; `bash scripts/sweep_textspan.sh` runs them first. An accuracy is the one that compute_complete_text_set.py
+prints for that pool and number (paper section 4.2); all of them take about the time of one.
+
+Writes to --output_dir: {dataset}_textspan_sweep_{model}.csv, with the columns pool, texts_per_head, accuracy (percent),
+number_of_texts (distinct ones, of all heads) and explained (share of a head's variance, averaged over heads), .png, and
+.json with two more accuracies: the whole model's, and that with the earlier heads ablated and the last ones as they are,
+which many texts come to.
+"""
+from utils.datasets import add_run_options
+from utils.script import UserError, make_parser, run
+
+RANK = 80  # singular directions of a head at most, as compute_complete_text_set.py has it by default
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
+                        help="where CSV, JSON and picture go (default: %(default)s)")
+    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER",
+                        help="where the text pools are (default: %(default)s)")
+    parser.add_argument("--pools", nargs="+", default=["image_descriptions_general"], metavar="POOL",
+                        help="the pools' file names without .txt (default: image_descriptions_general)")
+    parser.add_argument("--texts_per_head", nargs="+", type=int, default=[10, 20, 30, 40, 50, 60], metavar="N",
+                        help="numbers of texts picked for each head (default: 10 20 30 40 50 60)")
+    parser.add_argument("--num_of_last_layers", type=int, default=4, help="layers whose heads are named (default: %(default)s)")
+    return parser
+
+
+def main(args) -> None:
+    import csv
+    import io
+    from pathlib import Path
+
+    from utils import arrays, models, plots, sweeps, zeroshot
+
+    model, numbers = models.file_name(args.model), sorted(set(args.texts_per_head))
+    texts = {name: zeroshot.read_texts(Path(args.text_dir) / f"{name}.txt") for name in args.pools}
+    for name, lines in texts.items():
+        wrong = [number for number in numbers if not 1 <= number <= len(lines)]
+        if wrong:
+            raise UserError(f"--texts_per_head {wrong[0]}: {name} has {len(lines)} texts; choose from 1 to {len(lines)}")
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
+    layers, _, width = terms["attn"].shape[1:]
+    if not 1 <= args.num_of_last_layers <= layers:
+        raise UserError(f"--num_of_last_layers is {args.num_of_last_layers}; choose from 1 to {layers}")
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, width)
+    pools = {name: arrays.open_texts(args.input_dir, name, model, manifest, width, lines) for name, lines in texts.items()}
+
+    without, rows = sweeps.sweep(terms, classifier, pools, args.num_of_last_layers, numbers, RANK)
+    print("Whole model: {whole_model:.2f}\nEarlier heads mean-ablated, no texts: {last_layers:.2f}".format(**without))
+    print(f"{'pool':<30} texts a head  accuracy  distinct texts  explained")
+    for row in rows:
+        print("{pool:<30} {texts_per_head:>12}  {accuracy:>8.2f}  {number_of_texts:>14}  {explained:>9.3f}".format(**row))
+
+    path = Path(args.output_dir) / f"{arrays.run_name(args.dataset, args.split)}_textspan_sweep_{model}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    arrays.write_text(path, table.getvalue())
+    arrays.write_json(path.with_suffix(".json"), {
+        "model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), "w_ov_rank": RANK,
+        "num_of_last_layers": args.num_of_last_layers, **without, "rows": rows})
+    title = f"{args.model} on {args.dataset}: heads of the last {args.num_of_last_layers} layers as texts"
+    plots.textspan_sweep(rows, without, title, path.with_suffix(".png"))
+    print(f"-> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
