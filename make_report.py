@@ -1,0 +1,89 @@
+"""One page that shows what every attention head does: a folder with index.html and its pictures, read without a network.
+
+    python make_report.py --model emojiclip --dataset emoji --text_descriptions emoji_descriptions
+    python make_report.py --model ViT-L-14 --pretrained openai --dataset imagenet --data_path DIR --device cuda:0
+
+For every head that compute_complete_text_set.py named: its texts and what they explain, the images that score highest
+and lowest on the first text, the patches that the highest scores come from, and the accuracy with the head switched off.
+Heads can be searched by their texts, sorted, and switched off on the page. The whole page is readable without JavaScript.
+
+Reads what compute_prs.py, compute_text_projection.py, compute_text_set_projection.py, compute_ablations.py and
+compute_complete_text_set.py wrote to --input_dir; where it is there, also what compute_head_truth.py wrote; and the images.
+Heat maps need the model, which must be the one that made the arrays; with --heat_maps 0 none is loaded.
+
+Writes to --output_dir: index.html, images/, heat/, and report.json, which holds everything that the page shows. The folder
+has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is refused.
+Prints where the page is, and the folder's size.
+"""
+from utils.datasets import add_run_options
+from utils.script import UserError, check_positive, make_parser, run
+
+LARGE = 30e6  # bytes, above which a report is a burden to send
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--data_path", metavar="FOLDER", help="as given to compute_prs.py (default: none)")
+    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER",
+                        help="where the text pool is (default: %(default)s)")
+    parser.add_argument("--text_descriptions", default="image_descriptions_general", metavar="POOL",
+                        help="as given to compute_complete_text_set.py (default: %(default)s)")
+    parser.add_argument("--texts_per_head", type=int, default=10, help="as given there (default: %(default)s)")
+    parser.add_argument("--images_per_head", type=int, default=8, metavar="N",
+                        help="images of the highest scores, and as many of the lowest (default: %(default)s)")
+    parser.add_argument("--heat_maps", type=int, default=3, metavar="N",
+                        help="heat maps a head, of the highest images; 0 needs no model (default: %(default)s)")
+    parser.add_argument("--thumbnail_size", type=int, default=96, metavar="PIXELS",
+                        help="side of an image on the page; it is stored twice as large (default: %(default)s)")
+    parser.add_argument("--pretrained", metavar="TAG", help="of heat maps: weights, as given to compute_prs.py (default: none)")
+    parser.add_argument("--device", help="of heat maps: torch device, such as cuda:0 or cpu (default: the best there is)")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights, as given there (default: %(default)s)")
+    parser.add_argument("--output_dir", metavar="FOLDER",
+                        help="where the page goes (default: {input_dir}/{run}_report_{model})")
+    return parser
+
+
+def main(args) -> None:
+    import sys
+    from pathlib import Path
+
+    from utils import ablation, arrays, datasets, models, report, zeroshot
+
+    check_positive(args, "texts_per_head", "images_per_head", "thumbnail_size")
+    if not 0 <= args.heat_maps <= args.images_per_head:
+        raise UserError(f"--heat_maps is {args.heat_maps}; choose from 0 to --images_per_head, {args.images_per_head}")
+    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    folder = Path(args.output_dir or Path(args.input_dir) / f"{name}_report_{model}")
+    report.check_folder(folder)
+    texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
+    layers, _, width = terms["attn"].shape[1:]
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, width)
+    pool = arrays.open_texts(args.input_dir, args.text_descriptions, model, manifest, width, texts)
+    hints = report.commands(args, manifest, {"num_of_last_layers": min(4, layers)})
+    results = report.read_results(args, model, terms["attn"].shape, texts, hints)
+    images = datasets.load_images(args.dataset, args.data_path, split=args.split)
+    indices = report.match_images(images, manifest, terms["labels"])
+    clip = report.load_model(args, manifest) if args.heat_maps else None
+
+    scored = report.score_images(terms, classifier, pool, results, hints)
+    alone = ablation.single_heads(terms, classifier, results["texts"]["num_of_last_layers"])
+    heads = report.describe_heads(results, scored, alone, args.images_per_head, indices, terms["labels"], images,
+                                  args.data_path)
+    lines = report.commands(args, manifest, {key: results["texts"][key] for key in ("num_of_last_layers", "w_ov_rank")})
+    with report.complete_folder(folder) as partial:
+        shape = report.save_thumbnails(heads, images, 2 * args.thumbnail_size, clip, partial)
+        if clip:
+            report.save_heat_maps(heads, args.heat_maps, pool, images, clip, partial)
+        content = report.describe_run(args, manifest, results, heads, lines, thumbnail=shape, texts=len(texts),
+                                      classes=classifier.shape[1])
+        size = report.save_page(content, partial)
+    print(f"{len(heads)} heads, {size / 1e6:.1f} MB -> {folder / 'index.html'}")
+    if size > LARGE:
+        print(f"warning: {size / 1e6:.0f} MB is much to send; smaller with fewer --images_per_head or a smaller "
+              "--thumbnail_size", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,245 @@
+"""The page of make_report.py, opened from disk in a real browser without a network."""
+import re
+import shutil
+
+import pytest
+from test_report import content, write_report
+
+DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER),
+                                reason="no chromium and chromedriver on PATH: the report in a browser was not covered")
+
+
+@pytest.fixture(scope="module")
+def page(emoji_run, tmp_path_factory):
+    return write_report(emoji_run, tmp_path_factory.mktemp("browser")) / "page"
+
+
+def start(**preferences):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     "--host-resolver-rules=MAP * ~NOTFOUND"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", preferences)
+    return webdriver.Chrome(options=options, service=Service(DRIVER))
+
+
+@pytest.fixture(scope="module")
+def driver():
+    found = start()
+    yield found
+    found.quit()
+
+
+@pytest.fixture
+def opened(driver, page):
+    """The page, freshly loaded in a wide window."""
+    resize(driver, 1400)
+    driver.get((page / "index.html").as_uri())
+    return driver
+
+
+def resize(driver, width):
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                           {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+
+
+def find(driver, selector):
+    from selenium.webdriver.common.by import By
+
+    return driver.find_elements(By.CSS_SELECTOR, selector)
+
+
+def visible(driver, selector="article"):
+    return [element.get_attribute("id") for element in find(driver, selector) if element.is_displayed()]
+
+
+def type_words(driver, words):
+    from selenium.webdriver.common.keys import Keys
+
+    field, = find(driver, "#words")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.DELETE)
+    field.send_keys(words)
+
+
+def expected(page, words):
+    """Heads with a text in which each of the words begins a word."""
+    return [head["id"] for head in content(page)["heads"] if any(
+        all(re.search(rf"\b{word}", entry["text"], re.IGNORECASE) for word in words.split()) for entry in head["texts"])]
+
+
+def switch(driver, head):
+    """Press a head's switch, as by the keyboard. Returns it."""
+    from selenium.webdriver.common.keys import Keys
+
+    box, = find(driver, f"#{head} .switch input")
+    box.send_keys(Keys.SPACE)
+    return box
+
+
+def choose(driver, select, value):
+    from selenium.webdriver.support.ui import Select
+
+    Select(find(driver, f"#{select}")[0]).select_by_value(value)
+
+
+def test_the_page_shows_the_texts_without_an_error(opened, page):
+    body = find(opened, "body")[0].text
+    assert find(opened, "html.js") and opened.title == "Heads of emojiclip on imagefolder"
+    for head in content(page)["heads"]:
+        assert f"Layer {head['layer']}, head {head['head']}" in body
+        for entry in head["texts"]:
+            assert entry["text"] in body and f"{100 * entry['share']:.1f}%" in body
+    assert "12 of 12 heads" in body
+    assert [entry for entry in opened.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def test_every_picture_is_loaded_and_has_an_alternative(opened, page):
+    opened.execute_async_script("""
+        const done = arguments[0], pictures = [...document.images];
+        (async () => { for (const picture of pictures) { picture.scrollIntoView(); await picture.decode(); } done(); })();""")
+    found = opened.execute_script("return [...document.images].map(i => [i.naturalWidth, i.naturalHeight, i.width, i.alt])")
+    assert len(found) == 12 * (4 + 2 + 4)
+    assert all(size[:2] == [192, 192] and size[2] == 96 and "image " in size[3] for size in found)
+    assert [entry for entry in opened.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def test_words_leave_the_heads_with_a_text_that_has_them_all(opened, page):
+    everything = [head["id"] for head in content(page)["heads"]]
+    texts = [entry["text"] for head in content(page)["heads"] for entry in head["texts"]]
+    longest = max(texts, key=lambda text: len(text.split())).split()
+    for words in (longest[1], longest[-1][:3].upper(), f"{longest[-1]} {longest[0]}", texts[0][:-1], "xyz"):
+        type_words(opened, words)
+        wanted = expected(page, words)
+        assert visible(opened) == wanted, words
+        assert visible(opened, ".index li") == [f"index-{head}" for head in wanted]
+        assert find(opened, "#count")[0].text == f"{len(wanted)} of 12 heads"
+        marked = {mark.text.lower() for mark in find(opened, "article mark") if mark.is_displayed()}
+        assert marked == ({word.lower() for word in words.split()} if wanted else set())
+        assert find(opened, "#nothing")[0].is_displayed() == (not wanted)
+    assert 0 < len(expected(page, longest[1])) < 12
+    type_words(opened, "")
+    assert visible(opened) == everything and not find(opened, "mark")
+    assert [element.text for element in find(opened, "article .text-of-head")] == texts
+
+
+@pytest.mark.parametrize("words", ["(", "[a", "a.b*", "\\", "+?"])
+def test_words_are_no_patterns(opened, words):
+    type_words(opened, words)
+    assert visible(opened) == []
+    assert [entry for entry in opened.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def test_heads_are_sorted_and_chosen_by_layer(opened, page):
+    heads = content(page)["heads"]
+    keys = {"variance": lambda head: -head["variance"], "lost": lambda head: head["change"],
+            "consistency": lambda head: -head["consistency"]["percentile"], "layer": lambda head: -head["layer"]}
+    for order, key in keys.items():
+        choose(opened, "order", order)
+        assert visible(opened) == [head["id"] for head in sorted(heads, key=key)], order
+    choose(opened, "layer", "4")
+    assert visible(opened) == [f"head-4-{head}" for head in range(6)] and find(opened, "#count")[0].text == "6 of 12 heads"
+    type_words(opened, heads[-1]["texts"][0]["text"])
+    assert "head-4-5" in visible(opened) and not {id for id in visible(opened) if id.startswith("head-5")}
+    choose(opened, "layer", "")
+
+
+def test_a_head_that_is_switched_off_shows_the_accuracy_without_it(opened, page):
+    found = content(page)
+    bar, restore, command = (find(opened, selector)[0] for selector in (".power", "#restore", "#command"))
+    assert f"Whole model {found['ablations']['baseline']:.1f}% with all heads on" in bar.text
+    for head in (found["heads"][1], found["heads"][7]):
+        box = switch(opened, head["id"])
+        said = f"without layer {head['layer']}, head {head['head']}: {head['accuracy']:.1f}% ("
+        assert said in bar.text and bar.is_displayed() and not command.is_displayed()
+        assert find(opened, f"#{head['id']}.off")
+        restore.click()
+        assert "with all heads on" in bar.text and not box.is_selected() and not restore.is_displayed()
+
+
+def test_several_heads_show_the_command_that_computes_them(opened, page):
+    for head in ("head-5-4", "head-4-0"):
+        switch(opened, head)
+    bar, command = find(opened, ".power")[0], find(opened, "#command")[0]
+    assert "without 2 heads: not computed here" in bar.text
+    assert command.text == content(page)["command_for_several"].replace("{heads}", "5.4,4.0")
+    assert "--keep_last_layers 6 --keep_mlps --heads 5.4,4.0" in command.text
+    switch(opened, "head-5-4")
+    assert "without layer 4, head 0" in bar.text and not command.is_displayed()
+
+
+@pytest.mark.parametrize("width", (1400, 900, 380))
+def test_nothing_is_cut_off_at_any_width(opened, width):
+    resize(opened, width)
+    for box in find(opened, ".switch input")[:6]:
+        opened.execute_script("arguments[0].click()", box)
+    for details in find(opened, "details"):
+        opened.execute_script("arguments[0].open = true", details)
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    beyond = opened.execute_script("""
+        const beyond = ({left, right}) => left < -0.5 || right > innerWidth + 0.5;
+        return [...document.querySelectorAll("body *:not(.skip, .unseen)")].filter(
+            e => e.getClientRects().length && beyond(e.getBoundingClientRect())).map(e => e.outerHTML)""")
+    assert beyond == []
+
+
+def test_every_control_has_a_name_and_headings_do_not_skip(opened):
+    unnamed = opened.execute_script("""
+        return [...document.querySelectorAll("input, select, button")].filter(e => !(e.labels && e.labels.length) &&
+            !e.textContent.trim()).length""")
+    levels = opened.execute_script("return [...document.querySelectorAll('h1, h2, h3')].map(e => Number(e.tagName[1]))")
+    ids = opened.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert unnamed == 0 and levels.count(1) == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:]))
+    assert len(ids) == len(set(ids))
+    assert opened.execute_script("return document.documentElement.lang") == "en"
+
+
+def contrast(driver, selector):
+    """Ratio of an element's text colour to the page's colour, as WCAG 2 defines it."""
+    colors = driver.execute_script("""
+        const page = document.documentElement, element = document.querySelector(arguments[0]);
+        return [getComputedStyle(element)[element.closest("svg") ? "fill" : "color"], getComputedStyle(page).backgroundColor]
+        """, selector)
+
+    def luminance(color):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, lighter = sorted(map(luminance, colors))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ("light", "dark"))
+def test_text_stands_out_in_light_and_in_dark(opened, scheme):
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    for selector in ("h1", ".aside", ".text-of-head", ".index b", "dt", "summary", "svg text"):
+        assert contrast(opened, selector) >= 4.5, selector
+    dark = opened.execute_script("return getComputedStyle(document.documentElement).backgroundColor") != "rgb(255, 255, 255)"
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert dark == (scheme == "dark")
+
+
+def test_everything_is_readable_without_javascript(page):
+    driver = start(**{"profile.managed_default_content_settings.javascript": 2})
+    try:
+        driver.get((page / "index.html").as_uri())
+        body = find(driver, "body")[0].text
+        assert not find(driver, "html.js") and visible(driver, ".js-only") == []
+        for head in content(page)["heads"]:
+            part = find(driver, f"#{head['id']}")[0].text
+            assert all(entry["text"] in part and f"{100 * entry['share']:.1f}%" in part for entry in head["texts"])
+            assert f"{head['accuracy']:.1f}%" in part and "points" in part
+            assert head["texts"][1]["text"] in find(driver, f"#index-{head['id']} a")[0].text
+        assert f"{content(page)['ablations']['mlp_ablated']:.1f}%" in body
+        find(driver, "#index-head-4-3 a")[0].click()
+        assert driver.current_url.endswith("#head-4-3")
+    finally:
+        driver.quit()
