@@ -52,7 +52,7 @@ def main(args) -> None:
     attributes = truth.read_attributes(args.text_attributes)
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)
-    groups = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(terms["attn"]), len(images.scenes))])
+    groups = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(terms["attn"]), images)])
 
     shares = {layer: truth.explained(terms["attn"][:, layer], groups) for layer in sorted({head["layer"] for head in heads})}
     rows = []

@@ -64,8 +64,8 @@ def main(args) -> None:
     hints = report.commands(args, manifest, {"num_of_last_layers": min(4, layers)})
     results = report.read_results(args, model, terms["attn"].shape, texts, hints)
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
-    indices = report.match_images(images, manifest, terms["labels"])
-    clip = report.load_model(args, manifest) if args.heat_maps else None
+    indices = arrays.image_indices(manifest, len(terms["labels"]), images)
+    clip = models.load_same(args, manifest) if args.heat_maps else None
 
     scored = report.score_images(terms, classifier, pool, results, hints)
     alone = ablation.single_heads(terms, classifier, results["texts"]["num_of_last_layers"])

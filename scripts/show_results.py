@@ -33,7 +33,7 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
     terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn",), args.split)
     attn = terms["attn"]
     images = datasets.load_images(args.dataset, args.data_path, 96, split=args.split)
-    indices = arrays.image_indices(manifest, len(attn), len(images.samples))
+    indices = arrays.image_indices(manifest, len(attn), images)
     pool = np.load(arrays.text_path(args.input_dir, args.text_descriptions, model), mmap_mode="r", allow_pickle=False)
     rows = []
     for head in heads:
@@ -41,7 +41,7 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
             continue
         scores = attn[:, head["layer"], head["head"]] @ pool[head["texts"][0]["index"]]
         order = np.argsort(-scores, kind="stable")
-        highest, lowest = ([images.samples[int(i)][0] for i in indices[part]] for part in (order[:IMAGES], order[-IMAGES:]))
+        highest, lowest = ([images.read(i)[0] for i in indices[part]] for part in (order[:IMAGES], order[-IMAGES:]))
         title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
         rows.append((f"layer {head['layer']}, head {head['head']}:  {title}", highest, lowest))
     plots.head_sheet(rows, path)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from utils import arrays
+from utils.datasets import Images
 from utils.script import UserError
 
 
@@ -203,8 +204,14 @@ def test_another_split_is_part_of_a_runs_name():
     assert arrays.run_name("imagefolder", "test") == "imagefolder_test" and arrays.run_name("imagefolder", None) == "imagefolder"
 
 
+def held(number):
+    return Images([None] * number, ["a"], None)
+
+
 def test_rows_of_a_run_are_known_in_the_data_set():
-    assert arrays.image_indices(None, 4, 4).tolist() == [0, 1, 2, 3]
-    assert arrays.image_indices({"skipped_indices": [1, 3]}, 3, 5).tolist() == [0, 2, 4]
+    assert arrays.image_indices(None, 4, held(4)).tolist() == [0, 1, 2, 3]
+    assert arrays.image_indices({"skipped_indices": [1, 3], "classes": ["a"]}, 3, held(5)).tolist() == [0, 2, 4]
     with pytest.raises(UserError, match="has 6 images, and the arrays hold 3 of 5; give the --data_path and --split"):
-        arrays.image_indices({"skipped_indices": [1, 3]}, 3, 6)
+        arrays.image_indices({"skipped_indices": [1, 3], "classes": ["a"]}, 3, held(6))
+    with pytest.raises(UserError, match="has other classes than the arrays"):
+        arrays.image_indices({"classes": ["b"]}, 6, held(6))

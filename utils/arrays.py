@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.datasets import DEFAULT_SPLITS
+from utils.datasets import DEFAULT_SPLITS, Images
 from utils.script import UserError
 
 PACKAGES = ("torch", "open-clip-torch", "numpy")
@@ -196,15 +196,18 @@ def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
     return arrays, manifest
 
 
-def image_indices(manifest: dict | None, rows: int, images: int) -> np.ndarray:
-    """For each of the `rows` images of a run, its index [rows] in the data set, of which `images` are there now.
+def image_indices(manifest: dict | None, rows: int, images: Images) -> np.ndarray:
+    """For each of the `rows` images of a run, its index [rows] in the data set, whose `images` are those there now.
 
     Raises UserError where they do not belong together.
     """
-    indices = np.delete(np.arange(images), (manifest or {}).get("skipped_indices", []))
+    number, again = len(images.samples), "that they were made from, or make them again with compute_prs.py"
+    indices = np.delete(np.arange(number), (manifest or {}).get("skipped_indices", []))
     if len(indices) != rows:
-        raise UserError(f"the data set has {images} images, and the arrays hold {rows} of {images - len(indices) + rows}; "
-                        "give the --data_path and --split that they were made from, or make them again with compute_prs.py")
+        raise UserError(f"the data set has {number} images, and the arrays hold {rows} of {number - len(indices) + rows}; "
+                        f"give the --data_path and --split {again}")
+    if manifest and manifest["classes"] != images.classes:
+        raise UserError(f"the data set has other classes than the arrays; give the --data_path {again}")
     return indices
 
 

@@ -49,6 +49,15 @@ class Images:
         if self.scenes:
             self.samples.image_size = image_size
 
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """One image and its label. Raises UserError, which names it, where it cannot be read."""
+        try:
+            return self.samples[int(index)]
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            name = self.paths[index] if self.paths else f"image {index}"
+            raise UserError(f"cannot read {name} ({describe(error)}); mend it, or make the arrays again with compute_prs.py "
+                            "--skip_bad_images") from error
+
 
 class SceneImages:
     """Drawn scenes; batches are drawn in one go."""

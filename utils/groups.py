@@ -27,7 +27,7 @@ def of_images(dataset: str, data_path: str | None, split: str | None, labels: np
     if dataset not in datasets.PLACES:
         return None
     images = datasets.load_images(dataset, data_path, split=split)
-    rows = arrays.image_indices(manifest, len(labels), len(images.places))
+    rows = arrays.image_indices(manifest, len(labels), images)
     truth = images.samples.labels if images.scenes else [label for _, label in images.samples.samples]
     if not np.array_equal(np.asarray(truth)[rows], labels):
         raise UserError(f"the images of {dataset} have other labels than the arrays; give the --data_path and --split that "

@@ -123,6 +123,20 @@ def load_clip(model: str, pretrained: str | None, device, seed: int = 0) -> Clip
                 image_size=(size, size) if isinstance(size, int) else tuple(size), device=device)
 
 
+def load_same(args, run: dict | None) -> Clip:
+    """The CLIP of --model, --pretrained and --seed in `args`, which must be the one that made the arrays whose manifest is `run`.
+
+    Raises UserError for other weights.
+    """
+    from utils.script import pick_device
+
+    clip = load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    if run and run["weights_sha256"] != weights_hash(clip):
+        raise UserError(f"--model {args.model}: its weights ({clip.source}) are not those of the arrays ({run['pretrained']}); "
+                        "give --pretrained and --seed as to compute_prs.py")
+    return clip
+
+
 def weights_hash(clip: Clip) -> str:
     """SHA-256 of all weights, by which arrays of different models are told apart."""
     digest = hashlib.sha256()

@@ -24,7 +24,7 @@ from utils import arrays, models
 from utils.datasets import Images
 from utils.decomposition import decompose_tokens, read_tower
 from utils.heads import name
-from utils.script import UserError, describe, pick_device
+from utils.script import UserError
 from utils.zeroshot import correct
 
 HERE = Path(__file__).resolve().parent
@@ -114,24 +114,6 @@ def _read(path: Path, images: int, hint: str) -> dict:
     return content
 
 
-def match_images(images: Images, manifest: dict | None, labels: np.ndarray) -> np.ndarray:
-    """The index [b] in the data set of each image of the arrays. Raises UserError where they do not belong together."""
-    indices = arrays.image_indices(manifest, len(labels), len(images.samples))
-    if manifest and manifest["classes"] != images.classes:
-        raise UserError("the data set has other classes than the arrays; give the --data_path that they were made from, or "
-                        "make them again with compute_prs.py")
-    return indices
-
-
-def load_model(args, manifest: dict | None) -> models.Clip:
-    """The model that made the arrays. Raises UserError for another."""
-    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
-    if manifest and models.weights_hash(clip) != manifest["weights_sha256"]:
-        raise UserError(f"--model {args.model}, {clip.source}: these are other weights than those of the arrays "
-                        f"({manifest['pretrained']}); give --pretrained and --seed as to compute_prs.py, or --heat_maps 0")
-    return clip
-
-
 def score_images(run: dict[str, np.ndarray], classifier: np.ndarray, pool: np.ndarray, results: dict,
                  hints: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """What each head that the page shows adds to each image's cosine similarity with the head's first text.
@@ -202,14 +184,10 @@ def describe_heads(results: dict, scored: tuple[np.ndarray, np.ndarray], alone: 
 
 def read_picture(images: Images, index: int, label: str) -> Image.Image:
     """An image of a data set. Raises UserError where it cannot be read, or its label is another."""
-    try:
-        picture, found = images.samples[index]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {images.paths[index] if images.paths else f'image {index}'} ({describe(error)}); "
-                        "mend it, or make the arrays again with compute_prs.py --skip_bad_images") from error
+    picture, found = images.read(index)
     if images.classes[found] != label:
-        raise UserError(f"image {index} is labelled {images.classes[found]}, and was {label}: the data set has changed; give "
-                        "the --data_path that the arrays were made from, or make them again with compute_prs.py")
+        raise UserError(f"image {index} is labelled {images.classes[found]}, and was {label}: the data set has changed; "
+                        "give the --data_path that the arrays were made from, or make them again with compute_prs.py")
     return picture
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils import ablation, arrays, datasets, groups, heads, models, zeroshot
 from utils.heads import Head
-from utils.script import UserError, pick_device
+from utils.script import UserError
 
 CONSTANT = 16 * np.finfo(np.float32).eps  # spread over images, relative to the size, that is rounding noise
 TEXTS_AT_ONCE = 256
@@ -233,8 +233,5 @@ def embed(args, manifest: dict | None, features: Sequence[Sequence[str]], width:
     for texts in features:
         if len(texts) > width:
             raise UserError(f"{len(texts)} texts span more than the {width} directions of the joint space; give fewer")
-    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
-    if manifest and manifest["weights_sha256"] != models.weights_hash(clip):
-        raise UserError(f"--pretrained {args.pretrained}: other weights than those of the arrays ({manifest['pretrained']}); "
-                        "give --pretrained as it was given to compute_prs.py")
+    clip = models.load_same(args, manifest)
     return [zeroshot.embed_texts(clip, texts, TEXTS_AT_ONCE) for texts in features]

@@ -1,0 +1,96 @@
+"""Which images of a data set are nearest to an image: by the whole representation, or by what chosen heads write of it?
+
+    python compute_nearest_neighbors.py --model ViT-L-14 --data_path DIR --index 12 --property whole colors counting
+    python compute_nearest_neighbors.py --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR \\
+        --image photo.jpg --heads 22.11,23.4
+    python compute_nearest_neighbors.py --model emojiclip --dataset emoji --index 17 40 --property whole color object
+
+Property-based retrieval (paper section 4.3). Reads what compute_prs.py wrote to --input_dir, and the images from
+--data_path. A query is an image of the run (--index, which is then left out of its own neighbours) or a picture (--image,
+for which the model is loaded). It is compared by one or several properties: `whole`, the cosine of representations, or a
+role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine of the sum of these heads' terms after the sum's
+mean over the data set is subtracted, from the query too: most of a term is the same for every image.
+
+Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
+.json, with indices, files, class names and similarities.
+"""
+from utils.datasets import add_data_options, add_split_option
+from utils.models import add_model_options
+from utils.script import UserError, check_positive, make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_model_options(parser)
+    add_data_options(parser)
+    add_split_option(parser)
+    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
+                        help="where the arrays are (default: %(default)s)")
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
+                        help="where picture and JSON go (default: %(default)s)")
+    parser.add_argument("--index", type=int, nargs="+", metavar="N", help="queries: images of the run, counted from 0")
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="queries: pictures; needs the model's weights")
+    parser.add_argument("--property", nargs="+", default=[], metavar="NAME",
+                        help="what to compare by: 'whole', or roles of the list of heads (default: whole)")
+    parser.add_argument("--heads", metavar="LIST", help="compare by the sum of these heads, such as 22.11,23.4")
+    parser.add_argument("--heads_file", metavar="FILE.yaml", help="list of heads (default: that of data set and model)")
+    parser.add_argument("--neighbors", type=int, default=8, metavar="K", help="of each query (default: %(default)s)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    for option in ("index", "image", "property"):  # a settings file may hold a single one
+        value = getattr(args, option)
+        setattr(args, option, value if value is None or isinstance(value, list) else [value])
+    asked = args.index or args.image
+    if not asked or (args.index and args.image):
+        raise UserError("give the queries either by --index or by --image")
+    check_positive(args, "neighbors")
+
+    from utils import arrays, contact_sheet, datasets, heads, heatmaps, models, neighbors
+
+    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    list_path = Path(args.heads_file or heads.list_path(args.dataset, model))
+    whole = neighbors.WHOLE in args.property or not (args.property or args.heads)
+    parts = ("attn", "mlp") if whole else ("attn",)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, parts, args.split)
+    ways = neighbors.read_ways(args.property, args.heads, list_path, model, manifest)
+    contact_sheet.check_size(len(asked), len(ways), args.neighbors)
+    (layers, number, width), labels = terms["attn"].shape[1:], terms["labels"]
+    for word, way in ways.items():
+        heads.check(way or [], layers, number, f"{list_path}, {word}" if word in args.property else "--heads")
+    neighbors.check_queries(args.index, args.neighbors, len(labels))
+    images = datasets.load_images(args.dataset, args.data_path, contact_sheet.SIDE, split=args.split)
+    places = arrays.image_indices(manifest, len(labels), images)
+
+    def picture(index: int):
+        return images.read(places[index])[0]
+
+    compared = list(ways.values())
+    if args.index:
+        pictures = [picture(index) for index in args.index]
+        queries = neighbors.of_rows(terms, args.index, compared)
+    else:
+        pictures = [heatmaps.read_picture(path) for path in args.image]
+        clip = models.load_same(args, manifest)
+        queries = neighbors.of_pictures(clip, pictures, compared, (layers, number, width))
+
+    found = neighbors.nearest(terms, queries, compared, args.neighbors, args.index)
+    report = neighbors.report(images, places, labels, asked, ways, *found)
+    path = Path(args.output_dir) / f"{name}_neighbors_{model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+                             "queries": report})
+    contact_sheet.neighbors_sheet(report, pictures, picture, f"{args.model}: nearest among {len(labels)} images of {name}",
+                                  path.with_suffix(".png"))
+    for query, entry in zip(asked, report):
+        for way in entry["ways"]:
+            listed = ", ".join(f"{near['index']} {near['class']} ({near['similarity']:.2f})" for near in way["neighbors"])
+            print(f"{query}, {contact_sheet.title(way['by'], way['heads'])}: {listed}")
+    print(f"-> {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
