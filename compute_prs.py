@@ -2,6 +2,7 @@
 
     python compute_prs.py --dataset imagenet --model ViT-H-14 --pretrained laion2b_s32b_b79k --data_path DIR
     python compute_prs.py --dataset emoji --model emojiclip          # nothing to download
+    python compute_prs.py --dataset imagenet --model timm:vit_base_patch14_dinov2.lvd142m --data_path DIR
     python compute_prs.py --model ViT-L-14 --pretrained none --check # is this model decomposed exactly?
 
 Writes to --output_dir, for b images, l layers, h heads and joint width d (paper section 3):
@@ -12,8 +13,12 @@ Writes to --output_dir, for b images, l layers, h heads and joint width d (paper
     {dataset}_labels.npy            [b]
     {dataset}_{model}.json          what made them
 
+Of models of timm (arXiv 2406.01583), attn is [b, c, d] where the number of heads differs from block to block, convolution
+blocks are in {dataset}_conv_{model}.npy, and {dataset}_components_{model}.json says which term is whose; cls_attn is
+there for models with a class token alone.
+
 Of another split than the usual one (--split train), the files are named {dataset}_{split}_... .
-attn and mlp of an image sum to its unit-length representation. Nothing incomplete is left under these names.
+attn, mlp and conv of an image sum to its unit-length representation. Nothing incomplete is left under these names.
 """
 from utils.datasets import add_data_options, add_split_option
 from utils.models import add_model_options
@@ -46,52 +51,56 @@ def main(args) -> None:
     from tqdm import tqdm
 
     from utils import arrays, datasets, models
-    from utils.decomposition import check, decompose, read_tower
+    from utils.decomposition import check, reader
     from utils.script import pick_device
 
     if not args.check:  # a wrong path is found before a large model is loaded
         images = datasets.load_images(args.dataset, args.data_path, split=args.split)
     device = pick_device(args.device)
-    clip = models.load_clip(args.model, args.pretrained, device, args.seed)
-    tower = read_tower(clip.model.visual)
-    noise = torch.randn(4, 3, *clip.image_size, generator=torch.Generator().manual_seed(args.seed)).to(device)
-    found = check(clip.model, tower, noise, repeats=5 if args.check else 1)
+    vision = models.load_vision(args.model, args.pretrained, device, args.seed)
+    decompose = reader(vision)
+    noise = torch.randn(4, 3, *vision.image_size, generator=torch.Generator().manual_seed(args.seed)).to(device)
+    found = check(vision.encode, decompose, noise, repeats=5 if args.check else 1)
     if args.check:
         print(f"largest error: {found['error']:.2e}\ncost over a plain forward pass: {found['cost']:.2f}")
     if not found["error"] <= TOLERANCE:
         raise UserError(f"the terms of {args.model} miss the model's own output by {found['error']:.2e}; "
-                        "this version of open_clip is not known, and its decomposition would be wrong")
+                        "this version of its library is not known, and its decomposition would be wrong")
     if args.check:
         return
 
-    images.draw_at(clip.image_size[0])
+    images.draw_at(vision.image_size[0])
     name = arrays.run_name(args.dataset, args.split)
-    paths = {what: arrays.term_path(args.output_dir, name, what, clip.name)
-             for what in ("attn", "mlp", "cls_attn", "labels")}
+
+    def path(what: str):
+        return arrays.term_path(args.output_dir, name, what, vision.name)
+
     count, skipped = 0, []
-    with arrays.Writer(arrays.manifest_path(args.output_dir, name, clip.name)) as writer, \
+    with arrays.Writer(arrays.manifest_path(args.output_dir, name, vision.name)) as writer, \
             tqdm(total=len(images.samples), desc="images", unit="image") as progress:
-        for pixels, labels, bad in datasets.batches(images, clip.preprocess, args.batch_size,
+        for pixels, labels, bad in datasets.batches(images, vision.preprocess, args.batch_size,
                                                     datasets.worker_count(args.num_workers), args.skip_bad_images):
             skipped += bad
             progress.update(len(labels) + len(bad))
             if not len(labels):
                 continue
-            terms = decompose(tower, pixels.to(device))
-            for what in ("attn", "mlp", "cls_attn"):
-                writer.append(paths[what], getattr(terms, what).cpu().numpy(), args.save_dtype)
-            writer.append(paths["labels"], labels, "int64")
+            parts = decompose(pixels.to(device))
+            for what, terms in parts.arrays.items():
+                writer.append(path(what), terms.cpu().numpy(), args.save_dtype)
+            writer.append(path("labels"), labels, "int64")
             count += len(labels)
         if not count:
             raise UserError(f"--data_path {args.data_path}: none of its {len(skipped)} images can be read")
-        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip),
+        if parts.arrays["attn"].ndim == 3 or "conv" in parts.arrays:  # the shapes do not say which term is whose
+            arrays.write_json(path("components").with_suffix(".json"), parts.names)
+        writer.finish({"model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision),
                        "dataset": args.dataset, "split": args.split, "images": count, "classes": images.classes,
                        "precision": "float32", "skipped_images": [error for _, error in skipped],
                        "skipped_indices": [index for index, _ in skipped],
                        "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed}})
     for _, error in skipped:
         print(f"skipped: {error}")
-    print(f"{count} images -> {paths['attn']}")
+    print(f"{count} images -> {path('attn')}")
 
 
 if __name__ == "__main__":

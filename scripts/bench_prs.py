@@ -24,13 +24,14 @@ def main(args) -> None:
     import statistics
     import tempfile
     import time
+    from functools import partial
     from pathlib import Path
 
     import torch
     from PIL import Image
 
     from utils import arrays, datasets, models, scenes
-    from utils.decomposition import check, decompose, read_tower
+    from utils.decomposition import by_tower, check, decompose, read_tower
     from utils.script import pick_device
 
     device = pick_device(args.device)
@@ -81,7 +82,7 @@ def main(args) -> None:
     for name, value in medians.items():
         print(f"  {name:<14}{value:9.2f} ms an image")
     print(f"  {'ratio':<14}{medians['compute_prs'] / medians['encode_image']:9.3f}")
-    print(f"  largest error {check(clip.model, tower, noise, 1)['error']:9.1e}")
+    print(f"  largest error {check(clip.model.encode_image, partial(by_tower, tower), noise, 1)['error']:9.1e}")
 
 
 if __name__ == "__main__":

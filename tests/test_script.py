@@ -12,7 +12,8 @@ SCRIPTS = ["compute_prs", "compute_text_projection", "compute_text_set_projectio
            "compute_use_specific_heads", "compute_nearest_neighbors", "compute_linear_probe", "make_report", "train", "inference",
            "inspect", "scripts.show_results", "scripts.write_emoji", "scripts.build_emoji", "scripts.bench_prs",
            "scripts.bench_textspan", "scripts.bench_segmentation", "scripts.train_emojiclip", "scripts.measure_emojiclip",
-           "scripts.export_model", "scripts.compare_descriptions", "scripts.sweep_textspan", "scripts.build_class_descriptions"]
+           "scripts.export_model", "scripts.compare_descriptions", "scripts.sweep_textspan", "scripts.build_class_descriptions",
+           "scripts.bench_components"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

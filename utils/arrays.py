@@ -1,6 +1,7 @@
 """Arrays on disk. The only file that knows how a file is named and laid out.
 
-    {dataset}_{attn|mlp|cls_attn}_{model}.npy, {dataset}_labels.npy   from compute_prs.py
+    {dataset}_{attn|mlp|conv|cls_attn}_{model}.npy, {dataset}_labels.npy, {dataset}_components_{model}.json
+                                                                      from compute_prs.py
     {dataset}_classifier_{model}.npy                                  from compute_text_projection.py
     {text_set}_{model}.npy                                            from compute_text_set_projection.py
 
@@ -183,6 +184,9 @@ def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
         arrays["labels"] = np.arange(images) // 50  # the published runs wrote none
     else:
         arrays["labels"] = _open(labels, None, hint)
+    if "attn" in arrays and arrays["attn"].ndim == 3:
+        raise UserError(f"{term_path(folder, dataset, 'attn', model)}: the blocks of {model} have different numbers of heads, "
+                        "which this step does not take")
     for name, array in arrays.items():
         if array.ndim != ranks.get(name, 1):
             raise UserError(f"{term_path(folder, dataset, name, model)}: has shape {array.shape}, which is not that of {name}")

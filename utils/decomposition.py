@@ -10,13 +10,17 @@ Letters of shapes: b images, l layers, h heads, n tokens (class token first), w 
 k width of a head, d width of the joint space.
 """
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils import walk
+from utils.models import Vision
 from utils.script import UserError
 
 
@@ -112,7 +116,7 @@ def read_tower(visual: nn.Module) -> Tower:
     `ln_pre`, LayerScale, norms on queries and keys. Raises UserError with the reason for the others.
     """
     kind = type(visual).__name__
-    if kind != "VisionTransformer":
+    if kind != "VisionTransformer" or not type(visual).__module__.startswith("open_clip."):
         raise _refuse({"ModifiedResNet": "it is a ResNet, whose image tower has no residual stream of attention heads",
                        "TimmModel": "its image tower comes from timm, which is not supported yet",
                        }.get(kind, f"its image tower is of an unknown class, {kind}"))
@@ -269,14 +273,71 @@ def decompose_tokens(tower: Tower, images: Tensor, layer: int | None = None, hea
     return TokenTerms(attn=terms, rest=representation - terms.sum(dim=1), representation=representation, grid=grid)
 
 
-def check(model: nn.Module, tower: Tower, images: Tensor, repeats: int = 3) -> dict[str, float]:
+@dataclass
+class Parts:
+    """The terms of a batch of images as they are stored, float32, each divided by the norm of its image's representation."""
+    arrays: dict[str, Tensor]      # "attn", "mlp" and, where there are any, "conv": they sum to the representation; "cls_attn"
+    names: dict[str, list[dict]]   # of the terms of these arrays, in order: kind, block, head; of conv, mlp and attn
+    representation: Tensor         # [b, d]: unit length
+
+
+def reader(vision: Vision) -> Callable[[Tensor], Parts]:
+    """How images [b, 3, height, width] of a model are decomposed: `decompose` for the towers that it knows, and for all
+    others the walk (utils/walk.py), which takes any network with a residual stream.
+
+    `attn` is [b, l, h, d] where every layer has as many heads, and else [b, c, d]; `mlp` [b, m, d] begins with the
+    embedding; `conv` is [b, k, d]; `cls_attn` [b, l, d] is there for models with a class token. Raises UserError, with the
+    name of the operation, for a model that cannot be decomposed.
+    """
+    try:
+        tower = read_tower(vision.tower)
+    except UserError as refusal:
+        try:
+            by_walk(vision, torch.zeros(1, 3, *vision.image_size, device=vision.device))
+        except UserError as error:
+            own = vision.tower.__class__.__module__.startswith("open_clip.") and not hasattr(vision.tower, "trunk")
+            raise (refusal if own else error) from error
+        return partial(by_walk, vision)
+    return partial(by_tower, tower)
+
+
+def by_tower(tower: Tower, images: Tensor) -> Parts:
+    """The terms of `decompose` as they are stored."""
+    terms = decompose(tower, images)
+    layers, heads = terms.attn.shape[1:3]
+    names = {"attn": [{"kind": "attn", "block": block, "head": head} for block in range(layers) for head in range(heads)],
+             "mlp": [{"kind": "embed", "block": -1, "head": None},
+                     *({"kind": "mlp", "block": block, "head": None} for block in range(layers))]}
+    return Parts({"attn": terms.attn, "mlp": terms.mlp, "cls_attn": terms.cls_attn}, names, terms.representation)
+
+
+def by_walk(vision: Vision, images: Tensor) -> Parts:
+    """The terms of any network as they are stored."""
+    found = walk.decompose(vision.tower, images, vision.encode, sources="first" if vision.class_token else None)
+    arrays, names = {}, {}
+    for what, kinds in (("attn", ("attn",)), ("mlp", ("embed", "mlp")), ("conv", ("conv",))):
+        chosen = [i for i, component in enumerate(found.names) if component.kind in kinds]
+        if chosen:
+            arrays[what] = found.terms[:, chosen]
+            names[what] = [{"kind": found.names[i].kind, "block": found.names[i].block, "head": found.names[i].head}
+                           for i in chosen]
+    heads = Counter(name["block"] for name in names.get("attn", []))
+    if len(set(heads.values())) == 1:
+        arrays["attn"] = arrays["attn"].unflatten(1, (len(heads), -1))
+    if vision.class_token:
+        arrays["cls_attn"] = torch.cat([found.sources[block] for block in heads], dim=1)
+    return Parts(arrays, names, found.representation)
+
+
+def check(encode: Callable[[Tensor], Tensor], read: Callable[[Tensor], Parts], images: Tensor,
+          repeats: int = 3) -> dict[str, float]:
     """Compare the decomposition with the model's own output.
 
-    Returns `error`, the largest absolute difference between the sum of an image's terms and
-    `model.encode_image`'s unit representation, and `cost`, the time of `decompose` over that of
-    `encode_image`, the fastest of `repeats` each, in turns.
+    `encode` gives representations [b, d], `read` is a `reader`. Returns `error`, the largest absolute difference between
+    the sum of an image's terms and its own unit representation, and `cost`, the time of `read` over that of `encode`, the
+    fastest of `repeats` each, in turns.
     """
-    def timed(function: Callable) -> tuple[float, Tensor | Terms]:
+    def timed(function: Callable) -> tuple[float, Tensor | Parts]:
         start = time.perf_counter()
         result = function()
         if images.is_cuda:
@@ -284,11 +345,11 @@ def check(model: nn.Module, tower: Tower, images: Tensor, repeats: int = 3) -> d
         return time.perf_counter() - start, result
 
     times = {"plain": [], "ours": []}
-    with torch.inference_mode():
+    with torch.no_grad():
         for _ in range(repeats):
-            seconds, plain = timed(lambda: F.normalize(model.encode_image(images), dim=-1))
+            seconds, plain = timed(lambda: F.normalize(encode(images), dim=-1))
             times["plain"].append(seconds)
-            seconds, terms = timed(lambda: decompose(tower, images))
+            seconds, parts = timed(lambda: read(images))
             times["ours"].append(seconds)
-        total = terms.attn.sum(dim=(1, 2)) + terms.mlp.sum(dim=1)
+        total = sum(terms.flatten(1, -2).sum(dim=1) for what, terms in parts.arrays.items() if what != "cls_attn")
         return {"error": (total - plain).abs().max().item(), "cost": min(times["ours"]) / min(times["plain"])}

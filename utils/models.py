@@ -1,8 +1,10 @@
 """Models by name. The only file that knows which library a model comes from.
 
 `--model` takes an open_clip name (`ViT-L-14`), `hf-hub:NAME`, `local-dir:FOLDER`, or `emojiclip`, the
-small CLIP that ships with the repository. `--vlm_name` takes a hub name or folder of transformers (CLIP,
-ALIGN, SigLIP), or `r-open-clip:` and an open_clip name: `MODEL:DATASET`, `hf-hub:NAME`, `local-dir:PATH`, `emojiclip`.
+small CLIP that ships with the repository; where no text side is needed, also `timm:` and a name of timm
+(`timm:vit_base_patch14_dinov2.lvd142m`, `timm:hf-hub:NAME`, `timm:local-dir:FOLDER`). `--vlm_name` takes a hub
+name or folder of transformers (CLIP, ALIGN, SigLIP), or `r-open-clip:` and an open_clip name: `MODEL:DATASET`,
+`hf-hub:NAME`, `local-dir:PATH`, `emojiclip`.
 """
 import difflib
 import hashlib
@@ -18,7 +20,7 @@ from utils.script import UserError, boolean, describe
 
 EMOJICLIP = Path(__file__).resolve().parent.parent / "models" / "emojiclip"
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"
-OPEN_CLIP = "r-open-clip:"
+OPEN_CLIP, TIMM = "r-open-clip:", "timm:"
 # Kinds of transformers' models that have an image and a text side, and how each was trained to pad its texts.
 PADDING = {"clip": True, "align": "max_length", "siglip": "max_length"}
 TEXT_LENGTH = {"clip": 77, "align": 64, "siglip": 64}  # tokens
@@ -37,6 +39,20 @@ class Clip:
 
 
 @dataclass
+class Vision:
+    """The image side of a model in eval mode, float32, with what goes with it."""
+    tower: object          # an open_clip image tower, or a timm model without its classifier
+    encode: Callable       # images [b, 3, height, width] -> representations [b, d]: what is decomposed
+    class_token: bool      # whether the representation is read from a class token, the first one
+    preprocess: Callable
+    name: str
+    source: str
+    image_size: tuple[int, int]
+    device: object
+    model: object          # all of it, by whose weights it is known
+
+
+@dataclass
 class Vlm:
     """A vision-language model as a judge of closeness: two encoders and the scale of its logits."""
     name: str
@@ -50,18 +66,19 @@ class Vlm:
 def add_model_options(parser) -> None:
     """The options that choose a model."""
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME",
-                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER, or emojiclip (default: %(default)s)")
+                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER, emojiclip, or timm:NAME where no texts are needed "
+                             "(default: %(default)s)")
     parser.add_argument("--pretrained", metavar="TAG",
-                        help="weights: a tag of open_clip, a checkpoint file, or 'none' for random weights from --seed; "
+                        help="weights: a tag of open_clip or timm, a checkpoint file, or 'none' for random weights from --seed; "
                              f"not with a folder or hub name (default: {DEFAULT_PRETRAINED} for {DEFAULT_MODEL})")
     parser.add_argument("--device", help="torch device, such as cuda:0 or cpu (default: the best there is)")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 
 
 def file_name(model: str) -> str:
-    """The model's name in file names: `hf-hub:apple/X` -> `hf-hub-apple-X`, `local-dir:a/b` -> `b`."""
-    if model.startswith("local-dir:"):
-        model = Path(model.removeprefix("local-dir:")).resolve().name
+    """The model's name in file names: `hf-hub:apple/X` -> `hf-hub-apple-X`, `local-dir:a/b` and `timm:local-dir:a/b` -> `b`."""
+    if "local-dir:" in model:
+        model = Path(model.partition("local-dir:")[2]).resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model)
 
 
@@ -74,6 +91,8 @@ def load_clip(model: str, pretrained: str | None, device, seed: int = 0) -> Clip
     import open_clip
     import torch
 
+    if model.startswith(TIMM):
+        raise UserError(f"--model {model} has no text side; this step needs a CLIP")
     full_name = f"local-dir:{EMOJICLIP}" if model == "emojiclip" else model
     schema = full_name.split(":")[0] if full_name.startswith(("hf-hub:", "local-dir:")) else None
     if schema and pretrained:
@@ -123,6 +142,69 @@ def load_clip(model: str, pretrained: str | None, device, seed: int = 0) -> Clip
                 image_size=(size, size) if isinstance(size, int) else tuple(size), device=device)
 
 
+def load_vision(model: str, pretrained: str | None, device, seed: int = 0) -> Vision:
+    """Load the image side of a CLIP or a timm model by name. Raises UserError as `load_clip` does."""
+    if model.startswith(TIMM):
+        return _load_timm(model, pretrained, device, seed)
+    clip = load_clip(model, pretrained, device, seed)
+    trunk = getattr(clip.model.visual, "trunk", clip.model.visual)  # a timm model inside
+    first = trunk.pool_type == "tok" if hasattr(trunk, "pool_type") else getattr(trunk, "global_pool", "") == "token"
+    return Vision(tower=clip.model.visual, encode=clip.model.encode_image, class_token=first, preprocess=clip.preprocess,
+                  name=clip.name, source=clip.source, image_size=clip.image_size, device=device, model=clip.model)
+
+
+def _load_timm(model: str, pretrained: str | None, device, seed: int) -> Vision:
+    """A timm model without its classifier, as released. `pretrained` is a tag, 'none' (random weights) or a checkpoint file."""
+    import timm
+    import torch
+
+    name = model.removeprefix(TIMM)
+    own = name.startswith(("hf-hub:", "local-dir:"))
+    if own and pretrained:
+        raise UserError(f"--pretrained {pretrained} does not go with --model {model}, which brings its own weights; "
+                        "leave --pretrained out")
+    if own:
+        folder = Path(name.removeprefix("local-dir:"))
+        if name.startswith("local-dir:") and not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: no config.json there; --model {TIMM}local-dir: takes a folder in timm's format")
+    else:
+        architecture, _, tag = name.partition(".")
+        if architecture not in timm.list_models():
+            close = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.3)
+            raise UserError(f"unknown model {model!r}; closest are {', '.join(TIMM + other for other in close)}")
+        tags = [other.partition(".")[2] for other in timm.list_models(f"{architecture}*", pretrained=True)
+                if other.partition(".")[0] == architecture]
+        file = pretrained if pretrained and os.path.isfile(pretrained) else None
+        tag = tag if pretrained in (None, "none") or file else pretrained
+        if (tag and tag not in tags) or not (tags or file or pretrained == "none"):
+            raise UserError(f"--model {model} --pretrained {pretrained}: timm has no such weights of {architecture}; give one "
+                            f"of {', '.join(tags) or '(none known)'}, a checkpoint file, or 'none' for random weights")
+        name = f"{architecture}.{tag}" if tag else architecture
+    torch.manual_seed(seed)
+    try:
+        network = timm.create_model(name, pretrained=own or not (file or pretrained == "none"), num_classes=0)
+        if not own and file:
+            missing, _ = timm.models.load_checkpoint(network, file, strict=False)  # a classifier there is left out
+            if missing:
+                raise ValueError(f"it lacks {missing[0]} and {len(missing) - 1} others")
+    except Exception as error:  # hubs, files and formats fail in many ways, and all of them end the run
+        raise UserError(f"--model {model} --pretrained {pretrained}: the weights cannot be loaded "
+                        f"({type(error).__name__}: {describe(error)[:300]}); check the file or the network") from error
+    network = network.to(device).eval().requires_grad_(False)
+    settings = timm.data.resolve_model_data_config(network)
+    head = getattr(network, "head", None)
+    pooled = not isinstance(getattr(head, "pre_logits", None), torch.nn.Sequential)  # a layer and a tanh would follow
+
+    def features(images):
+        return network.forward_features(images).mean((-2, -1))
+
+    source = f"random weights, seed {seed}" if pretrained == "none" else pretrained if not own and file else name
+    return Vision(tower=network, encode=network if pooled else features,
+                  class_token=getattr(network, "global_pool", "") == "token", name=file_name(model), source=source,
+                  preprocess=timm.data.create_transform(**settings, is_training=False),
+                  image_size=tuple(settings["input_size"][1:]), device=device, model=network)
+
+
 def load_same(args, run: dict | None) -> Clip:
     """The CLIP of --model, --pretrained and --seed in `args`, which must be the one that made the arrays whose manifest is `run`.
 
@@ -137,7 +219,7 @@ def load_same(args, run: dict | None) -> Clip:
     return clip
 
 
-def weights_hash(clip: Clip) -> str:
+def weights_hash(clip: Clip | Vision) -> str:
     """SHA-256 of all weights, by which arrays of different models are told apart."""
     digest = hashlib.sha256()
     for name, value in sorted(clip.model.state_dict().items()):

@@ -1,0 +1,129 @@
+"""Models of timm through the scripts, on small random members of each family."""
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import random_clip
+
+from utils import datasets, models
+from utils.decomposition import by_walk, check, reader
+
+SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 4}
+FAMILIES = {
+    "vit": ("vit_tiny_patch16_224", SMALL, (3, 4), True),
+    "average": ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg"}, (3, 4), False),
+    "swin": ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (2, 1), "embed_dim": 24, "num_heads": (2, 4)}, (8,),
+             False),
+    "maxvit": ("maxvit_tiny_tf_224", {"img_size": 64, "depths": (1, 1), "embed_dim": (32, 64)}, (6,), False),
+}
+
+
+def folder_of(tmp_path, family: str):
+    """A small random model of that family as a folder in timm's own format."""
+    name, changes, *_ = FAMILIES[family]
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=5, **changes)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    size = changes["img_size"]
+    folder = tmp_path / family
+    timm.models.save_for_hf(network, folder, model_config=None, model_args=changes)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"] |= {"input_size": [3, size, size], "crop_pct": 1.0}
+    path.write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_timm_works_where_a_clip_does(run_script, folder_of_images, tmp_path, family):
+    folder = folder_of(tmp_path, family)
+    code, out, err = run_script("compute_prs", "--model", f"timm:local-dir:{folder}", "--dataset", "imagefolder", "--data_path",
+                                folder_of_images, "--batch_size", 4, "--num_workers", 0, "--device", "cpu", "--output_dir",
+                                tmp_path / "out")
+    assert code == 0, err
+    _, _, heads, class_token = FAMILIES[family]
+    found = {path.name.removeprefix("imagefolder_").removesuffix(f"_{family}.npy"): np.load(path)
+             for path in (tmp_path / "out").glob(f"*_{family}.npy")}
+    assert found["attn"].shape[:-1] == (15, *heads) and ("cls_attn" in found) == class_token
+    assert ("conv" in found) == (family == "maxvit")
+    vision = models.load_vision(f"timm:local-dir:{folder}", None, torch.device("cpu"))
+    images = datasets.load_images("imagefolder", str(folder_of_images))
+    pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, vision.preprocess, 15, 0)])
+    own = torch.nn.functional.normalize(vision.encode(pixels), dim=-1).numpy()
+    total = sum(terms.reshape(15, -1, terms.shape[-1]).sum(axis=1) for what, terms in found.items() if what != "cls_attn")
+    np.testing.assert_allclose(total, own, atol=1e-5)
+    components = tmp_path / "out" / f"imagefolder_components_{family}.json"
+    assert components.is_file() == (len(heads) == 1)
+    if components.is_file():
+        names = json.loads(components.read_text())
+        assert {what: len(listed) for what, listed in names.items()} == {what: found[what].shape[1] for what in names}
+        assert names["mlp"][0] == {"kind": "embed", "block": -1, "head": None}
+        listed = {"swin": [0, 1, 0, 1, 0, 1, 2, 3], "maxvit": [0, 0, 0, 1, 0, 1]}[family]
+        assert [entry["head"] for entry in names["attn"]] == listed
+
+
+@pytest.mark.parametrize("pool, first", [("tok", True), ("avg", False)])
+def test_towers_of_open_clip_that_only_the_walk_knows(pool, first):
+    """Average pooling, which `read_tower` refuses; and class-token pooling, which both know."""
+    clip = random_clip(vision_cfg={"pool_type": pool})
+    vision = models.Vision(tower=clip.visual, encode=clip.encode_image, class_token=first, preprocess=None, name="x", source="",
+                           image_size=(32, 32), device=torch.device("cpu"), model=clip)
+    images = torch.randn(3, 3, 32, 32)
+    assert check(vision.encode, reader(vision), images, 1)["error"] < 1e-5
+    walked = by_walk(vision, images)
+    assert walked.arrays["attn"].shape == (3, 3, 4, 20) and walked.arrays["mlp"].shape == (3, 4, 20)
+    if first:
+        read = reader(vision)(images)
+        assert read.names == walked.names
+        for what, terms in read.arrays.items():
+            torch.testing.assert_close(walked.arrays[what], terms, atol=2e-6, rtol=0)
+
+
+def test_the_size_and_preprocessing_are_timms_own():
+    vision = models.load_vision("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
+    assert vision.image_size == (224, 224) and vision.source == "random weights, seed 3"
+    assert vision.name == "timm-vit_tiny_patch16_224" and vision.class_token
+    again = models.load_vision("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
+    assert models.weights_hash(vision) == models.weights_hash(again)
+
+
+def test_a_checkpoint_file_with_its_classifier(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=7).eval()
+    save_file(network.state_dict(), tmp_path / "x.safetensors")
+    vision = models.load_vision("timm:vit_tiny_patch16_224", str(tmp_path / "x.safetensors"), torch.device("cpu"))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(vision.encode(images), network.forward_head(network.forward_features(images), pre_logits=True))
+    assert vision.source == str(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("timm:vit_tiny_patch16_225",), "unknown model 'timm:vit_tiny_patch16_225'; closest are timm:vit_"),
+    (("timm:vit_tiny_patch16_224", "--pretrained", "nothing"), "no such weights of vit_tiny_patch16_224; give one of augreg"),
+    (("timm:vit_tiny_patch16_224.nothing",), "timm has no such weights of vit_tiny_patch16_224"),
+    (("timm:resnet18", "--pretrained", "none"), "cannot be decomposed: aten.relu"),
+    (("timm:local-dir:nowhere",), "no config.json there"),
+    (("timm:hf-hub:timm/x", "--pretrained", "none"), "brings its own weights")])
+def test_bad_input_is_one_line(refused, arguments, message):
+    assert message in refused("compute_prs", "--check", "--device", "cpu", "--model", *arguments)
+
+
+def test_a_step_that_needs_texts_says_so(refused):
+    assert "has no text side; this step needs a CLIP" in refused("compute_text_projection", "--dataset", "emoji", "--model",
+                                                                 "timm:vit_tiny_patch16_224")
+
+
+def test_a_step_that_needs_equal_numbers_of_heads_says_so(run_script, refused, folder_of_images, tmp_path):
+    arguments = ("--model", f"timm:local-dir:{folder_of(tmp_path, 'swin')}", "--dataset", "imagefolder")
+    assert run_script("compute_prs", *arguments, "--data_path", folder_of_images, "--num_workers", 0, "--output_dir",
+                      tmp_path / "out")[0] == 0
+    line = refused("compute_nearest_neighbors", *arguments, "--data_path", folder_of_images, "--input_dir", tmp_path / "out",
+                   "--index", 0, "--heads", "0.0")
+    assert "the blocks of swin have different numbers of heads, which this step does not take" in line
