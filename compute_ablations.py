@@ -4,8 +4,9 @@
     python compute_ablations.py --model emojiclip --dataset emoji
 
 Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir. Prints the accuracy, in
-percent, with all MLPs ablated, with the class token's attention to itself ablated, with both, and with
-the attention layers 1 to k ablated, for every k (paper section 3.2, figure 2).
+percent, with all MLPs ablated, with the class token's attention to itself ablated (where the model has a class token, and
+its terms are not mapped ones), with both, and with the attention layers 1 to k ablated, for every k (paper section 3.2,
+figure 2).
 
 Writes to --figures_dir (or else --input_dir): {dataset}_ablations_{model}.json and .png.
 """
@@ -26,18 +27,22 @@ def main(args) -> None:
     from utils import ablation, arrays, models, plots
 
     model = models.file_name(args.model)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp", "cls_attn"), args.split)
+    name = arrays.run_name(args.dataset, args.split)
+    class_token = arrays.term_path(args.input_dir, name, "cls_attn", model).is_file()
+    parts = ("attn", "mlp", *(["cls_attn"] if class_token else []))
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, parts, args.split)
     classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, terms["attn"].shape[-1])
     found = ablation.accuracies(terms, classifier)
     print(f"Baseline: {found['baseline']}")
     print(f"+ MLPs ablation: {found['mlp_ablated']}")
-    print(f"+ CLS ablation: {found['cls_ablated']}")
-    print(f"+ MLPs + CLS ablation: {found['mlp_and_cls_ablated']}")
+    if class_token:
+        print(f"+ CLS ablation: {found['cls_ablated']}")
+        print(f"+ MLPs + CLS ablation: {found['mlp_and_cls_ablated']}")
     print(f"Attention ablations: {found['attention_ablated']}")
 
     folder = Path(args.figures_dir or args.input_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{arrays.run_name(args.dataset, args.split)}_ablations_{model}.json"
+    path = folder / f"{name}_ablations_{model}.json"
     arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
     plots.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
 

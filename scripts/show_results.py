@@ -69,7 +69,7 @@ def main(args) -> None:
     rows += [(f"attention layers 1 to {k} ablated", value) for k, value in enumerate(ablations["attention_ablated"]) if k]
     rows += [(f"heads of the last {texts['num_of_last_layers']} layers reduced to {texts['number_of_texts']} texts",
               texts["accuracy"])]
-    for label, value in rows:
+    for label, value in ((label, value) for label, value in rows if value is not None):
         print(f"  {label:<50} {value:6.1f}")
 
     heads = sorted(texts["heads"], key=lambda head: -head["variance"])[:HEADS]

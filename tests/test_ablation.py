@@ -58,3 +58,13 @@ def test_single_heads_equal_ablating_each_alone(images):
     for key, accuracy in found.items():
         slow = literal_representations(run, means, [key], None, True) @ classifier
         assert accuracy == pytest.approx(100 * (slow.argmax(1) == run["labels"]).mean())
+
+
+def test_without_a_class_token_its_ablations_are_left_out():
+    run, classifier = random_run()
+    run["cls_attn"] = np.random.default_rng(5).standard_normal((37, 4, 7)).astype(np.float32)
+    whole = ablation.accuracies(run, classifier)
+    del run["cls_attn"]
+    found = ablation.accuracies(run, classifier)
+    assert found.pop("cls_ablated") is None and found.pop("mlp_and_cls_ablated") is None
+    assert found == {name: whole[name] for name in found} and len(found) == 3

@@ -46,6 +46,14 @@ def test_ablations_print_the_published_lines_and_equal_the_literal_ones(run_scri
     assert picture.format == "PNG" and picture.width > 600
 
 
+def test_ablations_without_a_class_token(run_script, own_run):
+    (own_run / "out" / "imagefolder_cls_attn_emojiclip.npy").unlink()
+    code, out, err = run_script("compute_ablations", *arguments(own_run))
+    assert code == 0, err
+    assert [line.split(": ")[0] for line in out.strip().splitlines()] == ["Baseline", "+ MLPs ablation", "Attention ablations"]
+    assert json.loads((own_run / "out" / "imagefolder_ablations_emojiclip.json").read_text())["cls_ablated"] is None
+
+
 def test_the_report_of_textspan_has_the_published_form(run_script, emoji_run, tmp_path):
     code, out, err = run_script("compute_complete_text_set", *texts_of(
         emoji_run, "--output_dir", tmp_path, "--num_of_last_layers", 2, "--texts_per_head", 3))

@@ -21,12 +21,12 @@ def mean(array: np.ndarray) -> np.ndarray:
 def accuracies(run: dict[str, np.ndarray], classifier: np.ndarray) -> dict:
     """Zero-shot accuracy in percent under the paper's ablations.
 
-    `run` holds attn [b, l, h, d], mlp [b, l + 1, d], cls_attn [b, l, d] and labels [b]; `classifier` is
-    [d, classes]. Returns `baseline`, `mlp_ablated`, `cls_ablated`, `mlp_and_cls_ablated`, and
-    `attention_ablated`, a list whose entry k has the attention layers 1 to k ablated (entry 0 none).
+    `run` holds attn [b, l, h, d], mlp [b, l + 1, d], labels [b] and, of a model with a class token, cls_attn [b, l, d];
+    `classifier` is [d, classes]. Returns `baseline`, `mlp_ablated`, `cls_ablated`, `mlp_and_cls_ablated` (both None
+    without cls_attn), and `attention_ablated`, a list whose entry k has the attention layers 1 to k ablated (entry 0 none).
     """
     layers = run["attn"].shape[1]
-    mean_mlp, mean_cls = mean(run["mlp"]).sum(0), mean(run["cls_attn"]).sum(0)
+    mean_mlp, mean_cls = mean(run["mlp"]).sum(0), mean(run["cls_attn"]).sum(0) if "cls_attn" in run else None
     mean_attn = mean(run["attn"]).sum(1)  # [l, d]
     counts = dict.fromkeys(("baseline", "mlp_ablated", "cls_ablated", "mlp_and_cls_ablated"), 0)
     attention = [0] * (layers + 1)
@@ -34,19 +34,22 @@ def accuracies(run: dict[str, np.ndarray], classifier: np.ndarray) -> dict:
         labels = run["labels"][block]
         attn = run["attn"][block].astype(np.float32).sum(axis=2)                   # [b, l, d]
         mlp = run["mlp"][block].astype(np.float32).sum(axis=1)                     # [b, d]
-        cls = run["cls_attn"][block].astype(np.float32).sum(axis=1)                # [b, d]
         whole = attn.sum(axis=1)
-        for name, representations in (("baseline", whole + mlp), ("mlp_ablated", whole + mean_mlp),
-                                      ("cls_ablated", whole - cls + mean_cls + mlp),
-                                      ("mlp_and_cls_ablated", whole - cls + mean_cls + mean_mlp)):
+        ablated = {"baseline": whole + mlp, "mlp_ablated": whole + mean_mlp}
+        if "cls_attn" in run:
+            whole = whole - run["cls_attn"][block].astype(np.float32).sum(axis=1) + mean_cls
+            ablated |= {"cls_ablated": whole + mlp, "mlp_and_cls_ablated": whole + mean_mlp}
+        for name, representations in ablated.items():
             counts[name] += correct(representations, classifier, labels)
-        representations = whole + mlp
+        representations = ablated["baseline"]
         for k in range(layers + 1):
             attention[k] += correct(representations, classifier, labels)
             if k < layers:
                 representations = representations - attn[:, k] + mean_attn[k]
     percent = 100 / len(run["labels"])
-    return {**{name: count * percent for name, count in counts.items()},
+    if "cls_attn" not in run:
+        counts |= {"cls_ablated": None, "mlp_and_cls_ablated": None}
+    return {**{name: None if count is None else count * percent for name, count in counts.items()},
             "attention_ablated": [count * percent for count in attention]}
 
 

@@ -215,8 +215,16 @@ def image_indices(manifest: dict | None, rows: int, images: Images) -> np.ndarra
     return indices
 
 
+def _text_side(model: str, run: dict | None) -> tuple[str, dict | None]:
+    """The model whose texts go with a run, and its weights: the run's own, or the CLIP's that it was mapped to."""
+    if run and "text_model" in run:
+        return run["text_model"], {"weights_sha256": run["text_weights_sha256"], "pretrained": run["text_pretrained"]}
+    return model, run
+
+
 def open_classifier(folder: str, dataset: str, model: str, run: dict | None, width: int) -> np.ndarray:
     """The classifier [d, classes] of a data set. `run` and `width` are those of the terms it goes with."""
+    model, weights = _text_side(model, run)
     hint = f"python compute_text_projection.py --dataset {dataset} --model {model} --output_dir {folder}"
     path = term_path(folder, dataset, "classifier", model)
     if not path.is_file():
@@ -225,7 +233,7 @@ def open_classifier(folder: str, dataset: str, model: str, run: dict | None, wid
     array = _open(path, manifest, hint)
     if array.ndim != 2 or len(array) != width:
         raise UserError(f"{path}: has shape {array.shape}, and the terms are {width} wide; make it again with: {hint}")
-    same_weights(path, manifest, run, hint)
+    same_weights(path, manifest, weights, hint)
     if run and manifest and run["classes"] != manifest["classes"]:
         raise UserError(f"{path}: has other classes than the run; make it again with: {hint}")
     return np.asarray(array, dtype=np.float32)
@@ -238,6 +246,7 @@ def texts_hash(texts: list[str]) -> str:
 
 def open_texts(folder: str, text_set: str, model: str, run: dict | None, width: int, texts: list[str]) -> np.ndarray:
     """Embeddings [m, d] of the text pool with these lines, float32."""
+    model, weights = _text_side(model, run)
     hint = (f"python compute_text_set_projection.py --data_path text_descriptions/{text_set}.txt --model {model} "
             f"--output_dir {folder}")
     path = text_path(folder, text_set, model)
@@ -250,7 +259,7 @@ def open_texts(folder: str, text_set: str, model: str, run: dict | None, width: 
                         f"{(len(texts), width)}; make it again with: {hint}")
     if manifest and manifest["texts_sha256"] != texts_hash(texts):
         raise UserError(f"{path}: was made from other texts than {text_set}.txt holds now; make it again with: {hint}")
-    same_weights(path, manifest, run, hint)
+    same_weights(path, manifest, weights, hint)
     return np.asarray(array, dtype=np.float32)
 
 

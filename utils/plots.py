@@ -18,7 +18,8 @@ def ablation_curve(found: dict, model: str, dataset: str, path: Path) -> None:
     for name, label, style in (("baseline", "nothing ablated", "-"), ("mlp_ablated", "all MLPs ablated", "--"),
                                ("cls_ablated", "class token's attention to itself ablated", ":"),
                                ("mlp_and_cls_ablated", "both ablated", "-.")):
-        axes.axhline(found[name], color="0.35", linestyle=style, linewidth=1, label=f"{label}: {found[name]:.1f}%")
+        if found[name] is not None:
+            axes.axhline(found[name], color="0.35", linestyle=style, linewidth=1, label=f"{label}: {found[name]:.1f}%")
     axes.set(xlabel="k, attention layers mean-ablated", ylabel="zero-shot accuracy (%)", ylim=(0, None),
              title=f"{model} on {dataset}")
     axes.xaxis.get_major_locator().set_params(integer=True)
