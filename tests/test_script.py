@@ -8,7 +8,7 @@ from utils import script
 from utils.script import UserError
 
 SCRIPTS = ["compute_prs", "compute_text_projection", "compute_text_set_projection", "compute_ablations",
-           "compute_complete_text_set", "compute_segmentations", "compute_heatmaps", "compute_head_truth",
+           "compute_complete_text_set", "compute_segmentations", "compute_heatmaps", "compute_head_truth", "compute_alignment",
            "compute_use_specific_heads", "compute_nearest_neighbors", "compute_linear_probe", "make_report", "train", "inference",
            "inspect", "scripts.show_results", "scripts.write_emoji", "scripts.build_emoji", "scripts.bench_prs",
            "scripts.bench_textspan", "scripts.bench_segmentation", "scripts.train_emojiclip", "scripts.measure_emojiclip",

@@ -149,7 +149,7 @@ def read_manifest(path: Path) -> dict | None:
         raise UserError(f"{path}: not a manifest of this project; delete it or make the arrays again") from error
 
 
-def _open(path: Path, manifest: dict | None, hint: str) -> np.ndarray:
+def open_array(path: Path, manifest: dict | None, hint: str) -> np.ndarray:
     """An array mapped from disk, checked against its manifest."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
@@ -170,20 +170,23 @@ def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
     `names` are of "attn" [b, l, h, d], "mlp" [b, l + 1, d], "cls_attn" [b, l, d]; "labels" [b] come always.
     Raises UserError where one is missing, incomplete, or of another run, model or number of images.
     """
-    hint = f"python compute_prs.py --dataset {dataset} --model {model} --output_dir {folder}"
-    if split:
+    maker, source = ("compute_alignment.py", model.partition("-as-")[0]) if "-as-" in model else ("compute_prs.py", model)
+    hint = f"python {maker} --dataset {dataset} --model {source} --output_dir {folder}"
+    if split and maker == "compute_alignment.py":
+        hint, dataset = f"{hint} --apply {split}", run_name(dataset, split)
+    elif split:
         hint, dataset = f"{hint} --split {split}", run_name(dataset, split)
     first = term_path(folder, dataset, names[0], model)
     if not first.is_file():
         raise UserError(f"{first} does not exist; make it with: {hint}")
     manifest = read_manifest(manifest_path(folder, dataset, model))
-    arrays = {name: _open(term_path(folder, dataset, name, model), manifest, hint) for name in names}
+    arrays = {name: open_array(term_path(folder, dataset, name, model), manifest, hint) for name in names}
     images, ranks = len(arrays[names[0]]), {"attn": 4, "mlp": 3, "cls_attn": 3}
     labels = term_path(folder, dataset, "labels", model)
     if dataset == "imagenet" and not labels.is_file() and images == 50_000:
         arrays["labels"] = np.arange(images) // 50  # the published runs wrote none
     else:
-        arrays["labels"] = _open(labels, None, hint)
+        arrays["labels"] = open_array(labels, None, hint)
     if "attn" in arrays and arrays["attn"].ndim == 3:
         raise UserError(f"{term_path(folder, dataset, 'attn', model)}: the blocks of {model} have different numbers of heads, "
                         "which this step does not take")
@@ -230,7 +233,7 @@ def open_classifier(folder: str, dataset: str, model: str, run: dict | None, wid
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
     manifest = read_manifest(manifest_path(folder, dataset, "classifier", model))
-    array = _open(path, manifest, hint)
+    array = open_array(path, manifest, hint)
     if array.ndim != 2 or len(array) != width:
         raise UserError(f"{path}: has shape {array.shape}, and the terms are {width} wide; make it again with: {hint}")
     same_weights(path, manifest, weights, hint)
@@ -253,7 +256,7 @@ def open_texts(folder: str, text_set: str, model: str, run: dict | None, width: 
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
     manifest = read_manifest(manifest_path(folder, text_set, model))
-    array = _open(path, manifest, hint)
+    array = open_array(path, manifest, hint)
     if array.shape != (len(texts), width):
         raise UserError(f"{path}: has shape {array.shape}, and {len(texts)} texts and terms of width {width} need "
                         f"{(len(texts), width)}; make it again with: {hint}")

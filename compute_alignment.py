@@ -1,0 +1,114 @@
+"""Map the components of any decomposed model to a CLIP's joint space, where texts can name them.
+
+    python compute_prs.py --dataset imagenet --split train --model timm:vit_base_patch14_dinov2.lvd142m --data_path DIR
+    python compute_prs.py --dataset imagenet --split train --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR
+    python compute_alignment.py --dataset imagenet --model timm:vit_base_patch14_dinov2.lvd142m --clip ViT-L-14
+    python compute_alignment.py --dataset emoji --model timm:local-dir:models/emojivit --apply test   # after the same steps
+
+Trains one linear map a component and one bias (arXiv 2406.01583): the sum of the mapped components should have the direction
+of the CLIP's representation of the same image (1 - cosine), and every map W should be close to orthogonal (--penalty_weight
+times d x mean((W'W - I)^2), averaged over components). Reads what compute_prs.py wrote to --input_dir for both models,
+of the same data set and --split. A tenth of the images is held out, and the epoch kept that has the highest cosine there.
+
+Prints the cosine at the start and after each epoch, and writes to --output_dir, {dataset} with its split as everywhere:
+
+    {dataset}_maps_{model}_to_{clip}.safetensors        weight [components, k, d] (x W; attn, then mlp, then conv), bias [d]
+    {dataset}_maps_{model}_to_{clip}.json               the training
+    {dataset}_{attn|mlp|conv}_{model}-as-{clip}.npy     the mapped components of the --apply splits: a run like any other
+
+Every script takes the mapped run as --model {model}-as-{clip}; texts and classifiers are the CLIP's. Its terms sum to unit
+length; it has no cls_attn, which sums heads whose maps differ. --maps FILE applies maps that are there already, also to
+another --dataset.
+"""
+from utils.datasets import NAMES
+from utils.script import UserError, check_positive, make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", default="timm:vit_base_patch14_dinov2.lvd142m", metavar="NAME",
+                        help="whose components are mapped, as given to compute_prs.py (default: %(default)s)")
+    parser.add_argument("--clip", default="emojiclip", metavar="NAME",
+                        help="to whose space, as its --model was given to compute_prs.py (default: %(default)s)")
+    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
+                        help="as given to compute_prs.py (default: %(default)s)")
+    parser.add_argument("--split", default="train", metavar="NAME",
+                        help="split that the maps are trained on; '' for all of an imagefolder (default: %(default)s)")
+    parser.add_argument("--apply", nargs="+", metavar="SPLIT",
+                        help="splits whose components are mapped (default: test, val of imagenet, all of an imagefolder, "
+                             "where its arrays are there)")
+    parser.add_argument("--maps", metavar="FILE", help="apply these maps, and train none (default: train)")
+    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
+                        help="where the arrays are (default: %(default)s)")
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
+                        help="where maps and mapped arrays go (default: %(default)s)")
+    parser.add_argument("--start", default="ridge", choices=("ridge", "random"),
+                        help="maps to begin with: the ridge solution of the whole representation for every component, which "
+                             "reaches a higher cosine, or random ones, which end closer to orthogonal (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the images (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=3e-4, help="Adam's learning rate (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images a step (default: %(default)s)")
+    parser.add_argument("--penalty_weight", type=float, default=1.0, help="of the penalty (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the held-out images, their order, and a random start (default: %(default)s)")
+    parser.add_argument("--device", help="torch device, such as cuda:0 or cpu (default: the best there is)")
+    return parser
+
+
+def main(args) -> None:
+    check_positive(args, "epochs", "batch_size")
+    if not args.lr > 0 or not args.penalty_weight >= 0:
+        raise UserError(f"--lr is {args.lr} and --penalty_weight {args.penalty_weight}; they must be above 0, and at least 0")
+
+    from pathlib import Path
+
+    from utils import arrays, maps, models
+    from utils.script import pick_device
+
+    device, model, clip = pick_device(args.device), models.file_name(args.model), models.file_name(args.clip)
+
+    def there(name: str, split: str | None) -> bool:
+        return arrays.manifest_path(args.input_dir, arrays.run_name(args.dataset, split), name).is_file()
+
+    def opened(name: str, split: str | None):
+        return maps.open_terms(args.input_dir, args.dataset, name, split)
+
+    splits = args.apply or ([None] if args.maps or there(model, None) else [])
+    sources = {split: opened(model, split) for split in splits}
+    targets = {split: opened(clip, split) if there(clip, split) else None for split in splits}
+    for split in splits:
+        if targets[split]:
+            maps.same_images(sources[split][1], targets[split][1])
+    if args.maps:
+        path = Path(args.maps)
+    else:
+        (terms, manifest), (clip_terms, clip_manifest) = opened(model, args.split), opened(clip, args.split)
+        maps.same_images(manifest, clip_manifest)
+        weight, bias, history = maps.train(terms, maps.sums(clip_terms), args.start, args.epochs, args.lr, args.batch_size,
+                                           args.penalty_weight, args.seed, device)
+        best = max(history[1:], key=lambda entry: entry["validation_cosine"])
+        for entry in history:
+            print(f"epoch {entry['epoch']}: cosine {entry['train_cosine']:.4f}, {entry['validation_cosine']:.4f} held out; "
+                  f"penalty {entry['penalty']:.4f}" + ("" if entry["epoch"] else f" ({args.start} start)"))
+        chosen = {name: getattr(args, name) for name in ("start", "epochs", "lr", "batch_size", "penalty_weight", "seed")}
+        about = {**maps.describe_pair(manifest, model, terms, clip_manifest, clip), "dataset": args.dataset,
+                 "split": args.split, "images": manifest["images"], "best": best, "options": chosen}
+        path = Path(args.output_dir) / f"{arrays.run_name(args.dataset, args.split)}_maps_{model}_to_{clip}.safetensors"
+        maps.save(path, weight, bias, about)
+        arrays.write_json(path.with_suffix(".json"), {**about, "history": history})
+        print(f"-> {path}")
+
+    trained = maps.load(path)
+    for split, (terms, manifest) in sources.items():
+        maps.check(trained, model, clip, terms, manifest, targets[split] and targets[split][1])
+    for split, (terms, manifest) in sources.items():
+        name = arrays.run_name(args.dataset, split)
+        named = arrays.term_path(args.input_dir, name, "components", model).with_suffix(".json")
+        aligned, cosine = maps.apply(trained, terms, manifest, named, args.output_dir, name,
+                                     targets[split] and targets[split][0], device)
+        print(f"{name}: {manifest['images']} images" + ("" if cosine is None else f", cosine {cosine:.4f}")
+              + f" -> {arrays.term_path(args.output_dir, name, 'attn', aligned)}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
