@@ -1,0 +1,95 @@
+"""The second embedded model: what its card promises, and the script that trains such a model."""
+import csv
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from timm.data import create_transform, resolve_model_data_config
+
+FOLDER = ROOT / "models" / "emojivit"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return timm.create_model(f"local-dir:{FOLDER}", pretrained=True).eval().requires_grad_(False)
+
+
+def card() -> dict[str, float]:
+    """What the card's table says: accuracies in percent."""
+    rows = [line.split("|") for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if ", emoji" in line]
+    return {row[1].strip(): float(row[2]) for row in rows if len(row) == 5}
+
+
+def test_timm_loads_it_and_gives_the_class_tokens_representation(model):
+    bare = timm.create_model(f"local-dir:{FOLDER}", pretrained=True, num_classes=0).eval().requires_grad_(False)
+    assert type(bare) is timm.models.VisionTransformer and len(bare.blocks) == 6
+    assert [block.attn.num_heads for block in bare.blocks] == [6] * 6
+    pixels = torch.rand(2, 3, 64, 64)
+    representation = bare(pixels)
+    assert representation.shape == (2, 192)
+    torch.testing.assert_close(representation, bare.forward_features(pixels)[:, 0])
+    assert model(pixels).shape == (2, 260)
+    torch.testing.assert_close(model.head(representation), model(pixels))
+
+
+def test_timms_own_transform_crops_nothing(model):
+    from PIL import Image
+
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    picture = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
+    torch.testing.assert_close(transform(Image.fromarray(picture.numpy())), picture.permute(2, 0, 1) / 127.5 - 1)
+    marked = Image.new("RGB", (128, 128))
+    marked.paste((255, 255, 255), (0, 0, 128, 6))  # a stripe along the edge is still there
+    assert transform(marked).shape == (3, 64, 64) and transform(marked)[:, 0].min() > 0.9
+
+
+def test_the_model_is_small_and_its_files_agree():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 10e6
+    training = json.loads((FOLDER / "training.json").read_text())
+    measured = training["measured"]
+    assert card() == pytest.approx(measured, abs=0.051)
+    assert measured["object, emoji"] >= 60 and measured["position, emoji"] >= 50 and measured["count, emoji"] >= 50
+    rows = list(csv.DictReader((FOLDER / "training_log.csv").open()))
+    assert int(rows[-1]["step"]) == training["settings"]["steps"]
+    assert abs(float(rows[-1]["object"]) - measured["object, emoji"]) < 5  # other scenes, the same difficulty
+
+
+def test_it_names_objects_as_well_as_its_card_says(model):
+    from utils import datasets
+
+    images = datasets.load_images("emoji", image_size=64)
+    images.samples.drawn, images.samples.labels = images.samples.drawn[:520], images.samples.labels[:520]
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    hits = sum((model(pixels).argmax(dim=1).numpy() == labels).sum()
+               for pixels, labels, _ in datasets.batches(images, transform, 130, num_workers=0))
+    assert abs(100 * hits / 520 - card()["object, emoji"]) < 6
+
+
+def test_three_steps_of_training_leave_a_model_that_loads(run_script, tmp_path):
+    shutil.copy(FOLDER / "config.json", tmp_path)
+    code, out, err = run_script("scripts.train_emojivit", "--output_dir", tmp_path, "--steps", 3, "--batch_size", 64,
+                                "--eval_every", 2, "--eval_scenes", 40, "--seed", 3)
+    assert code == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "training_log.csv",
+                                                          "training_curve.png", "training.json"}
+    assert [row["step"] for row in csv.DictReader((tmp_path / "training_log.csv").open())] == ["2", "3"]
+    training = json.loads((tmp_path / "training.json").read_text())
+    assert set(training["measured"]) == set(card()) and training["settings"]["seed"] == 3
+    assert all(f"| {name} | {value:.1f} |" in out for name, value in training["measured"].items())
+    torch.manual_seed(3)
+    start = timm.create_model(f"local-dir:{tmp_path}").state_dict()
+    trained = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).state_dict()
+    moved = {name: (trained[name] - start[name]).abs().max().item() for name in start}
+    assert min(moved.values()) > 0 and max(moved.values()) < 0.1
+
+
+def test_bad_options_are_refused_in_one_line(refused, tmp_path):
+    assert "no config.json" in refused("scripts.train_emojivit", "--output_dir", tmp_path)
+    shutil.copy(FOLDER / "config.json", tmp_path)
+    assert "at least 64" in refused("scripts.train_emojivit", "--output_dir", tmp_path, "--batch_size", 63)
+    for name in ("steps", "eval_every", "eval_scenes"):
+        assert f"--{name} is 0" in refused("scripts.train_emojivit", "--output_dir", tmp_path, f"--{name}", 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
