@@ -48,7 +48,8 @@ def test_every_command_in_the_readme_and_in_the_paper_is_understood(command):
 
 def test_the_readme_has_commands_and_its_links_exist():
     assert len(README) >= 6
-    for document in ("README.md", "CONTRIBUTING.md", "models/emojiclip/README.md", "data/emoji/README.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "models/emojiclip/README.md", "models/emojivit/README.md",
+                     "data/emoji/README.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)#]+)\)", text):
             assert link.startswith("http") or ((ROOT / document).parent / link).exists(), (document, link)
