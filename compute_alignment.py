@@ -72,7 +72,7 @@ def main(args) -> None:
         return arrays.manifest_path(args.input_dir, arrays.run_name(args.dataset, split), name).is_file()
 
     def opened(name: str, split: str | None):
-        return maps.open_terms(args.input_dir, args.dataset, name, split)
+        return arrays.open_terms(args.input_dir, args.dataset, name, split)
 
     splits = args.apply or ([None] if args.maps or there(model, None) else [])
     sources = {split: opened(model, split) for split in splits}
@@ -83,7 +83,7 @@ def main(args) -> None:
     if args.maps:
         path = Path(args.maps)
     else:
-        (terms, manifest), (clip_terms, clip_manifest) = opened(model, args.split), opened(clip, args.split)
+        (terms, manifest, _), (clip_terms, clip_manifest, _) = opened(model, args.split), opened(clip, args.split)
         maps.same_images(manifest, clip_manifest)
         weight, bias, history = maps.train(terms, maps.sums(clip_terms), args.start, args.epochs, args.lr, args.batch_size,
                                            args.penalty_weight, args.seed, device)
@@ -100,12 +100,11 @@ def main(args) -> None:
         print(f"-> {path}")
 
     trained = maps.load(path)
-    for split, (terms, manifest) in sources.items():
+    for split, (terms, manifest, _) in sources.items():
         maps.check(trained, model, clip, terms, manifest, targets[split] and targets[split][1])
-    for split, (terms, manifest) in sources.items():
+    for split, (terms, manifest, names) in sources.items():
         name = arrays.run_name(args.dataset, split)
-        named = arrays.term_path(args.input_dir, name, "components", model).with_suffix(".json")
-        aligned, cosine = maps.apply(trained, terms, manifest, named, args.output_dir, name,
+        aligned, cosine = maps.apply(trained, terms, manifest, names, args.output_dir, name,
                                      targets[split] and targets[split][0], device)
         print(f"{name}: {manifest['images']} images" + ("" if cosine is None else f", cosine {cosine:.4f}")
               + f" -> {arrays.term_path(args.output_dir, name, 'attn', aligned)}")

@@ -8,6 +8,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 from test_vision import folder_of
 
 from utils import arrays, maps
+from utils.terms import HeadTerms
 
 D = 12  # of the CLIP's space
 
@@ -46,6 +47,10 @@ def unit_terms(rng, images, width, shapes):
     whole = sum(part.reshape(images, -1, width).sum(axis=1) for part in parts.values())
     length = np.linalg.norm(whole, axis=1)
     return {what: (part / length.reshape(-1, *[1] * (part.ndim - 1))).astype(np.float32) for what, part in parts.items()}
+
+
+def with_heads(parts):
+    return parts | {"attn": HeadTerms(parts["attn"])}
 
 
 def flat(parts):
@@ -169,18 +174,18 @@ def test_the_held_out_images_are_not_trained_on():
     rng = np.random.default_rng(0)
     terms = unit_terms(rng, 101, 5, {"attn": (2, 2), "mlp": (1,)})
     targets = torch.randn(101, 4)
-    first = maps.train(terms, targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
+    first = maps.train(with_heads(terms), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
     changed = {what: part.copy() for what, part in terms.items()}
     for part in (*changed.values(), targets):
         part[held] += 5
-    second = maps.train(changed, targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
+    second = maps.train(with_heads(changed), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
     assert torch.equal(first[0], second[0]) and first[2][1]["train_cosine"] == second[2][1]["train_cosine"]
     assert first[2][1]["validation_cosine"] != second[2][1]["validation_cosine"]
 
 
 def test_the_epoch_of_the_highest_held_out_cosine_is_kept():
     rng = np.random.default_rng(6)
-    terms = unit_terms(rng, 40, 6, {"attn": (2, 2), "mlp": (3,)})
+    terms = with_heads(unit_terms(rng, 40, 6, {"attn": (2, 2), "mlp": (3,)}))
     targets = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     weight, bias, history = maps.train(terms, targets, "ridge", 12, 0.05, 8, 0.0, 0, "cpu")
     best = max(history[1:], key=lambda entry: entry["validation_cosine"])
@@ -220,7 +225,7 @@ def test_components_of_uneven_blocks_and_half_precision(run_script, tmp_path):
     rng = np.random.default_rng(5)
     parts = unit_terms(rng, 300, 6, {"attn": (5,), "mlp": (2,), "conv": (3,)})
     labels = np.zeros(300, np.int64)
-    names = {"attn": [{"kind": "attn", "block": 0, "head": i} for i in range(5)]}
+    names = {what: [{"kind": what, "block": 0, "head": i} for i in range(len(part[0]))] for what, part in parts.items()}
     write_run(tmp_path, "emoji", "m", parts, labels, dtype="float16")
     arrays.write_json(tmp_path / "emoji_components_m.json", names)
     write_run(tmp_path, "emoji", "clip", unit_terms(rng, 300, 9, {"attn": (2, 2), "mlp": (3,)}), labels)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from utils.datasets import DEFAULT_SPLITS, Images
 from utils.script import UserError
+from utils.terms import WHAT, HeadTerms, Run
 
 PACKAGES = ("torch", "open-clip-torch", "numpy")
 BLOCK = 256  # images that are in memory at a time
@@ -201,6 +202,36 @@ def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
         raise UserError(f"{folder}: the arrays of {dataset} and {model} have different widths {sorted(widths)}; "
                         f"make them again with: {hint}")
     return arrays, manifest
+
+
+def open_terms(folder: str, dataset: str, model: str, split: str | None) -> tuple[Run, dict, dict | None]:
+    """All terms of a run, mapped from disk, its manifest, and what names its components where a file does.
+
+    Raises UserError where one is missing, incomplete or of another run.
+    """
+    found, manifest = open_run(folder, dataset, model, ("mlp",), split)
+    name = run_name(dataset, split)
+    hint = f"python compute_prs.py --dataset {dataset} --model {model} --output_dir {folder}" + (
+        f" --split {split}" if split else "")
+    if manifest is None:
+        raise UserError(f"{manifest_path(folder, name, model)} does not exist, and without it nobody knows which "
+                        f"weights made the arrays; make them again with: {hint}")
+    listed = {entry["file"] for entry in manifest["arrays"]}
+    path = term_path(folder, name, "components", model).with_suffix(".json")
+    names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    for what in WHAT:
+        path = term_path(folder, name, what, model)
+        if path.name in listed:
+            array = open_array(path, manifest, hint)
+            if array.ndim not in (3, 4) or (array.shape[0], array.shape[-1]) != found["mlp"].shape[::2] or (
+                    array.size != len(names[what]) * len(array) * array.shape[-1] if names
+                    else array.ndim != 3 + (what == "attn")):
+                raise UserError(f"{path}: has shape {array.shape}, which does not go with mlp {found['mlp'].shape} and what "
+                                f"names its components; make them again with: {hint}")
+            found[what] = array
+    heads = [(entry["block"], entry["head"] or 0) for entry in names["attn"]] if names else None
+    found["attn"] = HeadTerms(found["attn"], heads)
+    return found, manifest, names
 
 
 def image_indices(manifest: dict | None, rows: int, images: Images) -> np.ndarray:

@@ -20,15 +20,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import arrays
+from utils import arrays, terms
 from utils.script import UserError
+from utils.terms import Run
 
-TERMS = {"attn": (3, 4), "mlp": (3,), "conv": (3,)}  # the arrays whose rows are components, in their order, and their ranks
 HELD_OUT = 0.1  # of the images, for validation
 RIDGE = 1e-3  # penalty of the ridge start, in units of the mean variance of a coordinate
 KEY = "maps"  # one entry of metadata: safetensors writes several in no fixed order
-
-Run = dict[str, np.ndarray]
 
 
 @dataclass
@@ -40,30 +38,6 @@ class Maps:
     sha256: str     # of the file
 
 
-def open_terms(folder: str, dataset: str, model: str, split: str | None) -> tuple[Run, dict]:
-    """All terms of a run of compute_prs.py, attn [b, l, h, k] or [b, c, k], mlp [b, m, k] and, where there is one, conv
-    [b, n, k], mapped from disk, with labels [b]; and its manifest.
-
-    Raises UserError where one is missing, incomplete or of another run.
-    """
-    found, manifest = arrays.open_run(folder, dataset, model, ("mlp",), split)
-    name = arrays.run_name(dataset, split)
-    hint = f"python compute_prs.py --dataset {dataset} --model {model} --output_dir {folder}" + (
-        f" --split {split}" if split else "")
-    if manifest is None:
-        raise UserError(f"{arrays.manifest_path(folder, name, model)} does not exist, and without it nobody knows which "
-                        f"weights made the arrays; make them again with: {hint}")
-    listed = {entry["file"] for entry in manifest["arrays"]}
-    for what in TERMS:
-        path = arrays.term_path(folder, name, what, model)
-        if path.name in listed:
-            found[what] = arrays.open_array(path, manifest, hint)
-            if found[what].ndim not in TERMS[what] or found[what].shape[::found[what].ndim - 1] != found["mlp"].shape[::2]:
-                raise UserError(f"{path}: has shape {found[what].shape}, which does not go with mlp {found['mlp'].shape}; "
-                                f"make them again with: {hint}")
-    return found, manifest
-
-
 def same_images(manifest: dict, other: dict) -> None:
     """Raises UserError unless two runs, by their manifests, are of the same images."""
     for key, what in (("images", "number of images"), ("skipped_indices", "skipped images"), ("classes", "classes")):
@@ -72,20 +46,14 @@ def same_images(manifest: dict, other: dict) -> None:
                             "compute_prs.py from the same data set and split")
 
 
-def components(terms: Run) -> dict[str, list[int]]:
-    """How the components of a run are laid out: for each array its shape without the images, such as attn [l, h, k]."""
-    return {what: list(terms[what].shape[1:]) for what in TERMS if what in terms}
+def stack(run: Run, rows: np.ndarray | slice) -> Tensor:
+    """The components [b, c, k] of some images, float32."""
+    return torch.from_numpy(terms.stack(run, rows))
 
 
-def stack(terms: Run, rows: np.ndarray | slice) -> Tensor:
-    """The components [b, c, k] of some images, float32: those of attn, then of mlp, then of conv."""
-    parts = [torch.from_numpy(terms[what][rows].astype(np.float32)) for what in TERMS if what in terms]
-    return torch.cat([part.flatten(1, -2) for part in parts], dim=1)
-
-
-def sums(terms: Run) -> Tensor:
+def sums(run: Run) -> Tensor:
     """Representations [b, k] of all images: the sums of their terms, float32."""
-    return torch.cat([stack(terms, block).sum(dim=1) for block in arrays.blocks(len(terms["mlp"]), description="sums")])
+    return torch.cat([stack(run, block).sum(dim=1) for block in arrays.blocks(len(run["mlp"]), description="sums")])
 
 
 def hold_out(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,20 +113,20 @@ def penalty(weight: Tensor) -> Tensor:
     return d * (weight.transpose(1, 2) @ weight - torch.eye(d, dtype=weight.dtype, device=weight.device)).square().mean()
 
 
-def mean_cosine(weight: Tensor, bias: Tensor, terms: Run, targets: Tensor, rows: np.ndarray) -> float:
+def mean_cosine(weight: Tensor, bias: Tensor, run: Run, targets: Tensor, rows: np.ndarray) -> float:
     """Mean cosine over some images, read in blocks."""
     total = 0.0
     with torch.no_grad():
         for block in arrays.blocks(len(rows), description="cosines"):
             chosen = rows[block]
-            x, y = stack(terms, chosen).to(weight.device), targets[chosen].to(weight.device)
+            x, y = stack(run, chosen).to(weight.device), targets[chosen].to(weight.device)
             total += cosines(weight, bias, x, y).double().sum().item()
     return total / len(rows)
 
 
-def train(terms: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_size: int, penalty_weight: float, seed: int,
+def train(run: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_size: int, penalty_weight: float, seed: int,
           device) -> tuple[Tensor, Tensor, list[dict]]:
-    """Train maps of components `terms` to representations `targets` [b, d] with Adam, from a `start` of that kind.
+    """Train maps of components `run` to representations `targets` [b, d] with Adam, from a `start` of that kind.
 
     Images come in a new random order every epoch, read row by row from disk. Returns weights [c, k, d], bias [d] of the epoch
     with the highest cosine on the images held out, and for the start (epoch 0) and every epoch its cosine on images trained
@@ -167,8 +135,8 @@ def train(terms: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_
     rows, held = hold_out(len(targets), seed)
     rng = np.random.default_rng(seed)
     shown = np.sort(rng.permutation(rows)[:len(held)])
-    number = sum(math.prod(shape[:-1]) for shape in components(terms).values())
-    weight, bias = start(kind, number, sums(terms)[rows], targets[rows], seed)
+    number = sum(math.prod(shape[:-1]) for shape in terms.layout(run).values())
+    weight, bias = start(kind, number, sums(run)[rows], targets[rows], seed)
     weight, bias = weight.to(device).requires_grad_(), bias.to(device).requires_grad_()
     optimizer, history, best = torch.optim.Adam([weight, bias], lr=lr), [], None
     with tqdm(total=epochs * len(rows), desc="training", unit="image", delay=3) as progress:
@@ -176,14 +144,14 @@ def train(terms: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_
             order = rng.permutation(rows) if epoch else rows[:0]
             for first in range(0, len(order), batch_size):
                 chosen = order[first:first + batch_size]
-                distance = 1 - cosines(weight, bias, stack(terms, chosen).to(device), targets[chosen].to(device)).mean()
+                distance = 1 - cosines(weight, bias, stack(run, chosen).to(device), targets[chosen].to(device)).mean()
                 optimizer.zero_grad()
                 (distance + penalty_weight * penalty(weight)).backward()
                 optimizer.step()
                 progress.update(len(chosen))
             with torch.no_grad():
-                history.append({"epoch": epoch, "train_cosine": mean_cosine(weight, bias, terms, targets, shown),
-                                "validation_cosine": mean_cosine(weight, bias, terms, targets, held),
+                history.append({"epoch": epoch, "train_cosine": mean_cosine(weight, bias, run, targets, shown),
+                                "validation_cosine": mean_cosine(weight, bias, run, targets, held),
                                 "penalty": penalty(weight).item()})
             if not all(map(math.isfinite, history[-1].values())):
                 raise UserError(f"the training diverged in epoch {epoch}; give a smaller --lr than {lr:g}")
@@ -192,11 +160,11 @@ def train(terms: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_
     return *best, history
 
 
-def describe_pair(manifest: dict, model: str, terms: Run, other: dict, clip: str) -> dict:
+def describe_pair(manifest: dict, model: str, run: Run, other: dict, clip: str) -> dict:
     """What maps of a run of `model` to one of `clip` hold about both, by which `check` knows where they belong."""
     return {"model": model, "pretrained": manifest["pretrained"], "weights_sha256": manifest["weights_sha256"],
             "clip": clip, "clip_pretrained": other["pretrained"], "clip_weights_sha256": other["weights_sha256"],
-            "components": components(terms),
+            "components": terms.layout(run),
             "versions": {name: importlib.metadata.version(name) for name in (*arrays.PACKAGES, "safetensors")}}
 
 
@@ -225,49 +193,48 @@ def load(path: Path) -> Maps:
         return Maps(weight, bias, about, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def check(maps: Maps, model: str, clip: str, terms: Run, manifest: dict, other: dict | None) -> None:
+def check(maps: Maps, model: str, clip: str, run: Run, manifest: dict, other: dict | None) -> None:
     """Refuse maps that were trained for another model, layout of components, weights, or CLIP. `other` is the manifest of the
     CLIP's run, where there is one."""
     about, again = maps.about, "give the --maps that belong together, or leave --maps out to train them"
     for option, trained, given in (("model", about["model"], model), ("clip", about["clip"], clip)):
         if trained != given:
             raise UserError(f"--maps were trained with --{option} {trained}, and --{option} is {given}; {again}")
-    if about["components"] != components(terms):
-        shapes = [", ".join(f"{what} {shape}" for what, shape in of.items()) for of in (about["components"], components(terms))]
+    if about["components"] != terms.layout(run):
+        shapes = [", ".join(f"{what} {shape}" for what, shape in of.items()) for of in (about["components"], terms.layout(run))]
         raise UserError(f"--maps were trained for components {shapes[0]}, and the arrays hold {shapes[1]}; {again}")
-    for name, trained, run in ((model, about["weights_sha256"], manifest), (clip, about["clip_weights_sha256"], other)):
-        if run and trained != run["weights_sha256"]:
+    for name, trained, made in ((model, about["weights_sha256"], manifest), (clip, about["clip_weights_sha256"], other)):
+        if made and trained != made["weights_sha256"]:
             raise UserError(f"--maps were trained with other weights of {name} than those of the arrays "
-                            f"({run['pretrained']}); {again}")
+                            f"({made['pretrained']}); {again}")
 
 
-def apply(maps: Maps, terms: Run, manifest: dict, source: Path, folder: str, run: str, targets: Run | None,
+def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str, name: str, targets: Run | None,
           device) -> tuple[str, float | None]:
     """Write the mapped components of a run as the run of a model of its own, `{model}-as-{clip}`; of an image, they sum to
     unit length. `cls_attn` cannot be mapped: it is summed over heads, and every head has its own map.
 
-    `source` is the file that names the components, where there is one; `run` is the run's name in file names; `targets`
-    are the CLIP's terms of the same images. Returns the model's name, and the mean cosine with the targets.
+    `names` are those of the components, where a file names them; `name` is the run's in file names; `targets` are the CLIP's
+    terms of the same images. Returns the model's name, and the mean cosine with the targets.
     """
     about, total = maps.about, 0.0
     model = f"{about['model']}-as-{about['clip']}"
     weight, bias = maps.weight.to(device), maps.bias.to(device)
-    with arrays.Writer(arrays.manifest_path(folder, run, model)) as writer, torch.no_grad():
-        for block in arrays.blocks(len(terms["mlp"]), description="mapped images"):
-            found = mapped(weight, bias, stack(terms, block).to(device))
+    with arrays.Writer(arrays.manifest_path(folder, name, model)) as writer, torch.no_grad():
+        for block in arrays.blocks(len(run["mlp"]), description="mapped images"):
+            found = mapped(weight, bias, stack(run, block).to(device))
             found = (found / found.sum(dim=1, keepdim=True).norm(dim=-1, keepdim=True)).cpu()
             if targets:
                 total += F.cosine_similarity(found.sum(dim=1), stack(targets, block).sum(dim=1), dim=-1).double().sum().item()
             shapes = {what: shape[:-1] for what, shape in about["components"].items()}
             parts = found.split([math.prod(shape) for shape in shapes.values()], dim=1)
             for (what, shape), part in zip(shapes.items(), parts):
-                writer.append(arrays.term_path(folder, run, what, model), part.unflatten(1, shape).numpy(),
-                              terms[what].dtype.name)
-            writer.append(arrays.term_path(folder, run, "labels", model), terms["labels"][block], "int64")
-        cosine = total / len(terms["mlp"]) if targets else None
-        if source.is_file():
-            arrays.write_json(arrays.term_path(folder, run, "components", model).with_suffix(".json"),
-                              json.loads(source.read_text(encoding="utf-8")))
+                writer.append(arrays.term_path(folder, name, what, model), part.unflatten(1, shape).numpy(),
+                              run[what].dtype.name)
+            writer.append(arrays.term_path(folder, name, "labels", model), run["labels"][block], "int64")
+        cosine = total / len(run["mlp"]) if targets else None
+        if names:
+            arrays.write_json(arrays.term_path(folder, name, "components", model).with_suffix(".json"), names)
         writer.finish({**manifest, "model": model, "weights_sha256": maps.sha256, "cosine": cosine,
                        "pretrained": f"{about['pretrained']}, mapped to {about['clip']} {about['clip_pretrained']}",
                        "text_model": about["clip"], "text_pretrained": about["clip_pretrained"],
