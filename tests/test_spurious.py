@@ -3,6 +3,7 @@ import pytest
 from conftest import ROOT
 
 from utils import ablation, datasets, groups, spurious, zeroshot
+from utils.features import feature_scores
 from utils.script import UserError
 
 NAMES = ("a on land", "a on sea", "b on land", "b on sea")
@@ -214,7 +215,7 @@ def test_feature_scores_are_the_literal_correlations(images):
     run["attn"] += 100 * np.arange(6, dtype=np.float32).reshape(3, 2, 1)  # far from 0
     run["attn"][:, 1, 1] = np.random.default_rng(5).normal(size=9)
     features = [np.random.default_rng(seed).normal(size=(m, 9)).astype(np.float32) for seed, m in ((0, 4), (1, 1), (2, 9))]
-    found = spurious.feature_scores(spurious.components(run), features)
+    found = feature_scores(spurious.components(run), features)
     assert found.shape == (3, 10)
     terms = np.concatenate([run["attn"].reshape(images, 6, 9), run["mlp"]], axis=1)
     for row, texts in zip(found, features):
@@ -229,26 +230,26 @@ def test_feature_scores_are_the_literal_correlations(images):
 def test_feature_scores_do_not_depend_on_the_blocks():
     terms = np.random.default_rng(0).normal(size=(50, 4, 6))
     texts = [np.random.default_rng(1).normal(size=(3, 6))]
-    whole = spurious.feature_scores([terms], texts)
-    np.testing.assert_allclose(spurious.feature_scores(np.split(terms, [1, 7, 30]), texts), whole, atol=1e-12)
+    whole = feature_scores([terms], texts)
+    np.testing.assert_allclose(feature_scores(np.split(terms, [1, 7, 30]), texts), whole, atol=1e-12)
 
 
 def test_a_component_that_is_the_whole_scores_one_and_its_opposite_minus_one():
     x = np.random.default_rng(0).normal(size=(50, 1, 6))
     texts = [np.random.default_rng(1).normal(size=(3, 6))]
-    found = spurious.feature_scores([np.concatenate([3 * x, -x, np.full_like(x, 0.1)], axis=1)], texts)
+    found = feature_scores([np.concatenate([3 * x, -x, np.full_like(x, 0.1)], axis=1)], texts)
     np.testing.assert_allclose(found, [[1, -1, 0]], atol=1e-12)
-    assert not spurious.feature_scores([np.concatenate([x, -x], axis=1)], texts).any()  # the whole is constant
+    assert not feature_scores([np.concatenate([x, -x], axis=1)], texts).any()  # the whole is constant
 
 
 def test_a_component_far_from_zero_loses_no_digits_and_rounding_noise_counts_as_constant():
     rng = np.random.default_rng(0)
     terms, offset = rng.normal(size=(50, 3, 6)), 1e5 * rng.normal(size=6)
     texts = [rng.normal(size=(3, 6))]
-    near = spurious.feature_scores([terms], texts)
-    np.testing.assert_allclose(spurious.feature_scores([terms + offset * np.array([1, -1, 0])[:, None]], texts), near, atol=1e-9)
+    near = feature_scores([terms], texts)
+    np.testing.assert_allclose(feature_scores([terms + offset * np.array([1, -1, 0])[:, None]], texts), near, atol=1e-9)
     noisy = np.concatenate([terms, offset * (1 + 1e-7 * rng.normal(size=(50, 1, 6)))], axis=1)
-    found = spurious.feature_scores([noisy], texts)
+    found = feature_scores([noisy], texts)
     assert found[0, 3] == 0 and np.abs(found[0, :3]).min() > 0
 
 

@@ -163,7 +163,8 @@ def train(run: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_si
 def describe_pair(manifest: dict, model: str, run: Run, other: dict, clip: str) -> dict:
     """What maps of a run of `model` to one of `clip` hold about both, by which `check` knows where they belong."""
     return {"model": model, "pretrained": manifest["pretrained"], "weights_sha256": manifest["weights_sha256"],
-            "clip": clip, "clip_pretrained": other["pretrained"], "clip_weights_sha256": other["weights_sha256"],
+            "clip": clip, "clip_option": other["model"], "clip_pretrained": other["pretrained"],
+            "clip_weights_sha256": other["weights_sha256"],
             "components": terms.layout(run),
             "versions": {name: importlib.metadata.version(name) for name in (*arrays.PACKAGES, "safetensors")}}
 
@@ -237,6 +238,6 @@ def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str,
             arrays.write_json(arrays.term_path(folder, name, "components", model).with_suffix(".json"), names)
         writer.finish({**manifest, "model": model, "weights_sha256": maps.sha256, "cosine": cosine,
                        "pretrained": f"{about['pretrained']}, mapped to {about['clip']} {about['clip_pretrained']}",
-                       "text_model": about["clip"], "text_pretrained": about["clip_pretrained"],
-                       "text_weights_sha256": about["clip_weights_sha256"]})
+                       "text_model": about["clip"], "text_option": about["clip_option"],
+                       "text_pretrained": about["clip_pretrained"], "text_weights_sha256": about["clip_weights_sha256"]})
     return model, cosine

@@ -219,6 +219,26 @@ def load_same(args, run: dict | None) -> Clip:
     return clip
 
 
+def load_text_side(args, run: dict | None) -> Clip:
+    """The CLIP whose texts go with the arrays whose manifest is `run`: the one that made them, or the one that they were
+    mapped to. --pretrained and --seed in `args` are needed for the former alone.
+
+    Raises UserError for other weights.
+    """
+    from utils.script import pick_device
+
+    if not run or "text_model" not in run:
+        return load_same(args, run)
+    option, source, seed = run["text_option"], run["text_pretrained"], 0
+    if source.startswith("random weights"):
+        source, seed = "none", int(source.split()[-1])
+    clip = load_clip(option, None if source == option else source, pick_device(args.device), seed)
+    if run["text_weights_sha256"] != weights_hash(clip):
+        raise UserError(f"--model {args.model}: was mapped to {option}, whose weights are others now; make the maps again with "
+                        "compute_alignment.py")
+    return clip
+
+
 def weights_hash(clip: Clip | Vision) -> str:
     """SHA-256 of all weights, by which arrays of different models are told apart."""
     digest = hashlib.sha256()

@@ -2,17 +2,15 @@
 
 Letters of shapes: b images, l layers, h heads, d width of the joint space, c components, s sets of heads.
 """
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils import ablation, arrays, datasets, groups, heads, models, zeroshot
+from utils import ablation, arrays, datasets, features, groups, heads, zeroshot
 from utils.heads import Head
 from utils.script import UserError
 
-CONSTANT = 16 * np.finfo(np.float32).eps  # spread over images, relative to the size, that is rounding noise
-TEXTS_AT_ONCE = 256
 SMALL_BLOCK = 64  # images whose every component is in memory at a time, in double precision
 
 
@@ -108,41 +106,12 @@ def components(run: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
         yield np.concatenate([attn.reshape(len(attn), -1, attn.shape[-1]), run["mlp"][block]], axis=1)
 
 
-def feature_scores(terms: Iterable[np.ndarray], features: Sequence[np.ndarray]) -> np.ndarray:
-    """How much each component has to do with each feature: [features, c], from -1 to 1.
-
-    `terms` are blocks [b, c, d] of components whose sum is the whole representation, `features` the embeddings [m, d] of
-    each one's texts. For each direction of the orthonormalised texts (QR), the correlation over images between the
-    component's score and the whole's; averaged over directions. What does not vary over images counts 0.
-    """
-    directions = np.concatenate([np.linalg.qr(np.asarray(texts, np.float64).T)[0] for texts in features], axis=1)  # [d, r]
-    images, first, sums = 0, None, None
-    for block in terms:
-        scores = np.asarray(block, np.float64) @ directions                          # [b, c, r]
-        first = scores[0].copy() if first is None else first
-        scores -= first  # sums of squares about a typical value lose no digits
-        whole = scores.sum(axis=1, keepdims=True)
-        here = [part.sum(axis=0) for part in (scores, whole, scores ** 2, whole ** 2, scores * whole)]
-        sums = here if sums is None else [total + part for total, part in zip(sums, here)]
-        images += len(scores)
-    own, whole, own_square, whole_square, product = (total / images for total in sums)
-
-    def deviation(mean: np.ndarray, square: np.ndarray, start: np.ndarray) -> np.ndarray:
-        variance = np.maximum(square - mean ** 2, 0)
-        return np.where(variance > CONSTANT ** 2 * (variance + (start + mean) ** 2), np.sqrt(variance), np.inf)
-
-    correlations = (product - own * whole) / deviation(own, own_square, first)       # [c, r]
-    correlations /= deviation(whole, whole_square, first.sum(axis=0))
-    ends = np.cumsum([min(np.shape(texts)) for texts in features])[:-1]
-    return np.stack([part.mean(axis=1) for part in np.split(correlations, ends, axis=1)])
-
-
 def select_by_texts(run: dict[str, np.ndarray], spurious: np.ndarray, core: np.ndarray, last_layers: int,
                     number: int) -> tuple[list[Head], dict]:
     """The `number` heads of the last layers with the highest score for the `spurious` texts minus that for the `core`
     texts (embeddings [m, d]), and every head's scores."""
     _, layers, width, _ = run["attn"].shape
-    found = feature_scores(components(run), (spurious, core))[:, :layers * width].reshape(2, layers, width)
+    found = features.feature_scores(components(run), (spurious, core))[:, :layers * width].reshape(2, layers, width)
     kept = kept_heads(run["attn"].shape, last_layers)
     ranked = sorted(kept, key=lambda head: found[1][head] - found[0][head])
     return ranked[:number], {"heads": {heads.name(head): {"spurious_score": float(found[0][head]),
@@ -219,19 +188,7 @@ def selected(args, model: str, manifest: dict | None, classifier: np.ndarray) ->
         chosen, how = select_by_effects(run, classifier, group, groups.names(args.dataset), args.keep_last_layers,
                                         args.keep_mlps, number)
     else:
-        embeddings = embed(args, manifest, [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)],
-                           len(classifier))
+        texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
+        embeddings = features.embed(args, manifest, texts, len(classifier))
         chosen, how = select_by_texts(run, *embeddings, args.keep_last_layers, number)
     return chosen, {"by": f"--select {args.select}", "split": args.select_split, **how}
-
-
-def embed(args, manifest: dict | None, features: Sequence[Sequence[str]], width: int) -> list[np.ndarray]:
-    """Embeddings [m, d] of each feature's texts by the model of the run.
-
-    Raises UserError for other weights than the run's, and for more texts than there are directions.
-    """
-    for texts in features:
-        if len(texts) > width:
-            raise UserError(f"{len(texts)} texts span more than the {width} directions of the joint space; give fewer")
-    clip = models.load_same(args, manifest)
-    return [zeroshot.embed_texts(clip, texts, TEXTS_AT_ONCE) for texts in features]
