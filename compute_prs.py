@@ -19,10 +19,14 @@ there for models with a class token alone.
 
 Of another split than the usual one (--split train), the files are named {dataset}_{split}_... .
 attn, mlp and conv of an image sum to its unit-length representation. Nothing incomplete is left under these names.
+
+A run that was killed goes on with --resume, and ends with the same bytes. `accelerate launch compute_prs.py ...`, or torchrun,
+runs it on several GPUs or machines with a common --output_dir, and leaves the files that one process leaves. Where the
+time went is in {dataset}_time_{model}.json.
 """
 from utils.datasets import add_data_options, add_split_option
 from utils.models import add_model_options
-from utils.script import UserError, make_parser, run
+from utils.script import UserError, check_positive, make_parser, run
 
 TOLERANCE = 1e-4  # of the sum of an image's terms against the model's own output
 
@@ -40,26 +44,40 @@ def get_args_parser():
                         help="type of the arrays on disk; float16 halves them (default: %(default)s)")
     parser.add_argument("--skip_bad_images", action="store_true",
                         help="go on without images that cannot be read, and list them (default: stop at the first)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with a run that was cut off; one that is complete is left as it is (default: begin anew)")
     parser.add_argument("--check", action="store_true",
                         help="only decompose a few random images, print the error against the model's own output and the "
                              f"cost over a plain forward pass, and fail above {TOLERANCE:g} (default: off)")
     return parser
 
 
+def check_finite(terms: dict, images, indices: list[int]) -> None:
+    """Refuse a batch of terms [b, ..., d] by name of the array, of the images with these indices, that holds NaN or infinity."""
+    for values in terms.values():
+        finite = values.flatten(1).sum(dim=1).isfinite().tolist()
+        if not all(finite):
+            index = indices[finite.index(False)]
+            raise UserError(f"the model gives NaN or infinity for {images.paths[index] if images.paths else f'image {index}'}; "
+                            "look at that image, and at the weights")
+
+
 def main(args) -> None:
     import torch
     from tqdm import tqdm
 
-    from utils import arrays, datasets, models
+    from utils import arrays, datasets, models, processes
+    from utils.clock import Clock
     from utils.decomposition import check, reader
-    from utils.script import pick_device
+    from utils.resumable import Rows
 
+    check_positive(args, "batch_size")
     if not args.check:  # a wrong path is found before a large model is loaded
         images = datasets.load_images(args.dataset, args.data_path, split=args.split)
-    device = pick_device(args.device)
-    vision = models.load_vision(args.model, args.pretrained, device, args.seed)
+    state = processes.start(args.device)
+    vision = models.load_vision(args.model, args.pretrained, state.device, args.seed)
     decompose = reader(vision)
-    noise = torch.randn(4, 3, *vision.image_size, generator=torch.Generator().manual_seed(args.seed)).to(device)
+    noise = torch.randn(4, 3, *vision.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
     found = check(vision.encode, decompose, noise, repeats=5 if args.check else 1)
     if args.check:
         print(f"largest error: {found['error']:.2e}\ncost over a plain forward pass: {found['cost']:.2f}")
@@ -70,37 +88,53 @@ def main(args) -> None:
         return
 
     images.draw_at(vision.image_size[0])
-    name = arrays.run_name(args.dataset, args.split)
+    name, total = arrays.run_name(args.dataset, args.split), len(images.samples)
 
     def path(what: str):
         return arrays.term_path(args.output_dir, name, what, vision.name)
 
-    count, skipped = 0, []
-    with arrays.Writer(arrays.manifest_path(args.output_dir, name, vision.name)) as writer, \
-            tqdm(total=len(images.samples), desc="images", unit="image") as progress:
-        for pixels, labels, bad in datasets.batches(images, vision.preprocess, args.batch_size,
-                                                    datasets.worker_count(args.num_workers), args.skip_bad_images):
-            skipped += bad
-            progress.update(len(labels) + len(bad))
-            if not len(labels):
-                continue
-            parts = decompose(pixels.to(device))
-            for what, terms in parts.arrays.items():
-                writer.append(path(what), terms.cpu().numpy(), args.save_dtype)
-            writer.append(path("labels"), labels, "int64")
-            count += len(labels)
-        if not count:
-            raise UserError(f"--data_path {args.data_path}: none of its {len(skipped)} images can be read")
-        if parts.arrays["attn"].ndim == 3 or "conv" in parts.arrays:  # the shapes do not say which term is whose
-            arrays.write_json(path("components").with_suffix(".json"), parts.names)
-        writer.finish({"model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision),
-                       "dataset": args.dataset, "split": args.split, "images": count, "classes": images.classes,
-                       "precision": "float32", "skipped_images": [error for _, error in skipped],
-                       "skipped_indices": [index for index, _ in skipped],
-                       "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed}})
-    for _, error in skipped:
-        print(f"skipped: {error}")
-    print(f"{count} images -> {path('attn')}")
+    about = {"model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision),
+             "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": "float32",
+             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed}}
+    fingerprint, clock = datasets.fingerprint(images), Clock(state.device)
+    manifest = arrays.manifest_path(args.output_dir, name, vision.name)
+    with Rows(manifest, {**about, "data_sha256": fingerprint}, total, args.batch_size, state, args.resume) as rows:
+        if rows.complete:
+            print(f"{manifest}: is complete; nothing to do")
+            return
+        numbers = processes.share(rows.left, state)
+        batches = datasets.batches(images, vision.preprocess, args.batch_size, datasets.worker_count(args.num_workers),
+                                   args.skip_bad_images, numbers)
+        with tqdm(total=len(numbers), desc="batches", unit="batch", disable=not state.is_main_process) as progress:
+            for number, (pixels, labels, bad) in zip(numbers, clock.over(batches, "decode")):
+                values = {}
+                if len(labels):
+                    left_out = [index for index, _ in bad]
+                    first = number * args.batch_size
+                    with clock.counting("model and decomposition"):
+                        terms = decompose(pixels.to(state.device, non_blocking=True)).arrays
+                        check_finite(terms, images, [i for i in range(first, first + args.batch_size) if i not in left_out])
+                with clock.counting("write"):
+                    if len(labels):
+                        values = {path(what): (some.cpu().numpy(), args.save_dtype) for what, some in terms.items()}
+                        values[path("labels")] = labels, "int64"
+                    rows.write(number, values, bad)
+                if number == numbers[0]:
+                    rows.check_room()
+                progress.update()
+        if datasets.fingerprint(images) != fingerprint:
+            raise UserError(f"--data_path {args.data_path}: changed while it was read; begin anew, without --resume")
+        parts = decompose(noise[:1])
+        if state.is_main_process and (parts.arrays["attn"].ndim == 3 or "conv" in parts.arrays):
+            arrays.write_json(path("components").with_suffix(".json"), parts.names)  # shapes do not say which term is whose
+        count, skipped = rows.finish(about)
+    if state.is_main_process:
+        arrays.write_json(path("time").with_suffix(".json"), {
+            "images": count, "processes": state.num_processes, "device": str(state.device), "seconds": dict(clock.seconds),
+            "cost_over_a_plain_forward_pass": found["cost"]})
+        for _, error in skipped:
+            print(f"skipped: {error}")
+        print(f"{count} images -> {path('attn')}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Natural images, each laid out as in its official download (utils/layouts.py): im
 stanford_cars, stanford_dogs. Embedded scenes with known truth (no --data_path, drawn at the model's
 image size): emoji, emoji_unseen_style, emoji_spurious, emoji_seg.
 """
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -234,20 +235,39 @@ def worker_count(wanted: int | None) -> int:
     return min(10, os.cpu_count() or 1) if wanted is None else wanted
 
 
-def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,
-            skip_bad_images: bool | None = None) -> Iterator[tuple]:
-    """All images in order, in batches: images [b, 3, height, width], labels [b], and the index and error of those left out.
+def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int, skip_bad_images: bool | None = None,
+            numbers: Sequence[int] | None = None) -> Iterator[tuple]:
+    """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images
+    [b, 3, height, width], labels [b], and the index and error of those left out.
 
     Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such option).
     """
+    import torch
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(_Prepared(images, preprocess), batch_size, num_workers=num_workers, collate_fn=_collate)
+    total = len(images.samples)
+    chosen = [list(range(number * batch_size, min((number + 1) * batch_size, total)))
+              for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
+    loader = DataLoader(_Prepared(images, preprocess), batch_sampler=chosen, num_workers=num_workers, collate_fn=_collate,
+                        pin_memory=torch.cuda.is_available())
     for pixels, labels, bad in loader:
         if bad and not skip_bad_images:
             raise UserError(f"cannot read {bad[0][1]}; mend or remove it"
                             + (", or leave such images out with --skip_bad_images" if skip_bad_images is False else ""))
         yield pixels, labels.numpy(), bad
+
+
+def fingerprint(images: Images) -> str:
+    """SHA-256 by which a data set is known to be the same: its number of images, its classes, and the size and time of each
+    file. Raises UserError for a file that is gone."""
+    digest = hashlib.sha256(f"{len(images.samples)} {images.classes}".encode())
+    for path in images.paths or []:
+        try:
+            about = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{path} is gone; the data set changes while it is read") from error
+        digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def templates(name: str) -> list[Callable[[str], str]]:

@@ -1,6 +1,7 @@
 """What every script does around its work: options, settings files, errors of the user in one line."""
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -80,8 +81,15 @@ def read_yaml(path: str) -> dict:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Run a script: exit code 2 and one line `error: ...` for what the user can mend, 130 when interrupted."""
-    debug = "--debug" in sys.argv
+    """Run a script: exit code 2 and one line `error: ...` for what the user can mend, 130 when interrupted, and 143 when
+    told to end (SIGTERM), which stops it as cleanly."""
+    debug, told = "--debug" in sys.argv, []
+
+    def end(*_) -> None:
+        told.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         main(parse(parser))
     except (UserError, OSError) as error:
@@ -92,8 +100,11 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except KeyboardInterrupt:
         if debug:
             raise
-        print("error: interrupted; nothing incomplete was left under its final name", file=sys.stderr)
-        sys.exit(130)
+        print(f"error: {'told to end' if told else 'interrupted'}; nothing incomplete was left under its final name",
+              file=sys.stderr)
+        sys.exit(143 if told else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def describe(error: Exception) -> str:
