@@ -24,15 +24,22 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import arrays, datasets, models, zeroshot
-    from utils.script import pick_device
+    import numpy as np
+
+    from utils import arrays, datasets, models, processes, zeroshot
 
     pool = Path(args.data_path)
     if pool.stem in datasets.NAMES:
         raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
     texts = zeroshot.read_texts(pool)
-    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
-    embeddings = zeroshot.embed_texts(clip, texts, args.batch_size)
+    state = processes.start(args.device)
+    clip = models.load_clip(args.model, args.pretrained, state.device, args.seed)
+    batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
+    found = {number: zeroshot.embed_texts(clip, batches[number], args.batch_size)
+             for number in processes.share(range(len(batches)), state)}
+    embeddings = np.concatenate(list(processes.gather(found).values()))
+    if not state.is_main_process:
+        return
     path = arrays.text_path(args.output_dir, pool.stem, clip.name)
     with arrays.Writer(arrays.manifest_path(args.output_dir, pool.stem, clip.name)) as writer:
         writer.append(path, embeddings)

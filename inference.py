@@ -48,7 +48,7 @@ def add_generation_options(parser) -> None:
 def main(args) -> None:
     import importlib.util
 
-    from utils import concepts, descriptions, models, script
+    from utils import concepts, descriptions, models, processes, script
 
     script.check_positive(args, "max_new_tokens", "batch_size")
 
@@ -70,6 +70,8 @@ def main(args) -> None:
     else:
         names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
         rows, manifest = generate(args, args.eval_dataset, names, output)
+        if not processes.leads():
+            return
     if args.score:
         score(args, rows, manifest)
     descriptions.write(output, rows, manifest)
@@ -82,7 +84,7 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     """Descriptions of the concepts with these names as rows of the JSONL, and what made them."""
     from tqdm import tqdm
 
-    from utils import descriptions, generation, language_models, queries
+    from utils import descriptions, generation, language_models, processes, queries
 
     base, adapter = language_models.resolve(args.model_name, args.base_model_name)
     if args.backend == "server" and not args.base_url:
@@ -90,13 +92,18 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     questions = queries.read_questions(args.questions)
     tokenizer = language_models.load_tokenizer(base)
     backend = generation.pick_backend(args.backend)
+    if backend != "hf" and processes.number() > 1:
+        raise UserError(f"--backend {backend} uses several GPUs by itself; start one process, or give --backend hf")
     rows = [{"concept": concept, "question": queries.fill(question, concept)} for concept in names for question in questions]
     for i, row in enumerate(rows):
         row["seed"] = args.seed + i
     manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": dataset,
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
                 "weights_sha256": language_models.adapter_hash(adapter)}
-    done = descriptions.begun(output, manifest)
+    state = processes.start(args.device) if backend == "hf" else None
+    done = descriptions.begun(output, manifest) if processes.leads() else None
+    if state:
+        done = processes.gather({0: done} if state.is_main_process else {})[0]
     todo = rows[len(done):]
     prompts, seeds = [language_models.prompt_ids(tokenizer, row["question"]) for row in todo], [row["seed"] for row in todo]
     if not todo:
@@ -107,14 +114,17 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     elif backend == "vllm":
         chunks = generation.with_vllm(base, adapter, prompts, seeds, args.max_new_tokens, args.batch_size)
     else:
-        from utils.script import pick_device
-
-        chunks = generation.with_transformers(base, adapter, prompts, seeds, args.max_new_tokens, args.batch_size,
-                                              pick_device(args.device))
+        size, batches = args.batch_size, range(-(-len(todo) // args.batch_size))
+        numbers = processes.share(batches, state)
+        own = [i for number in numbers for i in range(number * size, min((number + 1) * size, len(todo)))]
+        chunks = generation.with_transformers(base, adapter, [prompts[i] for i in own], [seeds[i] for i in own],
+                                              args.max_new_tokens, size, state.device)
+        chunks = processes.in_rounds(numbers, chunks, len(batches), state)
     with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as progress:
         for chunk in chunks:
             done += chunk
-            descriptions.keep(output, chunk)
+            if processes.leads():
+                descriptions.keep(output, chunk)
             progress.update(len(chunk))
     return [row | {"description": text, "reward": None} for row, text in zip(rows, done)], manifest
 

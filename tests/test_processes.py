@@ -39,3 +39,47 @@ def test_processes_share_the_images_and_leave_the_same_bytes(folder_of_images, t
     assert f"{number} processes, on cpu" in many.stderr and many.stdout.count("14 images -> ") == 1
     assert f'"processes": {number}' in (tmp_path / "many" / "imagefolder_time_emojiclip.json").read_text()
     assert result(tmp_path / "one") == result(tmp_path / "many")
+
+
+def test_processes_share_the_texts(tmp_path):
+    pool = tmp_path / "pool.txt"
+    pool.write_text("".join(f"a picture of {i} things\n" for i in range(45)))
+    given = ("--model", "emojiclip", "--data_path", pool, "--batch_size", 8, "--device", "cpu")
+    one = run([sys.executable, "compute_text_set_projection.py", *map(str, given), "--output_dir", str(tmp_path / "one")])
+    assert one.returncode == 0, one.stderr
+    many = run(launch(2, "compute_text_set_projection", *given, "--output_dir", tmp_path / "many"))
+    assert many.returncode == 0 and "2 processes, on cpu" in many.stderr, many.stderr
+    assert result(tmp_path / "one") == result(tmp_path / "many") and len(result(tmp_path / "one")) == 2
+
+
+def test_processes_share_the_descriptions(tiny_lm, tmp_path):
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Describe {concept}.\nWhat does {concept} look like?\nName {concept}.\n")
+    given = ("--model_name", tiny_lm, "--num_concepts", 3, "--questions", questions, "--max_new_tokens", 5, "--backend", "hf",
+             "--batch_size", 2, "--device", "cpu")
+    one = run([sys.executable, "inference.py", *map(str, given), "--output_filepath", str(tmp_path / "one" / "x.json")])
+    assert one.returncode == 0, one.stderr
+    many = run(launch(2, "inference", *given, "--output_filepath", tmp_path / "many" / "x.json"))
+    assert many.returncode == 0 and "2 processes, on cpu" in many.stderr and many.stdout.count("9 descriptions") == 1, many.stderr
+    assert result(tmp_path / "one") == result(tmp_path / "many") and len(result(tmp_path / "one")) == 3
+    line = run(launch(2, "inference", *given[:9], "server", *given[10:], "--base_url", "http://localhost:1/v1",
+                      "--output_filepath", tmp_path / "no" / "x.json"))
+    assert line.returncode and "--backend server uses several GPUs by itself" in line.stderr
+
+
+def test_a_run_that_lost_one_of_its_processes_goes_on(folder_of_images, tmp_path):
+    one = run([sys.executable, "compute_prs.py", *map(str, prs(folder_of_images, tmp_path / "one", "--batch_size", 1))])
+    assert one.returncode == 0, one.stderr
+    images, output = prs(folder_of_images, tmp_path / "many", "--batch_size", 1), tmp_path / "many"
+    agent = subprocess.Popen(launch(2, "compute_prs", *images), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                             stderr=subprocess.PIPE)
+    deadline = time.time() + 120
+    while not list(output.glob("*lock*")) and agent.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(agent.pid), "-f", "compute_prs"], text=True, capture_output=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    _, err = agent.communicate(timeout=120)
+    assert agent.returncode, err
+    assert all(path.name.endswith(".partial") for path in output.iterdir())
+    alone = run([sys.executable, "compute_prs.py", *map(str, images), "--resume"])  # as many processes as there are now
+    assert alone.returncode == 0 and result(tmp_path / "one") == result(output), alone.stderr

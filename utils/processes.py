@@ -1,9 +1,20 @@
 """Several processes, on one machine or many, through accelerate. A script that is started alone is one process."""
 import datetime
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 PATIENCE = datetime.timedelta(days=7)  # that a process waits for the others
+
+
+def number() -> int:
+    """How many processes the script was started as."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leads() -> bool:
+    """Whether this is the process that writes what all have found."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def start(device: str | None):
@@ -38,3 +49,12 @@ def gather(found: dict) -> dict:
     from accelerate.utils import gather_object
 
     return dict(sorted(gather_object(list(found.items()))))
+
+
+def in_rounds(numbers: Sequence[int], found: Iterator, total: int, state) -> Iterator:
+    """What all processes find, in the order of `total` batches, as soon as each of them has done one more; every process
+    has it. `found` is what this one finds, for the batches `numbers` of `share`."""
+    mine = zip(numbers, found)
+    for _ in range(-(-total // state.num_processes)):
+        pair = next(mine, None)
+        yield from gather(dict([pair] if pair else [])).values()
