@@ -36,6 +36,8 @@ def get_args_parser():
     add_model_options(parser)
     add_data_options(parser)
     add_split_option(parser)
+    parser.add_argument("--streaming", action="store_true",
+                        help="of --dataset huggingface: fetch images as they are needed, in one process, keep none (default: off)")
     parser.add_argument("--batch_size", type=int, default=2, help="images a forward pass (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: one a core, at most 10)")
     parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
@@ -73,7 +75,7 @@ def main(args) -> None:
 
     check_positive(args, "batch_size")
     if not args.check:  # a wrong path is found before a large model is loaded
-        images = datasets.load_images(args.dataset, args.data_path, split=args.split)
+        images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
     state = processes.start(args.device)
     vision = models.load_vision(args.model, args.pretrained, state.device, args.seed)
     decompose = reader(vision)

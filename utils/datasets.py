@@ -2,7 +2,8 @@
 
 Natural images, each laid out as in its official download (utils/layouts.py): imagenet, imagefolder
 (any folder of class folders), CIFAR10, CIFAR100, binary_waterbirds, cub, fgvc_aircraft, flowers, pets,
-stanford_cars, stanford_dogs. Embedded scenes with known truth (no --data_path, drawn at the model's
+stanford_cars, stanford_dogs; and any images in shards or in a data set of Hugging Face's library (utils/shards.py):
+webdataset, huggingface. Embedded scenes with known truth (no --data_path, drawn at the model's
 image size): emoji, emoji_unseen_style, emoji_spurious, emoji_seg.
 """
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils import layouts
+from utils import layouts, shards
 from utils.script import UserError, describe
 
 # torch and what needs it are imported where they are used, so that every script's --help answers at once.
@@ -22,9 +23,9 @@ from utils.script import UserError, describe
 PACK_INDEX = Path(__file__).resolve().parent.parent / "data" / "emoji" / "concepts.json"
 EMBEDDED = ("emoji", "emoji_unseen_style", "emoji_spurious", "emoji_seg")
 NAMES = ("imagenet", "imagefolder", "CIFAR10", "CIFAR100", "binary_waterbirds", "cub", "fgvc_aircraft", "flowers", "pets",
-         "stanford_cars", "stanford_dogs", *EMBEDDED)
-# The split that is read where none is asked for: the test split, and here another. imagefolder's "" is the folder itself.
-DEFAULT_SPLITS = {"imagenet": "val", "imagefolder": ""}
+         "stanford_cars", "stanford_dogs", "webdataset", "huggingface", *EMBEDDED)
+# The split that is read where none is asked for: the test split, and here another. "" is the folder itself.
+DEFAULT_SPLITS = {"imagenet": "val", "imagefolder": "", "webdataset": ""}
 # Embedded sets: number of scenes of each split, and the seed that makes them.
 SIZES = {"emoji": {"train": 7800, "val": 2080, "test": 2080}, "emoji_unseen_style": {"test": 1040}, "emoji_seg": {"test": 520},
          "emoji_spurious": {"train": 1200, "val": 400, "test": 800}}
@@ -44,6 +45,7 @@ class Images:
     paths: list[str] | None     # of the image files, to name a bad one
     scenes: list | None = None  # the scenes of an embedded set
     places: list[int] | None = None  # of an image's background, where the data set tells: an index into PLACES
+    files: list[str] | None = None   # that hold the images, where these are no files of their own
 
     def draw_at(self, image_size: int) -> None:
         """Draw embedded scenes at this side, in pixels; image files keep their own size."""
@@ -135,18 +137,29 @@ def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], li
     return drawn, [scene.object for scene in drawn], None
 
 
-def load_images(name: str, data_path: str | None = None, image_size: int = 224, *, split: str | None = None) -> Images:
+def load_images(name: str, data_path: str | None = None, image_size: int = 224, *, split: str | None = None,
+                streaming: bool = False) -> Images:
     """Load a data set by name.
 
-    `image_size` is the side at which scenes are drawn. `split` is train, val or test where the data set has it;
-    without it the test split, ImageNet's validation images, or all of an imagefolder.
+    `image_size` is the side at which scenes are drawn; `streaming` is of huggingface alone. `split` is train, val or test
+    where the data set has it; without it the test split, ImageNet's validation images, or all of an imagefolder.
     Raises UserError where files are missing, and for a split that the data set does not have.
     """
     split = DEFAULT_SPLITS.get(name, "test") if split is None else split
+    if streaming and name != "huggingface":
+        raise UserError(f"--streaming goes with --dataset huggingface, and not with {name}; leave it out")
     if name in EMBEDDED:
         drawn, labels, places = embedded_scenes(name, split)
         return Images(SceneImages(drawn, labels, image_size), class_names(name), None, drawn, places)
+    if name == "huggingface":
+        if data_path is None:
+            raise UserError("--dataset huggingface needs --data_path, a folder or the name of a data set on the hub")
+        samples, classes = shards.open_hub(data_path, split, streaming)
+        return Images(samples, classes, None)
     root = _root(name, data_path)
+    if name == "webdataset":
+        samples, classes, names, files = shards.open_shards(root, split)
+        return Images(samples, classes, names, files=files)
     if name in ("CIFAR10", "CIFAR100"):
         return _cifar(name, root, split)
     files, classes = layouts.READERS[name](root, split)
@@ -248,6 +261,8 @@ def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: 
     total = len(images.samples)
     chosen = [list(range(number * batch_size, min((number + 1) * batch_size, total)))
               for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
+    if isinstance(images.samples, shards.StreamedImages):
+        num_workers = 0  # the library would share a stream out over them
     loader = DataLoader(_Prepared(images, preprocess), batch_sampler=chosen, num_workers=num_workers, collate_fn=_collate,
                         pin_memory=torch.cuda.is_available())
     for pixels, labels, bad in loader:
@@ -261,7 +276,7 @@ def fingerprint(images: Images) -> str:
     """SHA-256 by which a data set is known to be the same: its number of images, its classes, and the size and time of each
     file. Raises UserError for a file that is gone."""
     digest = hashlib.sha256(f"{len(images.samples)} {images.classes}".encode())
-    for path in images.paths or []:
+    for path in images.files or images.paths or []:
         try:
             about = os.stat(path)
         except OSError as error:
