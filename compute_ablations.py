@@ -5,8 +5,8 @@
 
 Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir. Prints the accuracy, in
 percent, with all MLPs ablated, with the class token's attention to itself ablated (where the model has a class token, and
-its terms are not mapped ones), with both, and with the attention layers 1 to k ablated, for every k (paper section 3.2,
-figure 2).
+its terms are not mapped ones), with both, with all convolution blocks ablated (where there are some), and with the attention
+layers 1 to k ablated, for every k (paper section 3.2, figure 2).
 
 Writes to --figures_dir (or else --input_dir): {dataset}_ablations_{model}.json and .png.
 """
@@ -30,14 +30,16 @@ def main(args) -> None:
     name = arrays.run_name(args.dataset, args.split)
     class_token = arrays.term_path(args.input_dir, name, "cls_attn", model).is_file()
     parts = ("attn", "mlp", *(["cls_attn"] if class_token else []))
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, parts, args.split)
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, terms["attn"].shape[-1])
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, terms["attn"].shape[-1])
     found = ablation.accuracies(terms, classifier)
     print(f"Baseline: {found['baseline']}")
     print(f"+ MLPs ablation: {found['mlp_ablated']}")
     if class_token:
         print(f"+ CLS ablation: {found['cls_ablated']}")
         print(f"+ MLPs + CLS ablation: {found['mlp_and_cls_ablated']}")
+    if "conv" in terms:
+        print(f"+ Convolution blocks ablation: {found['conv_ablated']}")
     print(f"Attention ablations: {found['attention_ablated']}")
 
     folder = Path(args.figures_dir or args.input_dir)

@@ -7,7 +7,7 @@
 
 Reads what compute_prs.py, compute_text_projection.py and compute_text_set_projection.py wrote to --input_dir
 (paper section 4, table 2). The accuracy is the zero-shot accuracy, in percent, when the heads of the last
-layers are replaced by what their texts span, all earlier heads by their means, and the MLPs are kept.
+layers are replaced by what their texts span, all earlier heads by their means, and all else is kept.
 
 Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads_{model}.txt, the published
 report, and .json, with each text's share of its head's variance, and each head's consistency: how much alike its
@@ -41,15 +41,15 @@ def main(args) -> None:
 
     model = models.file_name(args.model)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
-    layers, _, width = terms["attn"].shape[1:]
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, width)
-    pool = arrays.open_texts(args.input_dir, args.text_descriptions, model, manifest, width, texts)
-    for name, most in (("num_of_last_layers", layers), ("texts_per_head", len(texts)), ("w_ov_rank", max(width, 80))):
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    attn, width = terms["attn"], terms["attn"].shape[-1]
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
+    pool = arrays.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
+    for name, most in (("num_of_last_layers", len(attn.layers)), ("texts_per_head", len(texts)), ("w_ov_rank", max(width, 80))):
         if not 1 <= getattr(args, name) <= most:
             raise UserError(f"--{name} is {getattr(args, name)}; choose from 1 to {most}")
 
-    spans = textspan.span_heads(terms["attn"], pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
+    spans = textspan.span_heads(attn, pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
     accuracy = textspan.accuracy(terms, classifier, spans)
     consistency = textspan.consistency(pool, spans)
     distinct = len({pick for span in spans.values() for pick in span.picks})

@@ -42,7 +42,8 @@ def main(args) -> None:
     if args.dataset not in EMBEDDED:
         raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; it is of {', '.join(EMBEDDED)}")
     model, run = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn",), args.split)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
+    attn = terms["attn"]
     spans = arrays.spans_path(args.input_dir, run, args.text_descriptions, args.texts_per_head, model).with_suffix(".json")
     if not spans.is_file():
         raise UserError(f"{spans} does not exist; make it with: python compute_complete_text_set.py --model {args.model} "
@@ -52,12 +53,17 @@ def main(args) -> None:
     attributes = truth.read_attributes(args.text_attributes)
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)
-    groups = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(terms["attn"]), images)])
+    groups = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(attn), images)])
 
-    shares = {layer: truth.explained(terms["attn"][:, layer], groups) for layer in sorted({head["layer"] for head in heads})}
+    shares = {}  # of each head, by attribute
+    for layer in sorted({head["layer"] for head in heads}):
+        columns = attn.columns([layer])
+        found = truth.explained(attn, groups, columns)
+        shares |= {head: {attribute: float(share[i]) for attribute, share in found.items()}
+                   for i, head in enumerate(attn.heads[columns])}
     rows = []
     for head, said in zip(heads, readings):
-        explained = {attribute: float(share[head["head"]]) for attribute, share in shares[head["layer"]].items()}
+        explained = shares[head["layer"], head["head"]]
         rows.append({"layer": head["layer"], "head": head["head"], "variance": head["variance"], "explained": explained,
                      "truth": max(explained, key=explained.get), "reading_shares": said, "reading": max(said, key=said.get)})
         rows[-1]["agree"] = rows[-1]["truth"] == rows[-1]["reading"]
@@ -73,7 +79,7 @@ def main(args) -> None:
 
     path = Path(args.output_dir or args.input_dir) / f"{run}_head_truth_{model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["attn"]),
+    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(attn),
                              "pool": args.text_descriptions, "texts_per_head": args.texts_per_head, **found, "heads": rows})
     plots.head_truth(rows, f"{args.model} on {args.dataset}", path.with_suffix(".png"))
     print(f"-> {path}")

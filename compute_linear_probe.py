@@ -44,8 +44,8 @@ def main(args) -> None:
     from utils import ablation, arrays, models, probe
 
     model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
-    runs = probe.open_splits(args.input_dir, args.dataset, model, args.split)
-    layers = runs["train"]["attn"].shape[1]
+    runs = probe.open_splits(args.input_dir, args.dataset, args.model, args.split)
+    layers = len(runs["train"]["attn"].layers)
     if not 1 <= args.keep_last_layers <= layers:
         raise UserError(f"--keep_last_layers is {args.keep_last_layers}; choose from 1 to {layers}")
     labels = {part: np.asarray(run["labels"]) for part, run in runs.items()}

@@ -7,9 +7,10 @@
 
 Property-based retrieval (paper section 4.3). Reads what compute_prs.py wrote to --input_dir, and the images from
 --data_path. A query is an image of the run (--index, which is then left out of its own neighbours) or a picture (--image,
-for which the model is loaded). It is compared by one or several properties: `whole`, the cosine of representations, or a
-role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine of the sum of these heads' terms after the sum's
-mean over the data set is subtracted, from the query too: most of a term is the same for every image.
+for which the model is loaded: the CLIP that made the arrays). It is compared by one or several properties: `whole`, the
+cosine of representations, or a role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine of the sum of
+these heads' terms after the sum's mean over the data set is subtracted, from the query too: most of a term is the same for
+every image.
 
 Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
 .json, with indices, files, class names and similarities.
@@ -55,12 +56,14 @@ def main(args) -> None:
     list_path = Path(args.heads_file or heads.list_path(args.dataset, model))
     whole = neighbors.WHOLE in args.property or not (args.property or args.heads)
     parts = ("attn", "mlp") if whole else ("attn",)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, parts, args.split)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
+    if args.image:
+        arrays.own_clip(manifest, args.model, "give the queries by --index")
+    attn, labels = terms["attn"], terms["labels"]
     ways = neighbors.read_ways(args.property, args.heads, list_path, model, manifest)
     contact_sheet.check_size(len(asked), len(ways), args.neighbors)
-    (layers, number, width), labels = terms["attn"].shape[1:], terms["labels"]
     for word, way in ways.items():
-        heads.check(way or [], layers, number, f"{list_path}, {word}" if word in args.property else "--heads")
+        heads.check(way or [], attn.heads, f"{list_path}, {word}" if word in args.property else "--heads")
     neighbors.check_queries(args.index, args.neighbors, len(labels))
     images = datasets.load_images(args.dataset, args.data_path, contact_sheet.SIDE, split=args.split)
     places = arrays.image_indices(manifest, len(labels), images)
@@ -75,7 +78,7 @@ def main(args) -> None:
     else:
         pictures = [heatmaps.read_picture(path) for path in args.image]
         clip = models.load_same(args, manifest)
-        queries = neighbors.of_pictures(clip, pictures, compared, (layers, number, width))
+        queries = neighbors.of_pictures(clip, pictures, compared, attn.layout)
 
     found = neighbors.nearest(terms, queries, compared, args.neighbors, args.index)
     report = neighbors.report(images, places, labels, asked, ways, *found)

@@ -13,10 +13,10 @@ auto ranks the heads by their share of what the place does to the logits, minus 
 by how far their scores for the texts of the cue go along with the whole model's, minus the same for the core texts.
 
 The heads are mean-ablated together with all MLPs and all attention layers but the last four, as published (paper
-section 4.3); each mean is over the split at hand. Prints, in percent, the overall accuracy before (`Baseline`) and after
-(`Replaced`), and a table: each group (class x place), the average of groups and the worst, for the whole model, with the
-rest of the recipe but no heads ablated, with the heads ablated, and with as many heads drawn at random (the trial with
-the best worst group, and the mean of all). A data set without places has the overall accuracy alone.
+section 4.3), convolution blocks kept; each mean is over the split at hand. Prints, in percent, the overall accuracy before
+(`Baseline`) and after (`Replaced`), and a table: each group (class x place), the average of groups and the worst, for the
+whole model, with the rest of the recipe but no heads ablated, with the heads ablated, and with as many heads drawn at random
+(the trial with the best worst group, and the mean of all). A data set without places has the overall accuracy alone.
 
 Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
@@ -64,20 +64,21 @@ def main(args) -> None:
     check_positive(args, "random_trials")
     spurious.check_options(args)
     model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
-    shape = terms["attn"].shape
-    if not 1 <= args.keep_last_layers <= shape[1]:
-        raise UserError(f"--keep_last_layers is {args.keep_last_layers}; choose from 1 to {shape[1]}")
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, shape[-1])
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    attn = terms["attn"]
+    if not 1 <= args.keep_last_layers <= len(attn.layers):
+        raise UserError(f"--keep_last_layers is {args.keep_last_layers}; choose from 1 to {len(attn.layers)}")
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, attn.shape[-1])
     group = groups.of_images(args.dataset, args.data_path, args.split, terms["labels"], manifest)
     names = groups.names(args.dataset)
     if args.select:
         chosen, how = spurious.selected(args, model, manifest, classifier)
     else:
-        chosen, how = spurious.listed(args, model, shape, manifest)
+        chosen, how = spurious.listed(args, model, attn, manifest)
 
     recipe = (args.keep_last_layers, args.keep_mlps)
-    trials = spurious.random_sets(spurious.kept_heads(shape, args.keep_last_layers), len(chosen), args.random_trials, args.seed)
+    kept = attn.heads[attn.last(args.keep_last_layers)]
+    trials = spurious.random_sets(kept, len(chosen), args.random_trials, args.seed)
     means = ablation.means(terms)
     answers = [*spurious.right(terms, means, classifier, [()]),
                *spurious.right(terms, means, classifier, [(), chosen, *trials], *recipe)]
@@ -95,7 +96,7 @@ def main(args) -> None:
     options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials", "seed")
     arrays.write_json(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or DEFAULT_SPLITS.get(args.dataset, "test"),
-        "images": shape[0], "images_of_groups": sizes, "heads": list(map(heads.name, chosen)), "chosen": how,
+        "images": len(attn), "images_of_groups": sizes, "heads": list(map(heads.name, chosen)), "chosen": how,
         "options": {option: getattr(args, option) for option in options}, **found,
         "random_best_heads": list(map(heads.name, trials[best]))})
     plots.group_accuracies(found, COLUMNS, f"{args.model} on {name}, {len(chosen)} heads ablated", path.with_suffix(".png"))

@@ -9,7 +9,8 @@ Heads can be searched by their texts, sorted, and switched off on the page. The 
 
 Reads what compute_prs.py, compute_text_projection.py, compute_text_set_projection.py, compute_ablations.py and
 compute_complete_text_set.py wrote to --input_dir; where it is there, also what compute_head_truth.py wrote; and the images.
-Heat maps need the model, which must be the one that made the arrays; with --heat_maps 0 none is loaded.
+Heat maps need the model, which must be the CLIP that made the arrays; with --heat_maps 0 none is loaded, and mapped arrays
+(compute_alignment.py) are taken, too.
 
 Writes to --output_dir: index.html, images/, heat/, and report.json, which holds everything that the page shows. The folder
 has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is refused.
@@ -57,15 +58,15 @@ def main(args) -> None:
     folder = Path(args.output_dir or Path(args.input_dir) / f"{name}_report_{model}")
     report.check_folder(folder)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
-    layers, _, width = terms["attn"].shape[1:]
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, width)
-    pool = arrays.open_texts(args.input_dir, args.text_descriptions, model, manifest, width, texts)
-    hints = report.commands(args, manifest, {"num_of_last_layers": min(4, layers)})
-    results = report.read_results(args, model, terms["attn"].shape, texts, hints)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    attn, width = terms["attn"], terms["attn"].shape[-1]
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
+    pool = arrays.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
+    hints = report.commands(args, manifest, {"num_of_last_layers": min(4, len(attn.layers))})
+    results = report.read_results(args, model, attn, texts, hints)
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
     indices = arrays.image_indices(manifest, len(terms["labels"]), images)
-    clip = models.load_same(args, manifest) if args.heat_maps else None
+    clip = report.load_clip(args, manifest)
 
     scored = report.score_images(terms, classifier, pool, results, hints)
     alone = ablation.single_heads(terms, classifier, results["texts"]["num_of_last_layers"])

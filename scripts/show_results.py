@@ -30,16 +30,18 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
 
     from utils import arrays, datasets, plots
 
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn",), args.split)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
     attn = terms["attn"]
     images = datasets.load_images(args.dataset, args.data_path, 96, split=args.split)
     indices = arrays.image_indices(manifest, len(attn), images)
-    pool = np.load(arrays.text_path(args.input_dir, args.text_descriptions, model), mmap_mode="r", allow_pickle=False)
+    pool = np.load(arrays.text_path(args.input_dir, args.text_descriptions, (manifest or {}).get("text_model", model)),
+                   mmap_mode="r", allow_pickle=False)
     rows = []
     for head in heads:
         if not head["texts"]:
             continue
-        scores = attn[:, head["layer"], head["head"]] @ pool[head["texts"][0]["index"]]
+        column, text = attn.heads.index((head["layer"], head["head"])), pool[head["texts"][0]["index"]]
+        scores = np.concatenate([attn[block, column] @ text for block in arrays.blocks(len(attn))])
         order = np.argsort(-scores, kind="stable")
         highest, lowest = ([images.read(i)[0] for i in indices[part]] for part in (order[:IMAGES], order[-IMAGES:]))
         title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
@@ -65,7 +67,8 @@ def main(args) -> None:
     print(f"\n{args.model} on {ablations['images']} images of {args.dataset}: zero-shot accuracy (%)")
     rows = [("whole model", ablations["baseline"]), ("all MLPs mean-ablated", ablations["mlp_ablated"]),
             ("class token's attention to itself ablated", ablations["cls_ablated"]),
-            ("both ablated", ablations["mlp_and_cls_ablated"])]
+            ("both ablated", ablations["mlp_and_cls_ablated"]),
+            ("all convolution blocks mean-ablated", ablations.get("conv_ablated"))]
     rows += [(f"attention layers 1 to {k} ablated", value) for k, value in enumerate(ablations["attention_ablated"]) if k]
     rows += [(f"heads of the last {texts['num_of_last_layers']} layers reduced to {texts['number_of_texts']} texts",
               texts["accuracy"])]

@@ -47,12 +47,12 @@ def main(args) -> None:
         wrong = [number for number in numbers if not 1 <= number <= len(lines)]
         if wrong:
             raise UserError(f"--texts_per_head {wrong[0]}: {name} has {len(lines)} texts; choose from 1 to {len(lines)}")
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.split)
-    layers, _, width = terms["attn"].shape[1:]
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    layers, width = len(terms["attn"].layers), terms["attn"].shape[-1]
     if not 1 <= args.num_of_last_layers <= layers:
         raise UserError(f"--num_of_last_layers is {args.num_of_last_layers}; choose from 1 to {layers}")
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, width)
-    pools = {name: arrays.open_texts(args.input_dir, name, model, manifest, width, lines) for name, lines in texts.items()}
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
+    pools = {name: arrays.open_texts(args.input_dir, name, args.model, manifest, width, lines) for name, lines in texts.items()}
 
     without, rows = sweeps.sweep(terms, classifier, pools, args.num_of_last_layers, numbers, RANK)
     print("Whole model: {whole_model:.2f}\nEarlier heads mean-ablated, no texts: {last_layers:.2f}".format(**without))

@@ -2,6 +2,13 @@
 import numpy as np
 import torch
 
+from utils.terms import HeadTerms
+
+
+def with_heads(run):
+    """A run of whole arrays, with attn [b, l, h, d], as the analyses take it."""
+    return run | {"attn": HeadTerms(run["attn"])}
+
 
 def decompose(visual, images):
     """Every term of every image, as section 3 of the paper and the published conventions define it.

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from literal import with_heads
 
 from utils import ablation, arrays
 
@@ -20,7 +21,7 @@ def literal_representations(run, means, heads, last_layers, mlps):
         for layer in range(layers):
             for head in range(number):
                 off = (layer, head) in heads or (last_layers is not None and layer < layers - last_layers)
-                found[i] += means["attn"][layer, head] if off else run["attn"][i, layer, head]
+                found[i] += means["attn"][layer * number + head] if off else run["attn"][i, layer, head]
         for layer in range(layers + 1):
             found[i] += run["mlp"][i, layer] if mlps else means["mlp"][layer]
     return found
@@ -33,9 +34,9 @@ def literal_representations(run, means, heads, last_layers, mlps):
 def test_representations_equal_the_definition(monkeypatch, block, heads, last_layers, mlps):
     monkeypatch.setattr(arrays.blocks, "__defaults__", (block, "images"))
     run, _ = random_run()
-    means = ablation.means(run)
+    means = ablation.means(with_heads(run))
     found = np.zeros((37, 7), np.float32)
-    for part, values in ablation.representations(run, means, heads, last_layers, mlps):
+    for part, values in ablation.representations(with_heads(run), means, heads, last_layers, mlps):
         assert values.dtype == np.float32 and len(values) <= block
         found[part] = values
     np.testing.assert_allclose(found, literal_representations(run, means, heads, last_layers, mlps), atol=1e-5)
@@ -44,17 +45,17 @@ def test_representations_equal_the_definition(monkeypatch, block, heads, last_la
 def test_the_means_may_be_those_of_another_run():
     run, _ = random_run(images=5)
     other, _ = random_run(seed=1)
-    means = ablation.means(other)
-    (_, found), = ablation.representations(run, means, [(2, 1)], 2, mlps=False)
+    means = ablation.means(with_heads(other))
+    (_, found), = ablation.representations(with_heads(run), means, [(2, 1)], 2, mlps=False)
     np.testing.assert_allclose(found, literal_representations(run, means, [(2, 1)], 2, False), atol=1e-5)
 
 
 @pytest.mark.parametrize("images", (1, 37, 300))
 def test_single_heads_equal_ablating_each_alone(images):
     run, classifier = random_run(images=images)
-    found = ablation.single_heads(run, classifier, last_layers=2)
+    found = ablation.single_heads(with_heads(run), classifier, last_layers=2)
     assert list(found) == [(layer, head) for layer in (2, 3) for head in range(3)]
-    means = ablation.means(run)
+    means = ablation.means(with_heads(run))
     for key, accuracy in found.items():
         slow = literal_representations(run, means, [key], None, True) @ classifier
         assert accuracy == pytest.approx(100 * (slow.argmax(1) == run["labels"]).mean())
@@ -63,8 +64,8 @@ def test_single_heads_equal_ablating_each_alone(images):
 def test_without_a_class_token_its_ablations_are_left_out():
     run, classifier = random_run()
     run["cls_attn"] = np.random.default_rng(5).standard_normal((37, 4, 7)).astype(np.float32)
-    whole = ablation.accuracies(run, classifier)
+    whole = ablation.accuracies(with_heads(run), classifier)
     del run["cls_attn"]
-    found = ablation.accuracies(run, classifier)
+    found = ablation.accuracies(with_heads(run), classifier)
     assert found.pop("cls_ablated") is None and found.pop("mlp_and_cls_ablated") is None
     assert found == {name: whole[name] for name in found} and len(found) == 3

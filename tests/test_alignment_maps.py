@@ -144,21 +144,20 @@ def test_training_recovers_a_planted_alignment_and_the_mapped_run_is_the_literal
     mapped, manifest = arrays.open_run(folder, "emoji", "m-as-clip", ("attn", "mlp"))
     terms, own = arrays.open_run(planted, "emoji", "m", ("attn", "mlp"))
     target, clip = arrays.open_run(planted, "emoji", "clip", ("attn", "mlp"))
-    assert mapped["attn"].shape == (70, 2, 3, D) and mapped["mlp"].shape == (70, 3, D)
+    assert mapped["attn"].layout == (2, 3, D) and mapped["mlp"].shape == (70, 3, D)
     np.testing.assert_array_equal(mapped["labels"], terms["labels"])
     weight, bias = found.weight.double().numpy(), found.bias.double().numpy()
     reached = []
     for i in range(70):
-        attn = [[terms["attn"][i, layer, head] @ weight[3 * layer + head] + bias / 9 for head in range(3)]
-                for layer in range(2)]
+        attn = [terms["attn"][i, head] @ weight[head] + bias / 9 for head in range(6)]
         mlp = [terms["mlp"][i, m] @ weight[6 + m] + bias / 9 for m in range(3)]
-        whole = np.sum(attn, axis=(0, 1)) + np.sum(mlp, axis=0)
+        whole = np.sum(attn, axis=0) + np.sum(mlp, axis=0)
         length = np.linalg.norm(whole)
         np.testing.assert_allclose(mapped["attn"][i], np.array(attn) / length, atol=1e-5)
         np.testing.assert_allclose(mapped["mlp"][i], np.array(mlp) / length, atol=1e-5)
-        unit = mapped["attn"][i].sum(axis=(0, 1)) + mapped["mlp"][i].sum(axis=0)
+        unit = mapped["attn"][i].sum(axis=0) + mapped["mlp"][i].sum(axis=0)
         assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-5)
-        reached.append(unit @ (target["attn"][i].sum(axis=(0, 1)) + target["mlp"][i].sum(axis=0)))
+        reached.append(unit @ (target["attn"][i].sum(axis=0) + target["mlp"][i].sum(axis=0)))
     assert manifest["cosine"] == pytest.approx(np.mean(reached), abs=1e-5) and manifest["cosine"] > 0.99
     assert f"cosine {manifest['cosine']:.4f} -> " in out
     assert manifest["text_model"] == "clip" and manifest["text_weights_sha256"] == clip["weights_sha256"]
@@ -253,11 +252,11 @@ def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of
                                     "--split", "", "--batch_size", 4)
     assert code == 0, err
     mapped, manifest = arrays.open_run(out, "imagefolder", "vit-as-emojiclip", ("attn", "mlp"))
-    assert mapped["attn"].shape == (15, 3, 4, 128) and mapped["mlp"].shape == (15, 4, 128)
-    unit = mapped["attn"].sum(axis=(1, 2)) + mapped["mlp"].sum(axis=1)
+    assert mapped["attn"].layout == (3, 4, 128) and mapped["mlp"].shape == (15, 4, 128)
+    unit = mapped["attn"][:].sum(axis=1) + mapped["mlp"].sum(axis=1)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
     clip, _ = arrays.open_run(out, "imagefolder", "emojiclip", ("attn", "mlp"))
-    whole = clip["attn"].sum(axis=(1, 2)) + clip["mlp"].sum(axis=1)
+    whole = clip["attn"][:].sum(axis=1) + clip["mlp"].sum(axis=1)
     assert manifest["cosine"] == pytest.approx((unit * whole).sum(axis=1).mean(), abs=1e-5)
     assert f"imagefolder: 15 images, cosine {manifest['cosine']:.4f} -> " in printed
     assert manifest["text_model"] == "emojiclip" and not (out / "imagefolder_cls_attn_vit-as-emojiclip.npy").exists()

@@ -4,6 +4,10 @@ from utils import heads
 from utils.script import UserError
 
 
+def every(layers, number):
+    return [(layer, head) for layer in range(layers) for head in range(number)]
+
+
 def test_heads_are_read_in_every_way_they_are_written():
     expected = [(22, 12), (23, 1)]
     for text in ("22.12,23.1", "22.12 23.1", " 22.12,\n 23.1 ,", "22.12,23.1,22.12"):
@@ -18,10 +22,22 @@ def test_what_is_no_head_is_refused(text):
 
 
 def test_a_head_that_does_not_exist_is_named():
-    heads.check([(5, 5), (0, 0)], 6, 6)
+    known = every(6, 6)
+    heads.check([(5, 5), (0, 0)], known)
     for wrong in ((6, 0), (0, 6)):
         with pytest.raises(UserError, match=f"there is no head {wrong[0]}.{wrong[1]}; .* layers 0 to 5 with heads 0 to 5"):
-            heads.check([(1, 1), wrong], 6, 6)
+            heads.check([(1, 1), wrong], known)
+
+
+@pytest.mark.parametrize("numbers, words", [
+    ({0: 2, 1: 3, 2: 1}, "layer 0 with heads 0 to 1, layer 1 with heads 0 to 2, layer 2 with head 0"),
+    ({0: 4, 1: 4, 2: 8}, "layers 0 to 1 with heads 0 to 3, layer 2 with heads 0 to 7"),
+    ({1: 2, 2: 2, 4: 2}, "layers 1 to 2 with heads 0 to 1, layer 4 with heads 0 to 1"), ({3: 1}, "layer 3 with head 0")])
+def test_heads_are_described_block_by_block(numbers, words):
+    known = [(layer, head) for layer, number in numbers.items() for head in range(number)]
+    assert heads.describe(known) == words
+    with pytest.raises(UserError, match=f"x: there is no head 1.7; the model has {words}"):
+        heads.check([known[-1], (1, 7)], known, "x")
 
 
 def test_every_list_of_the_repository_is_read_and_named_by_its_content():
@@ -32,7 +48,7 @@ def test_every_list_of_the_repository_is_read_and_named_by_its_content():
         dataset, model = path.stem.rsplit("_", 1)
         assert path == heads.list_path(dataset, model)
         for role, listed in heads.read_list(path, model).items():
-            heads.check(listed, *shapes[model], source=role)
+            heads.check(listed, every(*shapes[model]), source=role)
     published = heads.read_list(heads.list_path("binary_waterbirds", "ViT-L-14"), "ViT-L-14")
     assert len(published["geolocation"]) == 6 and len(published["setting"]) == 10 and (23, 6) in published["geolocation"]
     assert heads.read_list(heads.list_path("imagenet", "ViT-L-14"), "ViT-L-14")["counting"] == [(23, 10)]

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from literal import with_heads
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -124,9 +125,9 @@ def check_rows(found, runs, held):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_features_equal_the_literal_ablation(images, dtype):
     run, train = random_run(images, 1, dtype), random_run(90, 2, dtype)
-    means = ablation.means(train)
+    means = ablation.means(with_heads(train))
     for row in probe.rows(5, 2):
-        found = probe.features(run, means, row["last_layers"], row["mlps"])
+        found = probe.features(with_heads(run), means, row["last_layers"], row["mlps"])
         assert found.dtype == np.float32
         slow = literal_features(run["attn"], run["mlp"], train["attn"], train["mlp"], row["last_layers"], row["mlps"])
         np.testing.assert_allclose(found, slow, atol=1e-4)

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from literal import with_heads
 from PIL import Image
 
 from utils import arrays, contact_sheet, neighbors
@@ -43,7 +44,8 @@ def literal_nearest(run, attn, mlp, way, number, left_out=None):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_neighbors_equal_the_literal_ones(images, dtype):
     run, other = random_run(images, dtype), random_run(2, seed=1)
-    indices, similarities = neighbors.nearest(run, neighbors.vectors(other["attn"], other["mlp"], WAYS), WAYS, 8)
+    queries = neighbors.vectors(with_heads(other), slice(None), WAYS)
+    indices, similarities = neighbors.nearest(with_heads(run), queries, WAYS, 8)
     assert indices.shape == similarities.shape == (3, 2, 8)
     for w, way in enumerate(WAYS):
         for q in range(2):
@@ -55,20 +57,22 @@ def test_neighbors_equal_the_literal_ones(images, dtype):
 @pytest.mark.parametrize("rows", [[0], [299, 7, 256]])
 def test_a_query_of_the_run_is_left_out_of_its_own_neighbors_alone(rows):
     run = random_run(300)
-    queries = neighbors.of_rows(run, rows, WAYS)
-    indices, similarities = neighbors.nearest(run, queries, WAYS, 299, rows)
+    queries = neighbors.of_rows(with_heads(run), rows, WAYS)
+    indices, similarities = neighbors.nearest(with_heads(run), queries, WAYS, 299, rows)
     for w, way in enumerate(WAYS):
         for q, row in enumerate(rows):
             slow = literal_nearest(run, run["attn"][row], run["mlp"][row], way, 299, row)
             assert indices[w, q].tolist() == slow[0] and sorted([*indices[w, q], row]) == list(range(300))
             np.testing.assert_allclose(similarities[w, q], slow[1], atol=1e-6)
-    assert (neighbors.nearest(run, queries, WAYS, 1)[0] == np.array([rows] * 3)[..., None]).all()  # else it is nearest
+    itself, _ = neighbors.nearest(with_heads(run), queries, WAYS, 1)  # where it is not left out
+    assert (itself == np.array([rows] * 3)[..., None]).all()
 
 
 def test_of_equally_near_images_the_first_comes_first():
     run, copies = random_run(600), [3, 255, 256, 257, 400, 598, 599]  # across blocks, and in the last partial one
     for what in run:
         run[what][copies] = run[what][3]
+    run = with_heads(run)
     for row in (3, 400):
         indices, similarities = neighbors.nearest(run, neighbors.of_rows(run, [row], WAYS), WAYS, 7, [row])
         assert (indices[:, 0, :6] == [copy for copy in copies if copy != row]).all()
@@ -82,6 +86,7 @@ def test_a_head_that_writes_a_constant_finds_no_one_nearer(dtype, value):
     run["attn"][:, 1, 2] = value
     if value:  # but for the rounding of what is stored
         run["attn"][:, 1, 2] += (np.finfo(dtype).eps * value * np.random.default_rng(1).uniform(-1, 1, (300, 6))).astype(dtype)
+    run = with_heads(run)
     queries = neighbors.of_rows(run, [0, 150], [[(1, 2)]])
     indices, similarities = neighbors.nearest(run, queries, [[(1, 2)]], 4, [0, 150])
     assert (similarities == 0).all() and indices[0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
@@ -91,6 +96,7 @@ def test_a_representation_of_zeros_is_near_to_nothing():
     run = random_run(20)
     for what in run:
         run[what][[4, 9]] = 0
+    run = with_heads(run)
     similarities = neighbors.nearest(run, neighbors.of_rows(run, [4, 5], [None]), [None], 19, [4, 5])[1]
     assert (similarities[0, 0] == 0).all() and np.isfinite(similarities).all() and (similarities[0, 1] == 0).sum() == 2
 
@@ -98,7 +104,8 @@ def test_a_representation_of_zeros_is_near_to_nothing():
 def test_adding_the_same_to_every_image_changes_no_neighbor_by_heads():
     run = random_run(100)
     shifted = {"attn": run["attn"] + np.float32(5), "mlp": run["mlp"]}
-    before, after = (neighbors.nearest(r, neighbors.of_rows(r, [8], WAYS[1:]), WAYS[1:], 20, [8]) for r in (run, shifted))
+    before, after = (neighbors.nearest(r, neighbors.of_rows(r, [8], WAYS[1:]), WAYS[1:], 20, [8])
+                     for r in map(with_heads, (run, shifted)))
     assert np.array_equal(before[0], after[0])
     np.testing.assert_allclose(before[1], after[1], atol=1e-5)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_script
+from literal import with_heads
 from PIL import Image
 
 from utils import arrays, datasets, models, report, script
@@ -239,7 +240,7 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
     whole = run["attn"].sum((1, 2)) + run["mlp"].sum(1)
     results = {"texts": {"heads": heads},
                "ablations": {"baseline": 100 * float(((whole @ classifier).argmax(1) == run["labels"]).mean())}}
-    average, scores = report.score_images(run, classifier, pool, results, {})
+    average, scores = report.score_images(with_heads(run), classifier, pool, results, {})
     assert average.shape == (12,) and scores.shape == (12, 37)
     for i, head in enumerate(heads):
         expected = run["attn"][:, head["layer"], head["head"]] @ pool[7 * head["head"]] if head["texts"] else np.zeros(37)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from conftest import ROOT
+from literal import with_heads
 
-from utils import ablation, datasets, groups, spurious, zeroshot
+from utils import ablation, datasets, groups, spurious, terms, zeroshot
 from utils.features import feature_scores
 from utils.script import UserError
 
@@ -63,8 +64,8 @@ def literal_shares(run, classifier, group, classes, places):
     components |= {("mlp", i): run["mlp"][:, i] for i in range(run["mlp"].shape[1])}
     whole = literal_effect(sum(term.astype(np.float64) for term in components.values()), classifier, group, classes, places)
     shares = {}
-    for key, terms in components.items():
-        own = literal_effect(terms, classifier, group, classes, places)
+    for key, component in components.items():
+        own = literal_effect(component, classifier, group, classes, places)
         shares[key] = [sum(a @ b for a, b in zip(own[i], whole[i])) / sum(b @ b for b in whole[i]) for i in (0, 1)]
     return shares
 
@@ -121,7 +122,7 @@ def test_the_table_is_aligned_and_shows_what_is_empty():
 def test_right_answers_with_heads_ablated_are_the_literal_ones(images, last_layers, mlps):
     run, classifier, _ = make_run(images)
     sets = [(), [(2, 1)], [(2, 0), (2, 1)]]
-    found = spurious.right(run, ablation.means(run), classifier, sets, last_layers, mlps)
+    found = spurious.right(with_heads(run), ablation.means(with_heads(run)), classifier, sets, last_layers, mlps)
     for answers, chosen in zip(found, sets):
         np.testing.assert_array_equal(answers, literal_right(run, classifier, chosen, last_layers, mlps))
     if images == 300:
@@ -130,10 +131,10 @@ def test_right_answers_with_heads_ablated_are_the_literal_ones(images, last_laye
 
 def test_one_image_alone_and_arrays_in_half_precision():
     run, classifier, _ = make_run(300)
-    single = {name: array[:1] for name, array in run.items()}
+    single = with_heads({name: array[:1] for name, array in run.items()})
     assert spurious.right(single, ablation.means(single), classifier, [(), [(1, 0)]]).shape == (2, 1)
     half = run | {name: run[name].astype(np.float16) for name in ("attn", "mlp")}
-    found, = spurious.right(half, ablation.means(half), classifier, [[(2, 1)]], 2)
+    found, = spurious.right(with_heads(half), ablation.means(with_heads(half)), classifier, [[(2, 1)]], 2)
     np.testing.assert_array_equal(found, literal_right(half, classifier, [(2, 1)], 2, True))
 
 
@@ -141,44 +142,44 @@ def test_one_image_alone_and_arrays_in_half_precision():
 @pytest.mark.parametrize("images", [40, 300])
 def test_shares_of_effects_are_the_literal_ones(classes, places, images):
     run, classifier, group = make_run(images, classes=classes, places=places)
-    place, label = spurious.effect_shares(run, classifier, group, places)
+    place, label = spurious.effect_shares(with_heads(run), classifier, group, places)
     slow = literal_shares(run, classifier, group, classes, places)
-    for layer in range(3):
-        for head in range(2):
-            assert [place[layer, head], label[layer, head]] == pytest.approx(slow["attn", layer, head], rel=1e-4, abs=1e-5)
+    for column, head in enumerate(with_heads(run)["attn"].heads):
+        assert [place[column], label[column]] == pytest.approx(slow["attn", *head], rel=1e-4, abs=1e-5)
     assert sum(pair[0] for pair in slow.values()) == pytest.approx(1) == sum(pair[1] for pair in slow.values())
 
 
 def test_shares_of_two_classes_and_places_are_those_of_the_differences():
     run, classifier, group = make_run(120)
-    place, label = spurious.effect_shares(run, classifier, group, 2)
+    place, label = spurious.effect_shares(with_heads(run), classifier, group, 2)
     difference = classifier[:, 1] - classifier[:, 0]
     logits = {name: run[name].astype(np.float64) @ difference for name in ("attn", "mlp")}
     cell = [{name: values[group == index].mean(axis=0) for name, values in logits.items()} for index in range(4)]
     for found, (plus, minus) in ((place, ((1, 3), (0, 2))), (label, ((2, 3), (0, 1)))):
         effect = {name: sum(cell[i][name] for i in plus) - sum(cell[i][name] for i in minus) for name in logits}
-        np.testing.assert_allclose(found, effect["attn"] / (effect["attn"].sum() + effect["mlp"].sum()), atol=1e-4)
+        np.testing.assert_allclose(found, effect["attn"].ravel() / (effect["attn"].sum() + effect["mlp"].sum()), atol=1e-4)
 
 
 def test_the_sizes_of_groups_do_not_matter():
     run, classifier, group = make_run(60)
-    once = spurious.effect_shares(run, classifier, group, 2)
+    once = spurious.effect_shares(with_heads(run), classifier, group, 2)
     rows = np.concatenate([np.arange(60), *[np.flatnonzero(group == 1)] * 7])
-    again = spurious.effect_shares({name: array[rows] for name, array in run.items()}, classifier, group[rows], 2)
+    again = spurious.effect_shares(with_heads({name: array[rows] for name, array in run.items()}), classifier, group[rows], 2)
     np.testing.assert_allclose(once, again, atol=1e-4)
 
 
 def test_terms_without_any_effect_have_no_share():
     run, classifier, group = make_run(60)
     run = run | {name: np.zeros_like(run[name]) for name in ("attn", "mlp")}
-    assert not np.any(spurious.effect_shares(run, classifier, group, 2))
+    assert not np.any(spurious.effect_shares(with_heads(run), classifier, group, 2))
 
 
 def test_an_empty_group_is_refused_for_selection():
     run, classifier, group = make_run(60)
     keep = group != 2
     with pytest.raises(UserError, match="has no images of b on land; choose them on another"):
-        spurious.select_by_effects({name: array[keep] for name, array in run.items()}, classifier, group[keep], NAMES, 2, True)
+        spurious.select_by_effects(with_heads({name: array[keep] for name, array in run.items()}), classifier, group[keep],
+                                   NAMES, 2, True)
 
 
 def test_heads_are_selected_by_their_effects():
@@ -191,20 +192,20 @@ def test_heads_are_selected_by_their_effects():
     for k in range(len(ranked) + 1):
         right = literal_right(run, classifier, ranked[:k], 2, True)
         worst.append(min(literal_group_accuracies(right, group, NAMES).values()))
-    found, how = spurious.select_by_effects(run, classifier, group, NAMES, 2, True)
+    found, how = spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True)
     assert how["worst_group_by_number_of_heads"] == pytest.approx(worst)
     assert found == ranked[:worst.index(max(worst))] and worst[1] > worst[0]
     assert set(how["heads"]) == {"1.0", "1.1", "2.0", "2.1"}
     assert how["heads"]["2.1"]["place_share"] == pytest.approx(shares["attn", 2, 1][0], abs=1e-5)
-    assert spurious.select_by_effects(run, classifier, group, NAMES, 2, True, 2)[0] == ranked[:2]
+    assert spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True, 2)[0] == ranked[:2]
     with pytest.raises(UserError, match=f"--number_of_heads is 4, and only {len(ranked)} heads"):
-        spurious.select_by_effects(run, classifier, group, NAMES, 2, True, 4)
+        spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True, 4)
 
 
 def test_of_numbers_that_are_alike_the_smaller_is_chosen():
     run, classifier, group = make_run(400, d=8, seed=10)
     run["mlp"][:, 0] += 1000 * classifier[:, 0]  # one class is answered always, whatever is ablated
-    found, how = spurious.select_by_effects(run, classifier, group, NAMES, 2, True)
+    found, how = spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True)
     assert found == [] and len(how["worst_group_by_number_of_heads"]) > 1 and not any(how["worst_group_by_number_of_heads"])
 
 
@@ -215,11 +216,11 @@ def test_feature_scores_are_the_literal_correlations(images):
     run["attn"] += 100 * np.arange(6, dtype=np.float32).reshape(3, 2, 1)  # far from 0
     run["attn"][:, 1, 1] = np.random.default_rng(5).normal(size=9)
     features = [np.random.default_rng(seed).normal(size=(m, 9)).astype(np.float32) for seed, m in ((0, 4), (1, 1), (2, 9))]
-    found = feature_scores(spurious.components(run), features)
+    found = feature_scores((block for _, block in terms.stacks(with_heads(run))), features)
     assert found.shape == (3, 10)
-    terms = np.concatenate([run["attn"].reshape(images, 6, 9), run["mlp"]], axis=1)
+    every = np.concatenate([run["attn"].reshape(images, 6, 9), run["mlp"]], axis=1)
     for row, texts in zip(found, features):
-        slow = [literal_feature_score(terms[:, c], terms.astype(np.float64).sum(axis=1), texts) if images > 1 else 0
+        slow = [literal_feature_score(every[:, c], every.astype(np.float64).sum(axis=1), texts) if images > 1 else 0
                 for c in range(10)]
         np.testing.assert_allclose(row, slow, atol=1e-6)
     assert not found[:, 3].any()  # layer 1, head 1 is the same for every image
@@ -228,10 +229,10 @@ def test_feature_scores_are_the_literal_correlations(images):
 
 
 def test_feature_scores_do_not_depend_on_the_blocks():
-    terms = np.random.default_rng(0).normal(size=(50, 4, 6))
+    every = np.random.default_rng(0).normal(size=(50, 4, 6))
     texts = [np.random.default_rng(1).normal(size=(3, 6))]
-    whole = feature_scores([terms], texts)
-    np.testing.assert_allclose(feature_scores(np.split(terms, [1, 7, 30]), texts), whole, atol=1e-12)
+    whole = feature_scores([every], texts)
+    np.testing.assert_allclose(feature_scores(np.split(every, [1, 7, 30]), texts), whole, atol=1e-12)
 
 
 def test_a_component_that_is_the_whole_scores_one_and_its_opposite_minus_one():
@@ -244,11 +245,11 @@ def test_a_component_that_is_the_whole_scores_one_and_its_opposite_minus_one():
 
 def test_a_component_far_from_zero_loses_no_digits_and_rounding_noise_counts_as_constant():
     rng = np.random.default_rng(0)
-    terms, offset = rng.normal(size=(50, 3, 6)), 1e5 * rng.normal(size=6)
+    every, offset = rng.normal(size=(50, 3, 6)), 1e5 * rng.normal(size=6)
     texts = [rng.normal(size=(3, 6))]
-    near = feature_scores([terms], texts)
-    np.testing.assert_allclose(feature_scores([terms + offset * np.array([1, -1, 0])[:, None]], texts), near, atol=1e-9)
-    noisy = np.concatenate([terms, offset * (1 + 1e-7 * rng.normal(size=(50, 1, 6)))], axis=1)
+    near = feature_scores([every], texts)
+    np.testing.assert_allclose(feature_scores([every + offset * np.array([1, -1, 0])[:, None]], texts), near, atol=1e-9)
+    noisy = np.concatenate([every, offset * (1 + 1e-7 * rng.normal(size=(50, 1, 6)))], axis=1)
     found = feature_scores([noisy], texts)
     assert found[0, 3] == 0 and np.abs(found[0, :3]).min() > 0
 
@@ -259,15 +260,14 @@ def test_heads_are_selected_by_texts():
     whole = run["attn"].sum(axis=(1, 2)) + run["mlp"].sum(axis=1)
     slow = {(l, h): [literal_feature_score(run["attn"][:, l, h], whole, texts) for texts in (cue, core)]
             for l in (1, 2) for h in (0, 1)}
-    found, how = spurious.select_by_texts(run, cue, core, 2, 3)
+    found, how = spurious.select_by_texts(with_heads(run), cue, core, 2, 3)
     assert found == sorted(slow, key=lambda key: slow[key][1] - slow[key][0])[:3]
     for (layer, head), (a, b) in slow.items():
         assert how["heads"][f"{layer}.{head}"] == pytest.approx({"spurious_score": a, "core_score": b}, abs=1e-5)
 
 
 def test_random_sets_are_of_the_kept_heads_without_repeats():
-    pool = spurious.kept_heads((10, 6, 4, 8), 2)
-    assert pool == [(layer, head) for layer in (4, 5) for head in range(4)]
+    pool = [(layer, head) for layer in (4, 5) for head in range(4)]
     sets = spurious.random_sets(pool, 3, 20, seed=1)
     assert len(sets) == 20 and all(len(set(chosen)) == 3 and set(chosen) <= set(pool) for chosen in sets)
     assert len(set(map(tuple, sets))) > 5

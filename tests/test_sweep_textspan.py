@@ -52,7 +52,7 @@ def literal_row(run, classifier, texts, last, number):
 def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last, monkeypatch):
     monkeypatch.setattr("utils.arrays.blocks.__defaults__", (33, "images"))  # several blocks, the last one partial
     run, classifier, pools = random_run(images)
-    without, rows = sweeps.sweep(run, classifier, pools, last, [1, 2, 5], 80)
+    without, rows = sweeps.sweep(literal.with_heads(run), classifier, pools, last, [1, 2, 5], 80)
     assert [(row["pool"], row["texts_per_head"]) for row in rows] == [(name, n) for name in pools for n in (1, 2, 5)]
     for row in rows:
         accuracy, distinct, explained = literal_row(run, classifier, pools[row["pool"]], last, row["texts_per_head"])
@@ -67,7 +67,7 @@ def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last
 
 def test_texts_that_span_all_a_head_writes_change_nothing():
     run, classifier, pools = random_run(150, inner=3)
-    without, rows = sweeps.sweep(run, classifier, pools, 2, [2, 10, 20], 80)
+    without, rows = sweeps.sweep(literal.with_heads(run), classifier, pools, 2, [2, 10, 20], 80)
     for row in rows:
         if row["texts_per_head"] > 2:
             assert row["accuracy"] == pytest.approx(without["last_layers"]) and row["explained"] == pytest.approx(1, abs=1e-5)
@@ -76,7 +76,7 @@ def test_texts_that_span_all_a_head_writes_change_nothing():
 
 def test_a_single_image_has_nothing_to_explain():
     run, classifier, pools = random_run(1)
-    without, rows = sweeps.sweep(run, classifier, pools, 2, [1, 3], 80)
+    without, rows = sweeps.sweep(literal.with_heads(run), classifier, pools, 2, [1, 3], 80)
     assert {row["number_of_texts"] for row in rows} == {0}
     assert {row["accuracy"] for row in rows} == {without["whole_model"]} == {without["last_layers"]}
 
@@ -84,8 +84,8 @@ def test_a_single_image_has_nothing_to_explain():
 def test_the_arrays_are_read_once_for_all_pools_and_numbers(monkeypatch):
     run, classifier, pools = random_run(100)
     own, calls = textspan.moments, []
-    monkeypatch.setattr(textspan, "moments", lambda terms: calls.append(len(terms)) or own(terms))
-    sweeps.sweep(run, classifier, pools, 2, [1, 2, 5], 80)
+    monkeypatch.setattr(textspan, "moments", lambda attn, columns: calls.append(len(attn)) or own(attn, columns))
+    sweeps.sweep(literal.with_heads(run), classifier, pools, 2, [1, 2, 5], 80)
     assert calls == [100, 100]
 
 

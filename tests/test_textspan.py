@@ -92,14 +92,14 @@ def test_accuracy_with_reconstructions_equals_the_literal_one():
     run = {"attn": attn, "mlp": rng.normal(size=(b, l + 1, d)).astype(np.float32) * 0.1, "labels": rng.integers(0, 7, b)}
     classifier = rng.normal(size=(d, 7)).astype(np.float32)
     texts = pool(width=d)
-    spans = textspan.span_heads(attn, texts, last, 4, 80)
+    spans = textspan.span_heads(literal.with_heads(run)["attn"], texts, last, 4, 80)
     assert sorted(spans) == [(i, j) for i in (2, 3) for j in range(h)]
     whole = run["mlp"].astype(np.float64).sum(1) + attn[:, :last].astype(np.float64).mean(0).sum((0, 1))
     for i in (2, 3):
         for j in range(h):
             whole += literal.text_span(attn[:, i, j], texts, 4, 80, np.finfo(np.float32).eps)[1]
     expected = 100 * np.mean((whole @ classifier).argmax(1) == run["labels"])
-    assert textspan.accuracy(run, classifier, spans) == pytest.approx(expected)
+    assert textspan.accuracy(literal.with_heads(run), classifier, spans) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("images", [1, 200, 600])
@@ -110,7 +110,7 @@ def test_ablations_equal_the_literal_ones(images):
            "cls_attn": rng.normal(size=(images, l, d)), "labels": rng.integers(0, 4, images)}
     run = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in run.items()}
     classifier = rng.normal(size=(d, 4)).astype(np.float32)
-    found = ablation.accuracies(run, classifier)
+    found = ablation.accuracies(literal.with_heads(run), classifier)
     slow = literal.ablations(run["attn"], run["mlp"], run["cls_attn"], run["labels"], classifier)
     assert found.keys() == slow.keys()
     for name, value in slow.items():

@@ -118,12 +118,3 @@ def test_bad_input_is_one_line(refused, arguments, message):
 def test_a_step_that_needs_texts_says_so(refused):
     assert "has no text side; this step needs a CLIP" in refused("compute_text_projection", "--dataset", "emoji", "--model",
                                                                  "timm:vit_tiny_patch16_224")
-
-
-def test_a_step_that_needs_equal_numbers_of_heads_says_so(run_script, refused, folder_of_images, tmp_path):
-    arguments = ("--model", f"timm:local-dir:{folder_of(tmp_path, 'swin')}", "--dataset", "imagefolder")
-    assert run_script("compute_prs", *arguments, "--data_path", folder_of_images, "--num_workers", 0, "--output_dir",
-                      tmp_path / "out")[0] == 0
-    line = refused("compute_nearest_neighbors", *arguments, "--data_path", folder_of_images, "--input_dir", tmp_path / "out",
-                   "--index", 0, "--heads", "0.0")
-    assert "the blocks of swin have different numbers of heads, which this step does not take" in line

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.datasets import DEFAULT_SPLITS, Images
+from utils.models import TIMM, file_name
 from utils.script import UserError
 from utils.terms import WHAT, HeadTerms, Run
 
@@ -164,74 +166,95 @@ def open_array(path: Path, manifest: dict | None, hint: str) -> np.ndarray:
     return array
 
 
-def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
-             split: str | None = None) -> tuple[dict[str, np.ndarray], dict | None]:
-    """Arrays of one run of compute_prs.py, mapped from disk, and its manifest (None for foreign arrays).
+def command(folder: str, dataset: str, model: str, split: str | None) -> str:
+    """The command that makes a run. `model` is as it was given, or of a mapped run its name."""
+    maker, given, option = "compute_prs.py", model, "split"
+    if "-as-" in model:
+        source, _, clip = model.partition("-as-")
+        maker, given, option = "compute_alignment.py", f"{source} --clip {clip} --input_dir {folder}", "apply"
+    part = f" --{option} {split}" if split else ""
+    return f"python {maker} --dataset {dataset} --model {given} --output_dir {folder}{part}"
 
-    `names` are of "attn" [b, l, h, d], "mlp" [b, l + 1, d], "cls_attn" [b, l, d]; "labels" [b] come always.
-    Raises UserError where one is missing, incomplete, or of another run, model or number of images.
+
+def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
+             split: str | None = None) -> tuple[Run, dict | None]:
+    """Terms of one run, mapped from disk, and its manifest (None for foreign arrays). `model` is as it was given.
+
+    `names` are of "attn" (`HeadTerms`), "mlp" [b, m, d], which brings "conv" [b, n, d] where the model has convolution blocks,
+    and "cls_attn" [b, l, d]; "labels" [b] come always. Raises UserError where one is missing, incomplete, or of another
+    run, model or number of images.
     """
-    maker, source = ("compute_alignment.py", model.partition("-as-")[0]) if "-as-" in model else ("compute_prs.py", model)
-    hint = f"python {maker} --dataset {dataset} --model {source} --output_dir {folder}"
-    if split and maker == "compute_alignment.py":
-        hint, dataset = f"{hint} --apply {split}", run_name(dataset, split)
-    elif split:
-        hint, dataset = f"{hint} --split {split}", run_name(dataset, split)
-    first = term_path(folder, dataset, names[0], model)
-    if not first.is_file():
-        raise UserError(f"{first} does not exist; make it with: {hint}")
-    manifest = read_manifest(manifest_path(folder, dataset, model))
-    arrays = {name: open_array(term_path(folder, dataset, name, model), manifest, hint) for name in names}
-    images, ranks = len(arrays[names[0]]), {"attn": 4, "mlp": 3, "cls_attn": 3}
-    labels = term_path(folder, dataset, "labels", model)
-    if dataset == "imagenet" and not labels.is_file() and images == 50_000:
-        arrays["labels"] = np.arange(images) // 50  # the published runs wrote none
-    else:
-        arrays["labels"] = open_array(labels, None, hint)
-    if "attn" in arrays and arrays["attn"].ndim == 3:
-        raise UserError(f"{term_path(folder, dataset, 'attn', model)}: the blocks of {model} have different numbers of heads, "
-                        "which this step does not take")
-    for name, array in arrays.items():
-        if array.ndim != ranks.get(name, 1):
-            raise UserError(f"{term_path(folder, dataset, name, model)}: has shape {array.shape}, which is not that of {name}")
-        if len(array) != images:
-            raise UserError(f"{term_path(folder, dataset, name, model)}: holds {len(array)} images and "
-                            f"{first.name} holds {images}; they are of different runs, make them again with: {hint}")
-    widths = {array.shape[-1] for name, array in arrays.items() if name != "labels"}
-    if len(widths) > 1:
-        raise UserError(f"{folder}: the arrays of {dataset} and {model} have different widths {sorted(widths)}; "
-                        f"make them again with: {hint}")
-    return arrays, manifest
+    run, manifest, _ = _open(folder, dataset, model, names, split)
+    return run, manifest
 
 
 def open_terms(folder: str, dataset: str, model: str, split: str | None) -> tuple[Run, dict, dict | None]:
     """All terms of a run, mapped from disk, its manifest, and what names its components where a file does.
 
-    Raises UserError where one is missing, incomplete or of another run.
+    Raises UserError as `open_run` does, and for arrays without a manifest.
     """
-    found, manifest = open_run(folder, dataset, model, ("mlp",), split)
-    name = run_name(dataset, split)
-    hint = f"python compute_prs.py --dataset {dataset} --model {model} --output_dir {folder}" + (
-        f" --split {split}" if split else "")
+    run, manifest, names = _open(folder, dataset, model, ("mlp", "attn"), split)
     if manifest is None:
-        raise UserError(f"{manifest_path(folder, name, model)} does not exist, and without it nobody knows which "
-                        f"weights made the arrays; make them again with: {hint}")
-    listed = {entry["file"] for entry in manifest["arrays"]}
-    path = term_path(folder, name, "components", model).with_suffix(".json")
-    names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    for what in WHAT:
-        path = term_path(folder, name, what, model)
-        if path.name in listed:
-            array = open_array(path, manifest, hint)
-            if array.ndim not in (3, 4) or (array.shape[0], array.shape[-1]) != found["mlp"].shape[::2] or (
-                    array.size != len(names[what]) * len(array) * array.shape[-1] if names
-                    else array.ndim != 3 + (what == "attn")):
-                raise UserError(f"{path}: has shape {array.shape}, which does not go with mlp {found['mlp'].shape} and what "
-                                f"names its components; make them again with: {hint}")
-            found[what] = array
-    heads = [(entry["block"], entry["head"] or 0) for entry in names["attn"]] if names else None
-    found["attn"] = HeadTerms(found["attn"], heads)
-    return found, manifest, names
+        path = manifest_path(folder, run_name(dataset, split), file_name(model))
+        raise UserError(f"{path} does not exist, and without it nobody knows which weights made the arrays; make them again "
+                        f"with: {command(folder, dataset, model, split)}")
+    return run, manifest, names
+
+
+def _open(folder: str, dataset: str, model: str, names: tuple[str, ...],
+          split: str | None) -> tuple[Run, dict | None, dict[str, list[dict]] | None]:
+    """Terms of a run, its manifest, and what names its components, where shapes do not say which term is whose."""
+    hint, dataset, model = command(folder, dataset, model, split), run_name(dataset, split), file_name(model)
+
+    def path(what: str) -> Path:
+        return term_path(folder, dataset, what, model)
+
+    first = path(names[0])
+    if not first.is_file():
+        raise UserError(f"{first} does not exist; make it with: {hint}")
+    manifest = read_manifest(manifest_path(folder, dataset, model))
+    listed = path("conv").is_file() if manifest is None else path("conv").name in [
+        entry["file"] for entry in manifest["arrays"]]
+    if listed and "mlp" in names:
+        names = (*names, "conv")
+    run = {name: open_array(path(name), manifest, hint) for name in names}
+    images, ranks = len(run[names[0]]), {"attn": (3, 4), "mlp": (3,), "conv": (3,), "cls_attn": (3,)}
+    if dataset == "imagenet" and not path("labels").is_file() and images == 50_000:
+        run["labels"] = np.arange(images) // 50  # the published runs wrote none
+    else:
+        run["labels"] = open_array(path("labels"), None, hint)
+    for name, array in run.items():
+        if array.ndim not in ranks.get(name, (1,)):
+            raise UserError(f"{path(name)}: has shape {array.shape}, which is not that of {name}")
+        if len(array) != images:
+            raise UserError(f"{path(name)}: holds {len(array)} images and {first.name} holds {images}; they are of different "
+                            f"runs, make them again with: {hint}")
+    widths = {array.shape[-1] for name, array in run.items() if name != "labels"}
+    if len(widths) > 1:
+        raise UserError(f"{folder}: the arrays of {dataset} and {model} have different widths {sorted(widths)}; "
+                        f"make them again with: {hint}")
+    described = None
+    if listed or "attn" in run and run["attn"].ndim == 3:
+        described = _read_components(path("components").with_suffix(".json"), run, hint)
+    if "attn" in run:
+        heads = [(entry["block"], entry["head"] or 0) for entry in described["attn"]] if described else None
+        run["attn"] = HeadTerms(run["attn"], heads)
+    return run, manifest, described
+
+
+def _read_components(path: Path, run: dict[str, np.ndarray], hint: str) -> dict[str, list[dict]]:
+    """The names of a run's components. Raises UserError where there are not as many as the arrays hold."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, which names the components of the arrays; make it with: {hint}")
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [what for what in WHAT if what in run and len(names[what]) != math.prod(run[what].shape[1:-1])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not name the components of the arrays; make it again with: {hint}") from error
+    if wrong:
+        raise UserError(f"{path}: names {len(names[wrong[0]])} components of {wrong[0]}, which has shape {run[wrong[0]].shape}; "
+                        f"make both again with: {hint}")
+    return names
 
 
 def image_indices(manifest: dict | None, rows: int, images: Images) -> np.ndarray:
@@ -250,16 +273,19 @@ def image_indices(manifest: dict | None, rows: int, images: Images) -> np.ndarra
 
 
 def _text_side(model: str, run: dict | None) -> tuple[str, dict | None]:
-    """The model whose texts go with a run, and its weights: the run's own, or the CLIP's that it was mapped to."""
+    """The model whose texts go with a run, as it was given, and its weights: the run's own, or the CLIP's that it was mapped
+    to."""
     if run and "text_model" in run:
-        return run["text_model"], {"weights_sha256": run["text_weights_sha256"], "pretrained": run["text_pretrained"]}
+        return run["text_option"], {"weights_sha256": run["text_weights_sha256"], "pretrained": run["text_pretrained"]}
     return model, run
 
 
 def open_classifier(folder: str, dataset: str, model: str, run: dict | None, width: int) -> np.ndarray:
-    """The classifier [d, classes] of a data set. `run` and `width` are those of the terms it goes with."""
+    """The classifier [d, classes] of a data set. `model` is as it was given; `run`, the manifest, and `width` are those of the
+    terms it goes with."""
     model, weights = _text_side(model, run)
     hint = f"python compute_text_projection.py --dataset {dataset} --model {model} --output_dir {folder}"
+    model = file_name(model)
     path = term_path(folder, dataset, "classifier", model)
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
@@ -279,10 +305,11 @@ def texts_hash(texts: list[str]) -> str:
 
 
 def open_texts(folder: str, text_set: str, model: str, run: dict | None, width: int, texts: list[str]) -> np.ndarray:
-    """Embeddings [m, d] of the text pool with these lines, float32."""
+    """Embeddings [m, d] of the text pool with these lines, float32. `model`, `run` and `width` are as for a classifier."""
     model, weights = _text_side(model, run)
     hint = (f"python compute_text_set_projection.py --data_path text_descriptions/{text_set}.txt --model {model} "
             f"--output_dir {folder}")
+    model = file_name(model)
     path = text_path(folder, text_set, model)
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
@@ -300,8 +327,17 @@ def open_texts(folder: str, text_set: str, model: str, run: dict | None, width: 
 def same_weights(path: Path, manifest: dict | None, run: dict | None, hint: str) -> None:
     """Refuse arrays of two different models under one name."""
     if manifest and run and manifest["weights_sha256"] != run["weights_sha256"]:
+        weights = "" if "text_model" in run else f" --pretrained {run['pretrained']}"  # compute_alignment.py needs none
         raise UserError(f"{path}: was made with other weights ({manifest['pretrained']}) than the terms "
-                        f"({run['pretrained']}); make it again with: {hint} --pretrained {run['pretrained']}")
+                        f"({run['pretrained']}); make it again with: {hint}{weights}")
+
+
+def own_clip(run: dict | None, model: str, instead: str) -> None:
+    """Refuse arrays, whose manifest is `run`, that cannot be made again of a picture: mapped ones, and those of a model of
+    timm. `instead` says what to do."""
+    if run and "text_model" in run or (run or {}).get("model", model).startswith(TIMM):
+        raise UserError(f"--model {model}: its arrays are not those of a CLIP, and pictures cannot be decomposed like them; "
+                        f"{instead}")
 
 
 def blocks(images: int, size: int = BLOCK, description: str = "images") -> Iterator[slice]:

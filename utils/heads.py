@@ -9,8 +9,10 @@ A list is a YAML file that says for which model and on which data the heads were
       geolocation: 21.1 22.12 22.13
       setting: 21.3 21.6
 """
+import itertools
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from utils.script import UserError, read_yaml
@@ -37,12 +39,24 @@ def parse(text: str, source: str = "--heads") -> list[Head]:
     return list(dict.fromkeys(found))
 
 
-def check(heads: Collection[Head], layers: int, number: int, source: str = "--heads") -> None:
-    """Raises UserError for a head that a model of `layers` layers with `number` heads each does not have."""
-    for layer, head in heads:
-        if layer >= layers or head >= number:
-            raise UserError(f"{source}: there is no head {name((layer, head))}; the model has layers 0 to {layers - 1} with "
-                            f"heads 0 to {number - 1}")
+def check(heads: Collection[Head], known: Sequence[Head], source: str = "--heads") -> None:
+    """Raises UserError, which names the source, for a head that is not among those of the model, layer by layer, `known`."""
+    for head in heads:
+        if head not in known:
+            raise UserError(f"{source}: there is no head {name(head)}; the model has {describe(known)}")
+
+
+def describe(known: Sequence[Head]) -> str:
+    """The heads of a model, layer by layer, in words: `layers 0 to 5 with heads 0 to 5`."""
+    def span(word: str, first: int, last: int) -> str:
+        return f"{word} {first}" if first == last else f"{word}s {first} to {last}"
+
+    numbers = Counter(layer for layer, _ in known)
+    # Layers that follow on each other and have as many heads differ from their place by the same number.
+    alike = [[layer for _, layer in of_one] for _, of_one in itertools.groupby(
+        enumerate(numbers), lambda entry: (numbers[entry[1]], entry[1] - entry[0]))]
+    return ", ".join(f"{span('layer', layers[0], layers[-1])} with {span('head', 0, numbers[layers[0]] - 1)}"
+                     for layers in alike)
 
 
 def list_path(dataset: str, model: str) -> Path:

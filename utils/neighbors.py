@@ -3,7 +3,7 @@
 By the whole: cosine of representations. By heads: their terms are summed, the sum's mean over the data set is subtracted,
 and the cosine is taken of what is left. Most of a term is the same for every image and says nothing of any of them.
 
-Letters of shapes: w ways of comparing, q queries, k neighbours, b images, l layers, h heads, d width of the joint space.
+Letters of shapes: w ways of comparing, q queries, k neighbours, b images, c heads of all layers, d width of the joint space.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils import heads
+from utils import heads, terms
 from utils.arrays import blocks
 from utils.datasets import Images
 from utils.decomposition import decompose, read_tower
 from utils.models import Clip
 from utils.script import UserError
+from utils.terms import HeadTerms, Run
 
 WHOLE = "whole"
 Way = list[heads.Head] | None  # heads whose terms are summed; None: the whole representation
@@ -55,18 +56,17 @@ def read_ways(properties: Sequence[str], listed: str | None, path: Path, model: 
     return ways or {WHOLE: None}
 
 
-def vectors(attn: np.ndarray, mlp: np.ndarray | None, ways: Sequence[Way]) -> np.ndarray:
-    """What images are compared by, before their mean is subtracted: [w, b, d], float64.
+def vectors(run: Run, rows: slice | np.ndarray, ways: Sequence[Way]) -> np.ndarray:
+    """What these images of a run are compared by, before their mean is subtracted: [w, b, d], float64. Only what the ways need
+    is read."""
+    attn = run["attn"]
+    return np.stack([attn[rows].sum(axis=1, dtype=np.float64) + terms.rest(run, rows, np.float64) if way is None
+                     else sum(attn[rows, attn.heads.index(head)].astype(np.float64) for head in way) for way in ways])
 
-    attn [b, l, h, d] and mlp [b, l + 1, d] are their terms; mlp is only needed for the whole.
-    """
-    return np.stack([attn.sum(axis=(1, 2), dtype=np.float64) + mlp.sum(axis=1, dtype=np.float64) if way is None
-                     else sum(attn[:, layer, head].astype(np.float64) for layer, head in way) for way in ways])
 
-
-def of_rows(run: dict[str, np.ndarray], rows: slice | Sequence[int], ways: Sequence[Way]) -> np.ndarray:
-    """`vectors` [w, b, d] of these images of a run; only what the ways need is read."""
-    return vectors(run["attn"][rows], run["mlp"][rows] if None in ways else None, ways)
+def of_rows(run: Run, rows: Sequence[int], ways: Sequence[Way]) -> np.ndarray:
+    """`vectors` [w, b, d] of any number of images, by their indices; they are read in blocks."""
+    return np.concatenate([vectors(run, np.asarray(rows[block]), ways) for block in blocks(len(rows))], axis=1)
 
 
 def of_pictures(clip: Clip, pictures: Sequence[Image.Image], ways: Sequence[Way], shape: tuple[int, ...]) -> np.ndarray:
@@ -79,26 +79,27 @@ def of_pictures(clip: Clip, pictures: Sequence[Image.Image], ways: Sequence[Way]
     if own != shape:
         raise UserError(f"--model {clip.name}: has {own} layers, heads and dimensions, and the arrays have {shape}")
     for picture in pictures:
-        terms = decompose(tower, clip.preprocess(picture)[None].to(clip.device))
-        found.append(vectors(terms.attn.cpu().numpy(), terms.mlp.cpu().numpy(), ways))
+        parts = decompose(tower, clip.preprocess(picture)[None].to(clip.device))
+        run = {"attn": HeadTerms(parts.attn.cpu().numpy()), "mlp": parts.mlp.cpu().numpy()}
+        found.append(vectors(run, slice(None), ways))
     return np.concatenate(found, axis=1)
 
 
-def centres(run: dict[str, np.ndarray], ways: Sequence[Way]) -> np.ndarray:
+def centres(run: Run, ways: Sequence[Way]) -> np.ndarray:
     """What is subtracted before images are compared [w, d], float64: the mean over all images; for the whole, nothing."""
     attn, by_heads = run["attn"], [way for way in ways if way is not None]
     found = np.zeros((len(ways), attn.shape[-1]))
     if by_heads:
-        total = sum(of_rows(run, block, by_heads).sum(axis=1) for block in blocks(len(attn)))
+        total = sum(vectors(run, block, by_heads).sum(axis=1) for block in blocks(len(attn)))
         found[[way is not None for way in ways]] = total / len(attn)
     return found
 
 
-def nearest(run: dict[str, np.ndarray], queries: np.ndarray, ways: Sequence[Way], number: int,
+def nearest(run: Run, queries: np.ndarray, ways: Sequence[Way], number: int,
             left_out: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Of each query the nearest images, nearest first: their indices [w, q, k] and similarities [w, q, k], float32.
 
-    `run` holds attn [b, l, h, d] and mlp [b, l + 1, d], which are read in blocks, at most twice for all ways together;
+    `run` holds attn [b, c, d] and, for the whole, mlp and perhaps conv, read in blocks, at most twice for all ways together;
     `queries` [w, q, d] are `vectors` of the queries, and `left_out` [q], where given, the index of each query itself.
     Of equally near images the one with the lower index comes first. A vector that is its mean has similarity 0 to all.
     """
@@ -117,7 +118,7 @@ def nearest(run: dict[str, np.ndarray], queries: np.ndarray, ways: Sequence[Way]
     similarities = np.zeros(indices.shape, np.float32)
     for block in blocks(len(attn)):
         # Rounded from float64, equal images get equal similarities wherever in a block they stand.
-        here = (wanted @ unit(of_rows(run, block, ways)).swapaxes(1, 2)).astype(np.float32)
+        here = (wanted @ unit(vectors(run, block, ways)).swapaxes(1, 2)).astype(np.float32)
         for query, index in enumerate(left_out if left_out is not None else []):
             if block.start <= index < block.stop:
                 here[:, query, index - block.start] = -np.inf

@@ -5,13 +5,16 @@ its strength chosen on validation images. Letters of shapes: b images, d width o
 """
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from utils import ablation, arrays
+from utils.models import file_name
 from utils.script import UserError
+from utils.terms import Run, layout
 
 EXPONENTS = (-6, 6)  # C is searched from 1e-6 to 1e6, as the published strengths 1 / C
 FIRST_STEP, LAST_STEP = 2, 1 / 8  # in decades
@@ -22,13 +25,12 @@ TOLERANCE = 1e-6
 ITERATIONS = 1000
 MORE_ITERATIONS = 10_000  # for the final fit, where that was not enough
 
-Run = dict[str, np.ndarray]
 Labelled = tuple[np.ndarray, np.ndarray]  # features [b, d], labels [b]
 
 
 def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dict[str, Run]:
     """Runs by what they are for: train, test (the `split` that is reported), and validation where arrays of val are there
-    and val is not what is reported. `model` is the name in file names.
+    and val is not what is reported. `model` is as it was given.
 
     Raises UserError where arrays are missing, or of different models or classes.
     """
@@ -38,22 +40,24 @@ def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dic
     def name(part: str | None) -> str:
         return arrays.run_name(dataset, part)
 
+    def path(part: str | None) -> Path:
+        return arrays.term_path(folder, name(part), "attn", file_name(model))
+
     if name(split) == name("train"):
         raise UserError("--split train: the probe is fitted on it; report another, such as --split test")
     splits = {"test": split, "train": "train"}
-    if name("val") != name(split) and arrays.term_path(folder, name("val"), "attn", model).is_file():
+    if name("val") != name(split) and path("val").is_file():
         splits["validation"] = "val"
     runs, manifests = {}, {}
     for part, own in splits.items():
         runs[part], manifests[part] = of(own)
-        path = arrays.term_path(folder, name(own), "attn", model)
-        hint = f"python compute_prs.py --dataset {dataset} --model {model} --output_dir {folder}" + (
-            f" --split {own}" if own else "")
-        arrays.same_weights(path, manifests[part], manifests["test"], hint)
+        hint = arrays.command(folder, dataset, model, own)
+        arrays.same_weights(path(own), manifests[part], manifests["test"], hint)
         if manifests[part] and manifests["test"] and manifests[part]["classes"] != manifests["test"]["classes"]:
-            raise UserError(f"{path}: has other classes than {name(split)}; make both from one data set, each with its --split")
-        if runs[part]["attn"].shape[1:] != runs["test"]["attn"].shape[1:]:
-            raise UserError(f"{path}: has other layers, heads or width than {name(split)}; make it again with: {hint}")
+            raise UserError(f"{path(own)}: has other classes than {name(split)}; make both from one data set, each with its "
+                            "--split")
+        if layout(runs[part]) != layout(runs["test"]) or runs[part]["attn"].heads != runs["test"]["attn"].heads:
+            raise UserError(f"{path(own)}: has other layers, heads or width than {name(split)}; make it again with: {hint}")
     return runs
 
 

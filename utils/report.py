@@ -2,7 +2,7 @@
 
 The page is report.html.j2; report.css and report.js are put into it, so that it needs nothing but its pictures.
 
-Letters of shapes: b images, l layers, h heads, k heads that the page shows, d width of the joint space, m texts.
+Letters of shapes: b images, c heads of all layers, k heads that the page shows, d width of the joint space, m texts.
 """
 import contextlib
 import json
@@ -20,11 +20,12 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils import arrays, models
+from utils import arrays, models, terms
 from utils.datasets import Images
 from utils.decomposition import decompose_tokens, read_tower
-from utils.heads import name
+from utils.heads import Head, name
 from utils.script import UserError
+from utils.terms import HeadTerms, Run
 from utils.zeroshot import correct
 
 HERE = Path(__file__).resolve().parent
@@ -34,16 +35,34 @@ RED, BLUE = (0.80, 0.10, 0.14), (0.08, 0.36, 0.74)
 FRAMES = {"shortest": ImageOps.fit, "longest": ImageOps.pad, "squash": Image.Image.resize}  # open_clip's resize_mode
 
 
+def load_clip(args, manifest: dict | None) -> models.Clip | None:
+    """The CLIP that made the arrays, by which heat maps are drawn; None where none are asked for.
+
+    Raises UserError for arrays that it cannot make again, and for other weights.
+    """
+    if not args.heat_maps:
+        return None
+    arrays.own_clip(manifest, args.model, "leave heat maps out with --heat_maps 0")
+    clip = models.load_same(args, manifest)
+    try:
+        read_tower(clip.model.visual)
+    except UserError as error:
+        raise UserError(f"--heat_maps {args.heat_maps}: {error}; leave heat maps out with --heat_maps 0") from error
+    return clip
+
+
 def commands(args, manifest: dict | None, options: dict) -> dict[str, str]:
     """The commands that make what a report reads, and the report, by script. `options` are further ones of
     compute_complete_text_set.py."""
     manifest = manifest or {}
-    made = manifest.get("pretrained", args.pretrained)
-    weights = [("pretrained", None if made == args.model else made)]
+    mapped = "text_model" in manifest
+    text_model = manifest["text_option"] if mapped else args.model
+    made = manifest["text_pretrained"] if mapped else manifest.get("pretrained", args.pretrained)
+    weights = [("pretrained", None if made == text_model else made)]
     if made and made.startswith("random weights"):
         weights = [("pretrained", "none"), ("seed", made.split()[-1])]
     stored = manifest.get("options", {}).get("save_dtype", "float32")
-    model, path = [("model", args.model)], [("data_path", args.data_path)]
+    model, texts, path = [("model", args.model)], [("model", text_model)], [("data_path", args.data_path)]
     data = [("dataset", args.dataset), ("split", args.split)]
     read, write = [("input_dir", _folder(args))], [("output_dir", _folder(args))]
     where = [("text_dir", None if Path(args.text_dir) == Path("text_descriptions") else args.text_dir)]
@@ -51,15 +70,19 @@ def commands(args, manifest: dict | None, options: dict) -> dict[str, str]:
     lines = {
         "compute_prs": [*model, *weights, *data, *path, ("save_dtype", None if stored == "float32" else stored),
                         ("skip_bad_images", bool(manifest.get("skipped_indices")) or None), *write],
-        "compute_text_projection": [*model, *weights, data[0], *path, *write],
+        "compute_text_projection": [*texts, *weights, data[0], *path, *write],
         "compute_text_set_projection": [
-            *model, *weights, ("data_path", Path(args.text_dir) / f"{args.text_descriptions}.txt"), *write],
+            *texts, *weights, ("data_path", Path(args.text_dir) / f"{args.text_descriptions}.txt"), *write],
         "compute_ablations": [*model, *data, *read],
         "compute_complete_text_set": [*model, *data, *where, *pool, *options.items(), *read, *write],
         "compute_head_truth": [*model, *data, *pool, *read],
-        "make_report": [*model, *weights, *data, *path, *where, *pool, ("images_per_head", args.images_per_head),
-                        ("heat_maps", args.heat_maps), ("thumbnail_size", args.thumbnail_size), *read,
-                        ("output_dir", args.output_dir)]}
+        "make_report": [*model, *([] if mapped else weights), *data, *path, *where, *pool,
+                        ("images_per_head", args.images_per_head), ("heat_maps", args.heat_maps),
+                        ("thumbnail_size", args.thumbnail_size), *read, ("output_dir", args.output_dir)]}
+    if mapped:
+        source, _, clip = args.model.partition("-as-")
+        first = {"compute_alignment": [("model", source), ("clip", clip), data[0], ("apply", args.split), *read, *write]}
+        lines = first | {script: given for script, given in lines.items() if script != "compute_prs"}
     return {script: _line(script, given) for script, given in lines.items()}
 
 
@@ -75,18 +98,18 @@ def _line(script: str, options: list[tuple]) -> str:
     return shlex.join(["python", f"{script}.py", *words])
 
 
-def read_results(args, model: str, shape: tuple[int, ...], texts: list[str], hints: dict[str, str]) -> dict:
+def read_results(args, model: str, attn: HeadTerms, texts: list[str], hints: dict[str, str]) -> dict:
     """What compute_ablations.py, compute_complete_text_set.py and, where it is there, compute_head_truth.py wrote about the
-    run with terms of that shape [b, l, h, d] and the pool of those texts: `ablations`, `texts`, and `truth` or None.
+    run with these `attn` [b, c, d] and the pool of those texts: `ablations`, `texts`, and `truth` or None.
 
     Raises UserError, with the command in `hints`, for a file that is missing, or about other arrays or texts. A truth about
     other texts is left out, with a warning.
     """
-    folder, run, (images, layers, number) = Path(args.input_dir), arrays.run_name(args.dataset, args.split), shape[:3]
+    folder, run, images = Path(args.input_dir), arrays.run_name(args.dataset, args.split), len(attn)
     spans = arrays.spans_path(args.input_dir, run, args.text_descriptions, args.texts_per_head, model).with_suffix(".json")
     ablations = _read(folder / f"{run}_ablations_{model}.json", images, hints["compute_ablations"])
     found = _read(spans, images, hints["compute_complete_text_set"])
-    wanted = [(layer, head) for layer in range(layers - found["num_of_last_layers"], layers) for head in range(number)]
+    wanted = attn.heads[attn.last(found["num_of_last_layers"])]
     if [(head["layer"], head["head"]) for head in found["heads"]] != wanted or any(
             texts[entry["index"]:entry["index"] + 1] != [entry["text"]] for head in found["heads"] for entry in head["texts"]):
         raise UserError(f"{spans}: is about other heads or texts; make it again with: {hints['compute_complete_text_set']}")
@@ -114,28 +137,28 @@ def _read(path: Path, images: int, hint: str) -> dict:
     return content
 
 
-def score_images(run: dict[str, np.ndarray], classifier: np.ndarray, pool: np.ndarray, results: dict,
+def score_images(run: Run, classifier: np.ndarray, pool: np.ndarray, results: dict,
                  hints: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """What each head that the page shows adds to each image's cosine similarity with the head's first text.
 
-    `run` holds attn [b, l, h, d], mlp [b, l + 1, d] and labels [b], and is read in blocks; `pool` [m, d] are the texts'
+    `run` holds attn [b, c, d], mlp and perhaps conv, and labels [b], and is read in blocks; `pool` [m, d] are the texts'
     embeddings. Returns each head's average over images [k], and the scores [k, b] above it or below; 0 for a head without
     texts. On the way, the heads' variance and the accuracy are compared with those in `results`: raises UserError where
     they differ, since then the arrays have been made anew.
     """
     heads = results["texts"]["heads"]
-    images, first = len(run["labels"]), heads[0]["layer"]
+    images, first = len(run["labels"]), len(run["attn"].heads) - len(heads)
     directions = np.stack([pool[head["texts"][0]["index"]] if head["texts"] else np.zeros_like(pool[0]) for head in heads])
     scores = np.empty((len(heads), images), np.float32)
-    origin = run["attn"][0, first:].astype(np.float64).reshape(directions.shape)  # taken off: squares would drown in the mean's
+    origin = run["attn"][:1, first:][0].astype(np.float64)  # taken off: squares would drown in the mean's
     sums, squares, right = np.zeros(directions.shape), np.zeros(len(heads)), 0
     for block in arrays.blocks(images, description="scores"):
         attn = run["attn"][block]
-        terms = attn[:, first:].astype(np.float32).reshape(-1, *directions.shape)                     # [b, k, d]
-        scores[:, block] = np.einsum("bkd,kd->kb", terms, directions)
-        terms = terms - origin
-        sums, squares = sums + terms.sum(axis=0), squares + np.einsum("bkd,bkd->k", terms, terms)
-        whole = attn.sum(axis=(1, 2), dtype=np.float32) + run["mlp"][block].sum(axis=1, dtype=np.float32)
+        shown = attn[:, first:].astype(np.float32)                                                    # [b, k, d]
+        scores[:, block] = np.einsum("bkd,kd->kb", shown, directions)
+        moved = shown - origin
+        sums, squares = sums + moved.sum(axis=0), squares + np.einsum("bkd,bkd->k", moved, moved)
+        whole = attn.sum(axis=1, dtype=np.float32) + terms.rest(run, block)
         right += correct(whole, classifier, run["labels"][block])
     variances = squares / images - np.square(sums / images).sum(axis=1)
     said = np.array([head["variance"] for head in heads])
@@ -156,7 +179,7 @@ def extremes(scores: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     return highest, order[len(highest):][::-1][:number]
 
 
-def describe_heads(results: dict, scored: tuple[np.ndarray, np.ndarray], alone: dict[tuple[int, int], float], number: int,
+def describe_heads(results: dict, scored: tuple[np.ndarray, np.ndarray], alone: dict[Head, float], number: int,
                    indices: np.ndarray, labels: np.ndarray, images: Images, root: str | None) -> list[dict]:
     """What the page shows of each head, the newest layer's first.
 

@@ -1,22 +1,17 @@
 """Spurious cues: which attention heads code the place of the background rather than the class.
 
-Letters of shapes: b images, l layers, h heads, d width of the joint space, c components, s sets of heads.
+Runs are those of utils/terms.py. Letters of shapes: b images, c heads of all layers, d width of the joint space, m texts,
+s sets of heads.
 """
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils import ablation, arrays, datasets, features, groups, heads, zeroshot
+from utils import ablation, arrays, datasets, features, groups, heads, terms, zeroshot
 from utils.heads import Head
 from utils.script import UserError
-
-SMALL_BLOCK = 64  # images whose every component is in memory at a time, in double precision
-
-
-def kept_heads(shape: Sequence[int], last_layers: int) -> list[Head]:
-    """All heads (layer, head) of the last layers, for attn of that shape [b, l, h, d]."""
-    return [(layer, head) for layer in range(shape[1] - last_layers, shape[1]) for head in range(shape[2])]
+from utils.terms import HeadTerms, Run
 
 
 def random_sets(pool: Sequence[Head], number: int, trials: int, seed: int) -> list[list[Head]]:
@@ -25,54 +20,53 @@ def random_sets(pool: Sequence[Head], number: int, trials: int, seed: int) -> li
     return [[pool[i] for i in sorted(rng.choice(len(pool), number, replace=False))] for _ in range(trials)]
 
 
-def right(run: dict[str, np.ndarray], means: dict[str, np.ndarray], classifier: np.ndarray, sets: Sequence[Collection[Head]],
+def right(run: Run, means: dict[str, np.ndarray], classifier: np.ndarray, sets: Sequence[Collection[Head]],
           last_layers: int | None = None, mlps: bool = True) -> np.ndarray:
     """Which images are classified right [s, b] with each of several sets of heads mean-ablated, in one reading.
 
     The rest is as in `ablation.representations`; the heads should be of the layers that are kept.
     """
     used = sorted({head for chosen in sets for head in chosen})
-    layer, head = np.array(used, int).reshape(-1, 2).T
+    columns = [run["attn"].heads.index(head) for head in used]
     member = np.array([[key in chosen for key in used] for chosen in sets], np.float32)  # [s, heads used]
     found = np.zeros((len(sets), len(run["labels"])), bool)
     for block, whole in ablation.representations(run, means, (), last_layers, mlps):
-        moved = run["attn"][block][:, layer, head].astype(np.float32) - means["attn"][layer, head]  # [b, heads used, d]
+        moved = run["attn"][block, columns].astype(np.float32) - means["attn"][columns]              # [b, heads used, d]
         logits = (whole[:, None] - member @ moved) @ classifier                                      # [b, s, classes]
         found[:, block] = (logits.argmax(axis=2) == run["labels"][block, None]).T
     return found
 
 
-def effect_shares(run: dict[str, np.ndarray], classifier: np.ndarray, group: np.ndarray,
-                  places: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each head's share of the model's place effect [l, h], and of its class effect [l, h].
+def effect_shares(run: Run, classifier: np.ndarray, group: np.ndarray, places: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each head's share of the model's place effect [c], and of its class effect [c].
 
     Logits are centred over classes and averaged within each group; groups count alike, whatever their size. The effect
     of a place is the mean of its groups minus that of all, a vector of logits, likewise that of a class. A component's
-    share is the inner product of its effects with those of the whole model, over their sum of squares: all heads and
-    MLPs together have 1, and what works against the model's effect has less than 0. Without an effect, shares are 0.
+    share is the inner product of its effects with those of the whole model, over their sum of squares: all components
+    together have 1, and what works against the model's effect has less than 0. Without an effect, shares are 0.
     Each group must have images.
     """
     classes = classifier.shape[1]
     counts = np.bincount(group, minlength=classes * places)
-    totals = {name: np.zeros((len(counts), *run[name].shape[1:])) for name in ("attn", "mlp")}
+    totals = {name: np.zeros((len(counts), *run[name].shape[1:])) for name in terms.WHAT if name in run}
     for block in arrays.blocks(len(group)):
         member = (group[block] == np.arange(len(counts))[:, None]).astype(np.float32)  # [groups, b]
         for name, total in totals.items():
             total += np.tensordot(member, run[name][block].astype(np.float32, copy=False), 1)
     centred = classifier.astype(np.float64) - classifier.mean(axis=1, keepdims=True, dtype=np.float64)
-    attn, mlp = ((total / counts.reshape(-1, *[1] * (total.ndim - 1)) @ centred).reshape(classes, places, *total.shape[1:-1], -1)
-                 for total in totals.values())
+    attn, *rest = ((total / counts[:, None, None] @ centred).reshape(classes, places, total.shape[1], -1)
+                   for total in totals.values())
     shares = []
     for axis in (0, 1):  # averaged over classes, what is left is the place's; and the other way round
-        effect = attn.mean(axis) - attn.mean((0, 1))                                              # [groups, l, h, classes]
-        whole = effect.sum((1, 2)) + (mlp.mean(axis) - mlp.mean((0, 1))).sum(1)                   # [groups, classes]
+        effect = attn.mean(axis) - attn.mean((0, 1))                                                  # [groups, c, classes]
+        whole = effect.sum(1) + sum((part.mean(axis) - part.mean((0, 1))).sum(1) for part in rest)    # [groups, classes]
         squares = np.square(whole).sum()
-        shares.append(np.einsum("glhk,gk->lh", effect, whole) / squares if squares else np.zeros(attn.shape[2:4]))
+        shares.append(np.einsum("gck,gk->c", effect, whole) / squares if squares else np.zeros(attn.shape[2]))
     return shares[0], shares[1]
 
 
-def select_by_effects(run: dict[str, np.ndarray], classifier: np.ndarray, group: np.ndarray, names: Sequence[str],
-                      last_layers: int, mlps: bool, number: int | None = None) -> tuple[list[Head], dict]:
+def select_by_effects(run: Run, classifier: np.ndarray, group: np.ndarray, names: Sequence[str], last_layers: int, mlps: bool,
+                      number: int | None = None) -> tuple[list[Head], dict]:
     """The heads of the last layers that carry the place's effect rather than the class's, and how they were found.
 
     They are ranked by the difference of their `effect_shares`; those whose effect of the place is against the model's
@@ -83,8 +77,10 @@ def select_by_effects(run: dict[str, np.ndarray], classifier: np.ndarray, group:
     if empty:
         raise UserError(f"the split that heads are chosen on has no images of {empty[0]}; choose them on another with "
                         "--select_split, or name heads with --heads")
-    place, label = effect_shares(run, classifier, group, len(names) // classifier.shape[1])
-    kept = kept_heads(run["attn"].shape, last_layers)
+    attn = run["attn"]
+    place, label = (dict(zip(attn.heads, shares))
+                    for shares in effect_shares(run, classifier, group, len(names) // classifier.shape[1]))
+    kept = attn.heads[attn.last(last_layers)]
     ranked = sorted((head for head in kept if place[head] > 0), key=lambda head: label[head] - place[head])
     if number and number > len(ranked):
         raise UserError(f"--number_of_heads is {number}, and only {len(ranked)} heads of the last {last_layers} layers push the "
@@ -99,23 +95,16 @@ def select_by_effects(run: dict[str, np.ndarray], classifier: np.ndarray, group:
     return ranked[:number], details
 
 
-def components(run: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """All components of a run, in blocks [b, c, d]: the heads layer by layer, then the entries of mlp."""
-    for block in arrays.blocks(len(run["attn"]), SMALL_BLOCK, "components"):
-        attn = run["attn"][block]
-        yield np.concatenate([attn.reshape(len(attn), -1, attn.shape[-1]), run["mlp"][block]], axis=1)
-
-
-def select_by_texts(run: dict[str, np.ndarray], spurious: np.ndarray, core: np.ndarray, last_layers: int,
-                    number: int) -> tuple[list[Head], dict]:
+def select_by_texts(run: Run, spurious: np.ndarray, core: np.ndarray, last_layers: int, number: int) -> tuple[list[Head], dict]:
     """The `number` heads of the last layers with the highest score for the `spurious` texts minus that for the `core`
     texts (embeddings [m, d]), and every head's scores."""
-    _, layers, width, _ = run["attn"].shape
-    found = features.feature_scores(components(run), (spurious, core))[:, :layers * width].reshape(2, layers, width)
-    kept = kept_heads(run["attn"].shape, last_layers)
-    ranked = sorted(kept, key=lambda head: found[1][head] - found[0][head])
-    return ranked[:number], {"heads": {heads.name(head): {"spurious_score": float(found[0][head]),
-                                                          "core_score": float(found[1][head])} for head in kept}}
+    attn = run["attn"]
+    scores = features.feature_scores((block for _, block in terms.stacks(run, "components")), (spurious, core))
+    found = dict(zip(attn.heads, scores.T))  # the components begin with the heads
+    kept = attn.heads[attn.last(last_layers)]
+    ranked = sorted(kept, key=lambda head: found[head][1] - found[head][0])
+    return ranked[:number], {"heads": {heads.name(head): {"spurious_score": float(found[head][0]),
+                                                          "core_score": float(found[head][1])} for head in kept}}
 
 
 def check_options(args) -> None:
@@ -143,8 +132,8 @@ def check_options(args) -> None:
         raise UserError("--select texts needs --spurious_texts and --core_texts, files with one text a line")
 
 
-def listed(args, model: str, shape: Sequence[int], manifest: dict | None) -> tuple[list[Head], dict]:
-    """The heads of --heads or of a list, for attn of that shape [b, l, h, d], and where they were named.
+def listed(args, model: str, attn: HeadTerms, manifest: dict | None) -> tuple[list[Head], dict]:
+    """The heads of --heads or of a list, for a run with these `attn`, and where they were named.
 
     Raises UserError for a head that does not exist, or whose layer is ablated in any case.
     """
@@ -161,11 +150,12 @@ def listed(args, model: str, shape: Sequence[int], manifest: dict | None) -> tup
         if unknown:
             raise UserError(f"--roles {unknown[0]}: {source} has {', '.join(roles)}")
         how, chosen = {"by": source.name, "roles": named}, list(dict.fromkeys(head for role in named for head in roles[role]))
-    heads.check(chosen, shape[1], shape[2], str(source))
+    heads.check(chosen, attn.heads, str(source))
     for head in chosen:
-        if head[0] < shape[1] - args.keep_last_layers:
+        layers = len(attn.layers) - attn.layers.index(head[0])
+        if layers > args.keep_last_layers:
             raise UserError(f"{source}: head {heads.name(head)} is in a layer that is ablated in any case; leave it out, or "
-                            f"keep its layer with --keep_last_layers {shape[1] - head[0]}")
+                            f"keep its layer with --keep_last_layers {layers}")
     return chosen, how
 
 
@@ -174,12 +164,11 @@ def selected(args, model: str, manifest: dict | None, classifier: np.ndarray) ->
 
     Raises UserError where these arrays are missing or of other weights, and for more heads than there are.
     """
-    run, other = arrays.open_run(args.input_dir, args.dataset, model, ("attn", "mlp"), args.select_split)
+    run, other = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.select_split)
     path = arrays.term_path(args.input_dir, arrays.run_name(args.dataset, args.select_split), "attn", model)
-    arrays.same_weights(path, other, manifest, f"python compute_prs.py --dataset {args.dataset} --split {args.select_split} "
-                        f"--model {model} --output_dir {args.input_dir}")
+    arrays.same_weights(path, other, manifest, arrays.command(args.input_dir, args.dataset, args.model, args.select_split))
     number = 10 if args.select == "texts" and args.number_of_heads is None else args.number_of_heads
-    most = args.keep_last_layers * run["attn"].shape[2]
+    most = len(run["attn"].heads[run["attn"].last(args.keep_last_layers)])
     if number is not None and not 1 <= number <= most:
         raise UserError(f"--number_of_heads is {number}; choose from 1 to {most}, the heads of the last {args.keep_last_layers} "
                         "layers")

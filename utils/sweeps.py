@@ -1,44 +1,46 @@
 """TextSpan's accuracy for several numbers of texts a head and several pools at once (paper section 4.2).
 
-Letters of shapes: b images, l layers, h heads, d width of the joint space, m texts.
+Letters of shapes: b images, c heads of all layers, d width of the joint space, m texts.
 """
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from utils import ablation, textspan
+from utils import ablation, terms, textspan
 from utils.arrays import blocks
+from utils.heads import Head
+from utils.terms import Run
 from utils.textspan import Span
 from utils.zeroshot import correct
 
-Spans = dict[tuple[int, int], Span]
+Spans = dict[Head, Span]
 
 
-def accuracies(run: dict[str, np.ndarray], classifier: np.ndarray, spans: dict[str, Spans],
+def accuracies(run: Run, classifier: np.ndarray, spans: dict[str, Spans],
                numbers: list[int]) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Zero-shot accuracies in percent: without texts, and for each pool `textspan.accuracy` of the first `numbers` texts.
 
     Without texts: `whole_model`, and `last_layers`, where only the heads of earlier layers are mean-ablated, which is what
-    texts come to when they span all that their heads write. `run` holds attn [b, l, h, d], mlp [b, l + 1, d] and labels
-    [b]; `classifier` is [d, classes]; `numbers` ascend. A reconstruction of more texts is that of fewer and what the
-    further ones add, so that each text is applied once.
+    texts come to when they span all that their heads write. `run` holds attn [b, c, d], mlp and perhaps conv, and labels
+    [b]; `classifier` is [d, classes]; `spans` are in the order of attn, and `numbers` ascend. A reconstruction of more texts
+    is that of fewer and what the further ones add, so that each text is applied once.
     """
-    first = min(layer for heads in spans.values() for layer, _ in heads)
-    earlier = ablation.mean(run["attn"][:, :first]).sum(axis=(0, 1))  # [d]
+    first = len(run["attn"].heads) - len(next(iter(spans.values())))
+    earlier = ablation.mean(run["attn"], slice(0, first)).sum(axis=0)  # [d]
     without, right = {"whole_model": 0, "last_layers": 0}, {name: [0] * len(numbers) for name in spans}
     for block in blocks(len(run["labels"]), description="accuracies"):
         labels = run["labels"][block]
-        mlp = run["mlp"][block].astype(np.float32).sum(axis=1)  # [b, d]
+        rest = terms.rest(run, block)  # [b, d]
         attn = run["attn"][block].astype(np.float32)
-        without["whole_model"] += correct(mlp + attn.sum(axis=(1, 2)), classifier, labels)
-        without["last_layers"] += correct(mlp + earlier + attn[:, first:].sum(axis=(1, 2)), classifier, labels)
+        without["whole_model"] += correct(rest + attn.sum(axis=1), classifier, labels)
+        without["last_layers"] += correct(rest + earlier + attn[:, first:].sum(axis=1), classifier, labels)
         for name, heads in spans.items():
-            representations = torch.from_numpy(mlp + earlier)
-            added = torch.zeros(len(numbers), *mlp.shape)  # by the texts from one number to the next, over all heads
-            for (layer, head), span in heads.items():
+            representations = torch.from_numpy(rest + earlier)
+            added = torch.zeros(len(numbers), *rest.shape)  # by the texts from one number to the next, over all heads
+            for own, span in zip(torch.from_numpy(attn[:, first:]).unbind(1), heads.values()):
                 mean, directions = span.mean.float(), span.directions.float()
-                along = (torch.from_numpy(attn[:, layer, head]) - mean) @ directions.T  # [b, texts]
+                along = (own - mean) @ directions.T  # [b, texts]
                 representations += mean
                 for part, (start, stop) in zip(added, pairwise([0, *numbers])):
                     part += along[:, start:stop] @ directions[start:stop]
@@ -50,7 +52,7 @@ def accuracies(run: dict[str, np.ndarray], classifier: np.ndarray, spans: dict[s
             {name: [count * percent for count in counts] for name, counts in right.items()})
 
 
-def sweep(run: dict[str, np.ndarray], classifier: np.ndarray, pools: dict[str, np.ndarray], last_layers: int,
+def sweep(run: Run, classifier: np.ndarray, pools: dict[str, np.ndarray], last_layers: int,
           numbers: list[int], rank: int) -> tuple[dict[str, float], list[dict]]:
     """The `accuracies` without texts, and a row for each pool [m, d] and each of the ascending `numbers` of texts.
 

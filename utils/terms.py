@@ -6,7 +6,7 @@ of conv. Nothing here reads more than the rows that it is asked for.
 
 Letters of shapes: b images, c heads or components, l layers, h heads a layer, d width.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,8 @@ class Component:
 class HeadTerms:
     """What the heads of a run wrote, [b, c, d]: read as `terms[rows]` or `terms[rows, columns]`, where columns are heads.
 
-    A layer is a block of the model that has heads; layers may differ in their number of heads.
+    A layer is a block of the model that has heads; layers may differ in their number of heads. Of lists of rows and columns,
+    every row is read at every column.
     """
 
     def __init__(self, array: np.ndarray, heads: list[Head] | None = None):
@@ -42,7 +43,10 @@ class HeadTerms:
         return len(self.array)
 
     def __getitem__(self, key) -> np.ndarray:
-        return self.array[key]
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        if np.ndim(rows) and np.ndim(columns):  # numpy would pair them
+            rows, columns = np.ix_(rows, columns)
+        return self.array[rows, columns]
 
     @property
     def layers(self) -> list[int]:
@@ -88,6 +92,9 @@ def stacks(run: Run, description: str = "images") -> Iterator[tuple[slice, np.nd
         yield block, stack(run, block)
 
 
-def rest(run: Run, rows: np.ndarray | slice) -> np.ndarray:
-    """What all but the heads wrote into some images [b, d], float32: the embedding, MLPs, and convolution blocks."""
-    return sum(run[what][rows].astype(np.float32).sum(axis=1) for what in WHAT[1:] if what in run)
+def rest(run: Run, rows: np.ndarray | slice, dtype: type = np.float32, arrays: Sequence[str] = WHAT[1:]) -> np.ndarray | int:
+    """What all but the heads wrote into some images [b, d]: the embedding, MLPs and convolution blocks, summed in `dtype`.
+
+    Of some `arrays` alone, theirs; 0 where the run has none of them.
+    """
+    return sum(run[what][rows].astype(dtype, copy=False).sum(axis=1) for what in arrays if what in run)

@@ -3,7 +3,7 @@
 Only second moments of a head's terms are needed: the variance of X t over images is t' C t, with C
 the covariance of X. All of it happens in the coordinates of the head's leading singular vectors.
 
-Letters of shapes: b images, d width of the joint space, m texts, r rank used, p picked texts.
+Letters of shapes: b images, c heads, d width of the joint space, m texts, r rank used, p picked texts.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils import terms
 from utils.ablation import mean as mean_over_images
 from utils.arrays import blocks
+from utils.heads import Head
+from utils.terms import HeadTerms, Run
 from utils.zeroshot import correct
 
 RANDOM_HEADS = 100  # against which a head's texts are compared
@@ -43,18 +46,18 @@ class Span:
         return mean + (x - mean) @ directions.T @ directions
 
 
-def moments(terms: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean [h, d] and uncentred second moment [h, d, d] of terms [b, h, d] over images, in float64.
+def moments(attn: np.ndarray | HeadTerms, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """Mean [c, d] and uncentred second moment [c, d, d] of terms [b, c, d] over images, of these columns alone, in float64.
 
     The array is read in blocks.
     """
-    _, heads, width = terms.shape
+    heads, width = attn[:0, columns].shape[1:]
     total, second = torch.zeros(heads, width, dtype=torch.float64), torch.zeros(heads, width, width, dtype=torch.float64)
-    for block in blocks(len(terms)):
-        x = torch.from_numpy(terms[block].astype(np.float64)).transpose(0, 1)  # [h, b, d]
+    for block in blocks(len(attn)):
+        x = torch.from_numpy(attn[block, columns].astype(np.float64)).transpose(0, 1)  # [c, b, d]
         total += x.sum(dim=1)
         second.baddbmm_(x.transpose(1, 2), x)
-    return total / len(terms), second / len(terms)
+    return total / len(attn), second / len(attn)
 
 
 def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, rank: int, eps: float) -> Span:
@@ -97,45 +100,43 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
     return Span(picks, shares, kept, total, mean, directions @ basis.T, spectrum)
 
 
-def span_pools(attn: np.ndarray, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
-               rank: int) -> dict[str, dict[tuple[int, int], Span]]:
-    """TextSpan of every head of the last layers, from attn [b, l, h, d], for each pool of embeddings [m, d] by its name.
+def span_pools(attn: HeadTerms, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
+               rank: int) -> dict[str, dict[Head, Span]]:
+    """TextSpan of every head of the last layers, from attn [b, c, d], for each pool of embeddings [m, d] by its name.
 
-    Returns for each pool the spans by (layer, head), both counted from 0. attn is read once for all pools; one layer's
+    Returns for each pool the spans by head (layer, head), in the order of attn. attn is read once for all pools; one layer's
     moments are in memory at a time.
     """
-    layers, heads = attn.shape[1:3]
     texts = {name: torch.tensor(pool, dtype=torch.float64) for name, pool in pools.items()}
-    spans: dict[str, dict[tuple[int, int], Span]] = {name: {} for name in pools}
-    for layer in tqdm(range(layers - last_layers, layers), desc="layers", unit="layer"):
-        means, seconds = moments(attn[:, layer])
+    spans: dict[str, dict[Head, Span]] = {name: {} for name in pools}
+    for layer in tqdm(attn.layers[len(attn.layers) - last_layers:], desc="layers", unit="layer"):
+        columns = attn.columns([layer])
+        means, seconds = moments(attn, columns)
         for name in pools:
-            for head in range(heads):
-                spans[name][layer, head] = text_span(means[head], seconds[head], texts[name], texts_per_head, rank,
-                                                     np.finfo(attn.dtype).eps)
+            for head, mean, second in zip(attn.heads[columns], means, seconds):
+                spans[name][head] = text_span(mean, second, texts[name], texts_per_head, rank, np.finfo(attn.dtype).eps)
     return spans
 
 
-def span_heads(attn: np.ndarray, pool: np.ndarray, last_layers: int, texts_per_head: int,
-               rank: int) -> dict[tuple[int, int], Span]:
-    """`span_pools` of a single pool [m, d]: spans by (layer, head)."""
+def span_heads(attn: HeadTerms, pool: np.ndarray, last_layers: int, texts_per_head: int, rank: int) -> dict[Head, Span]:
+    """`span_pools` of a single pool [m, d]: spans by head."""
     return span_pools(attn, {"pool": pool}, last_layers, texts_per_head, rank)["pool"]
 
 
-def accuracy(run: dict[str, np.ndarray], classifier: np.ndarray, spans: dict[tuple[int, int], Span]) -> float:
+def accuracy(run: Run, classifier: np.ndarray, spans: dict[Head, Span]) -> float:
     """Zero-shot accuracy in percent with the spanned heads replaced by their reconstructions.
 
-    All earlier heads are mean-ablated and the MLPs kept. `run` holds attn [b, l, h, d],
-    mlp [b, l + 1, d] and labels [b]; `spans` cover all heads of the last layers.
+    All earlier heads are mean-ablated, MLPs and convolution blocks kept. `run` holds attn [b, c, d], mlp and perhaps conv, and
+    labels [b]; `spans` cover all heads of the last layers, in the order of attn.
     """
-    first = min(layer for layer, _ in spans)
-    earlier = mean_over_images(run["attn"][:, :first]).sum(axis=(0, 1))  # [d]
+    first = len(run["attn"].heads) - len(spans)
+    earlier = mean_over_images(run["attn"], slice(0, first)).sum(axis=0)  # [d]
     right = 0
     for block in blocks(len(run["labels"])):
-        representations = torch.from_numpy(run["mlp"][block].astype(np.float32).sum(axis=1) + earlier)
+        representations = torch.from_numpy(terms.rest(run, block) + earlier)
         attn = torch.from_numpy(run["attn"][block, first:].astype(np.float32))
-        for (layer, head), span in spans.items():
-            representations += span.reconstruct(attn[:, layer - first, head])
+        for own, span in zip(attn.unbind(1), spans.values()):
+            representations += span.reconstruct(own)
         right += correct(representations.numpy(), classifier, run["labels"][block])
     return 100 * right / len(run["labels"])
 
@@ -146,7 +147,7 @@ def similarity(embeddings: Tensor) -> float:
     return ((embeddings.sum(dim=0).square().sum() - number) / (number * (number - 1))).item()
 
 
-def consistency(pool: np.ndarray, spans: dict[tuple[int, int], Span], seed: int = 0) -> dict[tuple[int, int], dict | None]:
+def consistency(pool: np.ndarray, spans: dict[Head, Span], seed: int = 0) -> dict[Head, dict | None]:
     """How much alike the texts of each head are: whether it has one role.
 
     `pool` [m, d] holds the texts' unit embeddings. Random sets of texts would not do for a comparison, since TextSpan

@@ -6,7 +6,7 @@ images that agree in an attribute (eta squared of a one-way analysis of variance
 
 A head's reading: the attribute that its TextSpan texts are about, each text counted with its share of the head's variance.
 
-Letters of shapes: b images, l layers, h heads, d width of the joint space, g groups of an attribute.
+Letters of shapes: b images, c heads, d width of the joint space.
 """
 import csv
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from utils.arrays import blocks
 from utils.script import UserError
+from utils.terms import HeadTerms
 
 ATTRIBUTES = ("object", "style", "count", "position", "size", "color", "texture")
 
@@ -25,20 +26,23 @@ def codes(scenes: list) -> dict[str, np.ndarray]:
     return {name: np.unique([row[name] for row in truth], return_inverse=True)[1] for name in ATTRIBUTES}
 
 
-def explained(terms: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The share [...] of the variance of terms [b, ..., d] that each attribute explains, epsilon squared, in float64.
+def explained(terms: np.ndarray | HeadTerms, groups: dict[str, np.ndarray],
+              columns: slice = slice(None)) -> dict[str, np.ndarray]:
+    """The share [c] of the variance of terms [b, c, d], of these columns alone, that each attribute explains, epsilon
+    squared, in float64.
 
     `groups` holds each image's group [b] by attribute. Shares of attributes that do not depend on each other sum to at most
     1; what is missing is due to attributes together, and to what no attribute describes. A share may be below 0 by chance
     alone; that of a constant head is 0. The array is read in blocks.
     """
-    images, shape = len(terms), terms.shape[1:]
+    images = len(terms)
+    first = terms[:1, columns][0].astype(np.float64)  # taken off, so that the squares do not drown in those of the mean
+    shape = first.shape
     numbers = {name: np.bincount(group) for name, group in groups.items()}
     sums = {name: np.zeros((len(number), *shape)) for name, number in numbers.items()}
-    first = terms[0].astype(np.float64)  # taken off, so that the squares do not drown in those of the mean
     squares = np.zeros(shape)
     for block in blocks(images):
-        x = terms[block].astype(np.float64) - first
+        x = terms[block, columns].astype(np.float64) - first
         squares += (x ** 2).sum(axis=0)
         for name, group in groups.items():
             np.add.at(sums[name], group[block], x)
@@ -46,8 +50,7 @@ def explained(terms: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, np.
     for name, number in numbers.items():
         mean = sums[name].sum(axis=0) / images
         total = (squares - images * mean ** 2).sum(axis=-1)
-        counts = number.reshape(-1, *[1] * len(shape))
-        between = ((sums[name] ** 2 / np.maximum(counts, 1)).sum(axis=0) - images * mean ** 2).sum(axis=-1)
+        between = ((sums[name] ** 2 / np.maximum(number, 1)[:, None, None]).sum(axis=0) - images * mean ** 2).sum(axis=-1)
         there, spread = int((number > 0).sum()), np.where(total > 0, total, 1)
         share = 1 - (1 - between / spread) * (images - 1) / max(images - there, 1)
         found[name] = np.where(total > 0, share, 0.0)
