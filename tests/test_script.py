@@ -13,7 +13,8 @@ SCRIPTS = ["compute_prs", "compute_text_projection", "compute_text_set_projectio
            "inspect", "scripts.show_results", "scripts.write_emoji", "scripts.build_emoji", "scripts.bench_prs",
            "scripts.bench_textspan", "scripts.bench_segmentation", "scripts.train_emojiclip", "scripts.measure_emojiclip",
            "scripts.export_model", "scripts.compare_descriptions", "scripts.sweep_textspan", "scripts.build_class_descriptions",
-           "scripts.bench_components", "scripts.train_emojivit"]
+           "scripts.bench_components", "scripts.train_emojivit", "scripts.bench_scale", "compute_component_scores",
+           "compute_component_ablation", "compute_retrieval", "compute_component_repair"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,4 +1,4 @@
-"""How queries and rows of their neighbours are drawn. The only file that knows."""
+"""How queries and rows of the images found for them are drawn. The only file that knows."""
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +29,11 @@ def title(by: str, heads: list[str] | None) -> str:
     return words if by == ",".join(heads) else f"{by}: {words}"
 
 
-def neighbors_sheet(report: list[dict], queries: list[Image.Image], picture: Callable[[int], Image.Image], heading: str,
-                    path: Path) -> None:
-    """For each query of a `report` (utils/neighbors.py) a group of rows: the query's picture at the left, and for each way
-    of comparing a row of its neighbours, each a `picture` of its index, with similarity and class below."""
+def neighbors_sheet(report: list[dict], queries: list[Image.Image | None], picture: Callable[[int], Image.Image], heading: str,
+                    path: Path, row_title: Callable[[dict], str] = lambda way: title(way["by"], way["heads"])) -> None:
+    """For each query of a `report` (utils/neighbors.py, utils/retrieval.py) a group of rows: the query's picture at the left,
+    or its text where that is None, and for each way of comparing a row, under its `row_title`, of its neighbours, each a
+    `picture` of its index, with similarity and class below."""
     rows, columns = sum(len(entry["ways"]) for entry in report), len(report[0]["ways"][0]["neighbors"])
     figure, grid = plt.subplots(rows, columns + 2, figsize=(1.15 * (columns + 1.25), 1.72 * rows + 0.4), squeeze=False,
                                 gridspec_kw={"width_ratios": [1, 0.25, *[1] * columns]})
@@ -50,11 +51,17 @@ def neighbors_sheet(report: list[dict], queries: list[Image.Image], picture: Cal
     for entry, image in zip(report, queries):
         for number, way in enumerate(entry["ways"]):
             first, _, *others = next(lines)
-            if not number:
-                query = entry["query"]
+            query = entry["query"]
+            if not number and image is None:
+                words = textwrap.wrap(" ".join(query["text"].split()), 15, max_lines=6, placeholder=" ...")
+                first.text(0.5, 0.5, "\n".join(words), transform=first.transAxes, ha="center", va="center", fontsize=9,
+                           parse_math=False)
+            elif not number:
                 show(first, image, query.get("class") or Path(query["path"]).name)
+            if not number:
                 first.set_title("query" + (f" {query['index']}" if "index" in query else ""), fontsize=9, color="0.4")
-            others[0].set_title(title(way["by"], way["heads"]), fontsize=9, loc="left", parse_math=False)
+            words = textwrap.wrap(row_title(way), 16 * columns, max_lines=2, placeholder=" ...")
+            others[0].set_title("\n".join(words), fontsize=9, loc="left", parse_math=False)
             for axes, neighbor in zip(others, way["neighbors"]):
                 show(axes, picture(neighbor["index"]), f"{neighbor['similarity']:.2f}", neighbor["class"])
     height = figure.get_figheight()

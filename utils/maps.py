@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import arrays, terms
+from utils import arrays, models, terms
+from utils.models import Vision
 from utils.script import UserError
 from utils.terms import Run
 
@@ -180,16 +181,15 @@ def save(path: Path, weight: Tensor, bias: Tensor, about: dict) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Maps:
-    """Maps from their file. Raises UserError for what is not one."""
+def load(path: Path, instead: str = "leave --maps out to train them") -> Maps:
+    """Maps from their file. Raises UserError for what is not one, which says what to do `instead`."""
     if not path.is_file():
-        raise UserError(f"--maps {path} does not exist; leave --maps out to train them")
+        raise UserError(f"--maps {path} does not exist; {instead}")
     try:
         with safe_open(path, "pt") as file:
             about, weight, bias = json.loads(file.metadata()[KEY]), file.get_tensor("weight"), file.get_tensor("bias")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--maps {path}: not maps of compute_alignment.py, or cut off; leave --maps out to train "
-                        "them") from error
+        raise UserError(f"--maps {path}: not maps of compute_alignment.py, or cut off; {instead}") from error
     with path.open("rb") as file:
         return Maps(weight, bias, about, hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -208,6 +208,22 @@ def check(maps: Maps, model: str, clip: str, run: Run, manifest: dict, other: di
         if made and trained != made["weights_sha256"]:
             raise UserError(f"--maps were trained with other weights of {name} than those of the arrays "
                             f"({made['pretrained']}); {again}")
+
+
+def check_model(maps: Maps, vision: Vision) -> None:
+    """Refuse maps that were trained for another model or other weights than this one."""
+    about, again = maps.about, "give the --maps that belong to it, or make them with compute_alignment.py"
+    if about["model"] != vision.name:
+        raise UserError(f"--maps were trained with --model {about['model']}, and --model is {vision.name}; {again}")
+    if about["weights_sha256"] != models.weights_hash(vision):
+        raise UserError(f"--maps were trained with other weights of {vision.name} ({about['pretrained']}) than those of --model "
+                        f"({vision.source}); {again}")
+
+
+def text_side(about: dict) -> dict:
+    """What the manifest of a mapped run says of the CLIP whose texts go with it, by what maps are about."""
+    return {"text_model": about["clip"], "text_option": about["clip_option"], "text_pretrained": about["clip_pretrained"],
+            "text_weights_sha256": about["clip_weights_sha256"], "source_weights_sha256": about["weights_sha256"]}
 
 
 def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str, name: str, targets: Run | None,
@@ -238,6 +254,5 @@ def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str,
             arrays.write_json(arrays.term_path(folder, name, "components", model).with_suffix(".json"), names)
         writer.finish({**manifest, "model": model, "weights_sha256": maps.sha256, "cosine": cosine,
                        "pretrained": f"{about['pretrained']}, mapped to {about['clip']} {about['clip_pretrained']}",
-                       "text_model": about["clip"], "text_option": about["clip_option"],
-                       "text_pretrained": about["clip_pretrained"], "text_weights_sha256": about["clip_weights_sha256"]})
+                       **text_side(about)})
     return model, cosine

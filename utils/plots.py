@@ -17,13 +17,76 @@ def ablation_curve(found: dict, model: str, dataset: str, path: Path) -> None:
     axes.plot(range(len(curve)), curve, marker="o", color="tab:blue", label="attention layers 1 to k ablated")
     for name, label, style in (("baseline", "nothing ablated", "-"), ("mlp_ablated", "all MLPs ablated", "--"),
                                ("cls_ablated", "class token's attention to itself ablated", ":"),
-                               ("mlp_and_cls_ablated", "both ablated", "-.")):
-        if found[name] is not None:
+                               ("mlp_and_cls_ablated", "both ablated", "-."),
+                               ("conv_ablated", "all convolution blocks ablated", (0, (5, 5)))):
+        if found.get(name) is not None:
             axes.axhline(found[name], color="0.35", linestyle=style, linewidth=1, label=f"{label}: {found[name]:.1f}%")
     axes.set(xlabel="k, attention layers mean-ablated", ylabel="zero-shot accuracy (%)", ylim=(0, None),
              title=f"{model} on {dataset}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8, loc="lower left")
+    save(figure, path)
+
+
+def cumulative_ablation(curves: dict[str, list[dict]], ylabel: str, title: str, path: Path) -> None:
+    """Accuracy against the share of a model's layers that are ablated, a line for each model.
+
+    `curves` are those of compute_component_ablation.py: what each step ablated, and the accuracy in percent.
+    """
+    figure, axes = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
+    shapes = {"embed": ("D", "embedding"), "mlp": ("o", "MLP"), "conv": ("^", "convolution"), "attn": ("s", "attention")}
+    colors = plt.get_cmap("tab10" if len(curves) <= 10 else "tab20")
+    for i, (model, steps) in enumerate(curves.items()):
+        x, y = np.linspace(0, 100, len(steps)), [step["accuracy"] for step in steps]
+        axes.plot(x, y, color=colors(i % colors.N), linewidth=1.2, label=model)
+        for kind, (shape, _) in shapes.items():
+            places = [place for place, step in enumerate(steps) if step["kind"] == kind]
+            axes.plot(x[places], [y[place] for place in places], shape, color=colors(i % colors.N), markersize=4)
+    there = {step["kind"] for steps in curves.values() for step in steps}
+    marks = [plt.Line2D([], [], color="0.35", marker=shape, linestyle="", markersize=4, label=name)
+             for kind, (shape, name) in shapes.items() if kind in there]
+    axes.set(xlabel="layers mean-ablated, from the last back (%)", ylabel=ylabel, ylim=(0, None), title=title)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles=marks, loc="outside right center", fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def component_scores(components: list, scores: dict[str, np.ndarray], title: str, path: Path) -> None:
+    """For each feature, the scores [c] of all components: a panel with a row for each block, and columns for its heads,
+    convolution and MLP; the embedding is below. `components` are those of utils/terms.py."""
+    blocks = sorted({part.block for part in components})[::-1]
+    heads = 1 + max(part.head or 0 for part in components if part.kind == "attn")
+    others = [kind for kind in ("conv", "mlp") if any(part.kind == kind for part in components)]
+    place = {"embed": heads + others.index("mlp") if others else heads} | {kind: heads + i for i, kind in enumerate(others)}
+    columns = min(len(scores), 4 if heads <= 16 else 3)
+    rows = -(-len(scores) // columns)
+    width, height = max(2.2, 0.17 * (heads + len(others))), max(1.6, 0.17 * len(blocks))
+    figure, grid = plt.subplots(rows, columns, figsize=(width * columns + 1.2, (height + 0.75) * rows + 0.5), squeeze=False,
+                                layout="constrained")
+    ticks = [(head, str(head)) for head in range(0, heads, 1 if heads <= 8 else 4)]
+    lines = [(i, "embed" if block < 0 else str(block)) for i, block in enumerate(blocks) if block < 0 or len(blocks) <= 13
+             or block % 4 == 0]
+    for axes, (feature, values) in zip(grid.flat, scores.items()):
+        table = np.full((len(blocks), heads + len(others)), np.nan)
+        for part, value in zip(components, values):
+            table[blocks.index(part.block), place.get(part.kind, part.head or 0)] = value
+        drawn = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set_title(feature, fontsize=9)
+        axes.set_xticks(*zip(*ticks, *((place[kind], kind) for kind in others)), fontsize=7)
+        axes.set_yticks(*zip(*lines), fontsize=7)
+        axes.set_facecolor("0.9")  # where a block has fewer heads than others
+        for label in axes.get_xticklabels()[len(ticks):]:
+            label.set_rotation(90)
+    for axes in grid.flat[len(scores):]:
+        axes.set_axis_off()
+    figure.supxlabel("head of the block, convolution, MLP" if "conv" in others else "head of the block, MLP", fontsize=8)
+    figure.supylabel("block", fontsize=8)
+    bar = figure.colorbar(drawn, ax=grid, aspect=30, shrink=0.8)
+    bar.set_label("score", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    figure.suptitle("\n".join(textwrap.wrap(title, int(13 * width * columns))), fontsize=10)
     save(figure, path)
 
 
@@ -208,7 +271,8 @@ def group_accuracies(found: dict[str, dict], columns: dict[str, str], title: str
     names = [name for name in rows[0] if rows[0][name] is not None]
     figure, axes = plt.subplots(figsize=(max(6.4, 2 + 1.6 * len(names)), 4.4), layout="constrained")
     width = 0.84 / len(columns)
-    for i, (row, label, color) in enumerate(zip(rows, columns.values(), ("0.45", "0.75", "tab:blue", "tab:orange", "#ffd0a0"))):
+    colors = ["0.45", *("0.75", "tab:blue", "tab:orange", "#ffd0a0")[1 - len(columns):]]
+    for i, (row, label, color) in enumerate(zip(rows, columns.values(), colors)):
         places = [x + (i - (len(columns) - 1) / 2) * width for x in range(len(names))]
         axes.bar_label(axes.bar(places, [row[name] for name in names], 0.92 * width, color=color, label=label), fmt="%.0f",
                        fontsize=7)

@@ -1,0 +1,82 @@
+"""How many layers does a model need? Accuracy with the layers replaced by their means, one after the other, from the last back.
+
+    python compute_component_ablation.py --dataset imagenet --model ViT-L-14 timm-vit_base_patch14_dinov2.lvd142m-as-ViT-L-14
+    python compute_component_ablation.py --dataset emoji --model emojiclip emojivit-as-emojiclip
+    python compute_component_ablation.py --dataset emoji --model emojiclip timm:local-dir:models/emojivit --probe
+
+Mean-ablates the embedding first, then from the last block back its MLP, its attention and its convolution (arXiv 2406.01583);
+what is ablated stays so. Reads what compute_prs.py or compute_alignment.py wrote to --input_dir for each model, and of the CLIP
+what compute_text_projection.py wrote. With --probe, for models without texts, a linear probe takes the place of the zero-shot
+classifier: it is fitted to the whole representations of the train split (--split train), as in compute_linear_probe.py.
+
+Prints the accuracy after each step, in percent. Writes to --output_dir: {dataset}_component_ablation_{model}.json for each
+model, and {dataset}_component_ablation.png with all of them; with --probe, {dataset}_component_ablation_probe...
+"""
+from utils.datasets import NAMES, add_split_option
+from utils.script import UserError, make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", nargs="+", default=["ViT-H-14"], metavar="NAME",
+                        help="one or several, as given to compute_prs.py (default: ViT-H-14)")
+    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
+                        help="as given to compute_prs.py (default: %(default)s)")
+    add_split_option(parser)
+    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
+                        help="where the arrays are (default: %(default)s)")
+    parser.add_argument("--probe", action="store_true", help="classify by linear probes (default: zero-shot)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the probe's held-out images, where there is no val split (default: %(default)s)")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    import numpy as np
+
+    from utils import arrays, cumulative, models, plots, probe, terms
+
+    given = args.model.split() if isinstance(args.model, str) else args.model  # text in a settings file
+    name, runs, heads, splits = arrays.run_name(args.dataset, args.split), {}, {}, {}
+    for model in dict.fromkeys(given):
+        found, manifest, _ = runs[model] = arrays.open_terms(args.input_dir, args.dataset, model, args.split)
+        if args.probe:
+            splits[model] = probe.open_splits(args.input_dir, args.dataset, model, args.split)
+        elif manifest["model"].startswith(models.TIMM):
+            raise UserError(f"--model {manifest['model']} has no text side; give --probe, or map it to a CLIP with "
+                            "compute_alignment.py")
+        else:
+            classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, found["mlp"].shape[-1])
+            heads[model] = classifier, np.zeros(classifier.shape[1]), None
+    for model, parts in splits.items():
+        heads[model] = cumulative.fit_head(parts, args.seed)
+
+    folder = Path(args.output_dir or args.input_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, curves = f"{name}_component_ablation" + ("_probe" if args.probe else ""), {}
+    for given_as, (found, _, names) in runs.items():
+        model = models.file_name(given_as)
+        order = cumulative.steps(terms.components(found, names))
+        weight, bias, fitted = heads[given_as]
+        accuracies = cumulative.curve(found, order, weight, bias)
+        counts = np.cumsum([0, *(len(step.places) for step in order)])
+        curves[model] = [{"ablated": "nothing", "kind": None, "block": None, "components": 0, "accuracy": accuracies[0]},
+                         *({"ablated": step.name, "kind": step.kind, "block": step.block, "components": int(count),
+                            "accuracy": accuracy} for step, count, accuracy in zip(order, counts[1:], accuracies[1:]))]
+        print(f"{model}, {'linear probe' if args.probe else 'zero-shot'}, {len(found['labels'])} images")
+        for entry in curves[model]:
+            print(f"  {entry['ablated']:<10}{entry['accuracy']:6.1f}")
+        path = folder / f"{stem}_{model}.json"
+        arrays.write_json(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(found["labels"]),
+                                 "probe": fitted, "number_of_components": int(counts[-1]), "steps": curves[model]})
+        print(f"-> {path}")
+    plots.cumulative_ablation(curves, "accuracy of a linear probe (%)" if args.probe else "zero-shot accuracy (%)", name,
+                              folder / f"{stem}.png")
+    print(f"-> {folder / stem}.png")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

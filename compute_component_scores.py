@@ -1,0 +1,99 @@
+"""How much has each component to do with a feature (color, texture, animal, ...), and can these scores be trusted?
+
+    python compute_component_scores.py --dataset imagenet --model timm-vit_base_patch14_dinov2.lvd142m-as-ViT-L-14
+    python compute_component_scores.py --dataset emoji --model emojiclip --features configs/features_emoji.yaml --truth
+
+A feature is a set of texts (arXiv 2406.01583). A component's score for it, from -1 to 1, is the correlation over images
+between the component's and the whole representation's score along each direction of the texts, averaged over directions.
+Reads what compute_prs.py wrote to --input_dir for a CLIP, or compute_alignment.py for any model.
+
+Prints the best components of each feature (attn 5.3: head 3 of block 5, counted from 0), and two Spearman correlations
+over components. rankings: between the score and how well the component ranks images as the CLIP does, for each text of the
+feature, on at most 6,400 images; the CLIP's own arrays are read where they are in --input_dir, or else the whole is the
+run's own. truth, with --truth and the embedded scenes: between the score and the share of the component's variance that
+the attribute of that name explains (as in compute_head_truth.py); where the largest share is next to nothing, that
+correlation is noise. Constant components are left out, and counted.
+
+Writes to --output_dir: {dataset}_component_scores_{model}.json, with every score, and .png.
+"""
+from utils.datasets import EMBEDDED, add_run_options
+from utils.script import UserError, make_parser, run
+
+BEST = 5  # components that are printed
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--features", default="configs/features.yaml", metavar="FILE.yaml",
+                        help="the features, each with its texts (default: %(default)s)")
+    parser.add_argument("--truth", action="store_true",
+                        help="compare with what is known of the embedded scenes (default: do not)")
+    parser.add_argument("--pretrained", metavar="TAG", help="a CLIP's weights, as given to compute_prs.py")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
+    parser.add_argument("--device", help="torch device for the texts (default: the best there is)")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    if args.truth and args.dataset not in EMBEDDED:
+        raise UserError(f"--truth: that of the images of {args.dataset} is not known; it is of {', '.join(EMBEDDED)}")
+
+    from utils import arrays, datasets, features, models, plots, terms, truth
+
+    texts = features.read(args.features)
+    attributes = [name for name in texts if name in truth.ATTRIBUTES]
+    if args.truth and not attributes:
+        raise UserError(f"--truth: {args.features} has no feature that is known of scenes; these are "
+                        f"{', '.join(truth.ATTRIBUTES)}, as in configs/features_emoji.yaml")
+    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    found, manifest, names = arrays.open_terms(args.input_dir, args.dataset, args.model, args.split)
+    whole, ranked_by = features.target(args.input_dir, args.dataset, args.split, found, manifest)
+    groups = {}
+    if args.truth:
+        images = datasets.load_images(args.dataset, split=args.split)
+        known = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(found["attn"]), images)])
+        groups = {attribute: known[attribute] for attribute in attributes}
+    embeddings = features.embed(args, manifest, list(texts.values()), found["mlp"].shape[-1])
+
+    components = terms.components(found, names)
+    scores = features.feature_scores((block for _, block in terms.stacks(found, "scores")), embeddings)
+    agreements, ranked = features.agreements(found, whole, embeddings)
+    shares = features.shares(found, groups) if groups else {}
+
+    labels, rows = [features.label(component) for component in components], {}
+    header = ["feature", "best components", "rankings", *(["truth", "largest share (%)"] if groups else [])]
+    print(f"| {' | '.join(header)} |\n" + "| --- " * len(header) + "|")
+    for feature, own, agreement in zip(texts, scores, agreements):
+        rows[feature] = {"texts": texts[feature], "rankings": features.rank_correlation(own, agreement)}
+        if feature in shares:
+            largest = float(shares[feature].max())
+            rows[feature]["truth"] = features.rank_correlation(own, shares[feature]) | {"largest_share": largest}
+        best = ", ".join(f"{labels[place]} ({own[place]:.2f})" for place in own.argsort()[::-1][:BEST])
+        figures = [rows[feature].get(kind, {}).get("spearman") for kind in ("rankings", "truth")[:1 + bool(groups)]]
+        cells = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
+        cells += [f"{100 * largest:.1f}" if feature in shares else "-"] if groups else []
+        print(f"| {feature} | {best} | {' | '.join(cells)} |")
+    constant = max(row["rankings"]["constant"] for row in rows.values())
+    left_out = f", of which up to {constant} are constant along a feature's texts and left out" if constant else ""
+    print(f"{len(components)} components{left_out}; rankings of {ranked} images against those of {ranked_by}")
+
+    path = Path(args.output_dir or args.input_dir) / f"{name}_component_scores_{model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays.write_json(path, {
+        "model": args.model, "dataset": args.dataset, "split": args.split, "images": len(found["attn"]), "features": rows,
+        "rankings": {"images": ranked, "against": ranked_by},
+        "components": [{"name": label, "kind": component.kind, "block": component.block, "head": component.head,
+                        "scores": dict(zip(texts, scores[:, place].tolist())),
+                        "rankings": dict(zip(texts, agreements[:, place].tolist())),
+                        **({"truth": {feature: float(share[place]) for feature, share in shares.items()}} if groups else {})}
+                       for place, (label, component) in enumerate(zip(labels, components))]})
+    plots.component_scores(components, dict(zip(texts, scores)), f"{args.model} on {name}", path.with_suffix(".png"))
+    print(f"-> {path}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

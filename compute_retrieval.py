@@ -1,0 +1,121 @@
+"""Which images go with a text, or with an image, by the components that have most to do with colour, texture, ...?
+
+    python compute_retrieval.py --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR --text "a red thing" \\
+        --feature color
+    python compute_retrieval.py --model vit_base_patch14_dinov2.lvd142m-as-ViT-L-14 --source_model \\
+        timm:vit_base_patch14_dinov2.lvd142m --data_path DIR --index 12 40 --feature color texture
+    python compute_retrieval.py --model emojiclip --dataset emoji --text "a red background" --feature color
+
+Reads what compute_prs.py, or compute_alignment.py for a model mapped to a CLIP's space, wrote to --input_dir, the lists of
+texts of --features, and the images from --data_path. A component's score for a feature is how far what it writes goes along
+with the whole representation, over the run's images, in the directions of the feature's texts (arXiv 2406.01583).
+
+By --text: the --components with the highest score are summed, and the images shown whose sum has the highest inner product
+with the text. By --index (images of the run, each left out of its own neighbours): the components with the highest score
+minus that for the best other feature are summed, in the space of the model itself where its components were mapped
+(--source_model, whose run is read, too), and compared by the cosine, their mean over the run subtracted. The last row of each
+query is the same by the whole representation: by the cosine. On the embedded scenes it says how many of the images found have
+the query's value of the feature, where the feature is an attribute (color, position, ...), and how many of all do.
+
+Prints these, and writes to --output_dir: {dataset}_retrieval_{model}.png, a contact sheet, and .json, with indices, classes,
+similarities, and the components of each feature with their scores.
+"""
+from utils.datasets import add_run_options
+from utils.script import UserError, check_positive, make_parser, run
+
+
+def get_args_parser():
+    parser = make_parser(__doc__)
+    add_run_options(parser)
+    parser.add_argument("--data_path", metavar="FOLDER", help="where the images are; the emoji sets need none (default: none)")
+    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
+                        help="where picture and JSON go (default: %(default)s)")
+    parser.add_argument("--text", nargs="+", metavar="TEXT", help="queries: texts")
+    parser.add_argument("--index", type=int, nargs="+", metavar="N", help="queries: images of the run, counted from 0")
+    parser.add_argument("--feature", nargs="+", required=True, metavar="NAME", help="what to compare by: features of --features")
+    parser.add_argument("--features", default="configs/features.yaml", metavar="FILE.yaml",
+                        help="lists of texts by feature (default: %(default)s)")
+    parser.add_argument("--components", type=int, default=10, metavar="K",
+                        help="components that are summed for a feature (default: %(default)s)")
+    parser.add_argument("--source_model", metavar="NAME",
+                        help="with --index: the model whose components were mapped, as given to "
+                        "compute_prs.py (default: what stands before -as- in --model)")
+    parser.add_argument("--neighbors", type=int, default=8, metavar="K", help="images of each query (default: %(default)s)")
+    parser.add_argument("--pretrained", metavar="TAG", help="weights, as given to compute_prs.py; not for mapped models")
+    parser.add_argument("--device", help="torch device of the text encoder (default: the best there is)")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
+    return parser
+
+
+def main(args) -> None:
+    from pathlib import Path
+
+    for option in ("text", "index", "feature"):  # a settings file may hold a single one
+        value = getattr(args, option)
+        setattr(args, option, value if value is None or isinstance(value, list) else [value])
+    if not (args.text or args.index) or (args.text and args.index):
+        raise UserError("give the queries either by --text or by --index")
+    if args.source_model and not (args.index and "-as-" in args.model):
+        raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
+    check_positive(args, "components", "neighbors")
+
+    from utils import arrays, contact_sheet, datasets, features, models, neighbors, retrieval, terms
+
+    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    listed = features.read(args.features)
+    for feature in args.feature:
+        if feature not in listed:
+            raise UserError(f"--feature {feature}: {args.features} has no such feature; choose from {', '.join(listed)}")
+    if args.index and len(listed) < 2:
+        raise UserError(f"{args.features}: --index compares a feature with others, and there is one; add another")
+    contact_sheet.check_size(len(args.text or args.index), len(args.feature) + 1, args.neighbors)
+    aligned = arrays.open_terms(args.input_dir, args.dataset, args.model, args.split)
+    found, manifest, names = aligned
+    parts, labels, width = terms.components(found, names), found["labels"], found["mlp"].shape[-1]
+    if args.components > len(parts):
+        raise UserError(f"--components {args.components}: the run has {len(parts)}; take at most as many")
+    neighbors.check_queries(args.index, args.neighbors, len(labels))
+    compared = found
+    if args.index and "-as-" in model:
+        source = args.source_model or model.partition("-as-")[0]
+        compared, _ = retrieval.open_source(args.input_dir, args.dataset, args.split, source, aligned)
+    images = datasets.load_images(args.dataset, args.data_path, contact_sheet.SIDE, split=args.split)
+    places = arrays.image_indices(manifest, len(labels), images)
+
+    *texts, queries = features.embed(args, manifest, [*listed.values(), args.text or ["a text"]], width)
+    scores = features.feature_scores((stack for _, stack in terms.stacks(found, "scores")), texts)
+    ways, told = [], {}
+    for feature in args.feature:
+        row = list(listed).index(feature)
+        ways.append(retrieval.most(scores, row, args.components, bool(args.index)))
+        told[feature] = [{"name": features.label(parts[column]), "score": float(scores[row, column])}
+                         for column in ways[-1]]
+    ways, told[retrieval.WHOLE] = [*ways, None], None
+
+    if args.text:
+        similarities = retrieval.by_texts(compared, ways, queries)
+    else:
+        similarities = retrieval.by_images(compared, ways, args.index)
+    asked = args.text or args.index
+    nearest = retrieval.first(similarities, args.neighbors, args.index)
+    report = retrieval.report(images, places, labels, asked, told, nearest, similarities)
+
+    path = Path(args.output_dir) / f"{name}_retrieval_{model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+                             "features": args.features, "components": args.components, "queries": report})
+
+    def picture(index: int):
+        return images.read(places[index])[0]
+
+    contact_sheet.neighbors_sheet(report, [None if args.text else picture(index) for index in asked], picture,
+                                  f"{args.model}: {len(labels)} images of {name}", path.with_suffix(".png"), retrieval.title)
+    for query, entry in zip(asked, report):
+        for way in entry["ways"]:
+            near = ", ".join(f"{one['index']} {one['class']} ({one['similarity']:.2f})" for one in way["neighbors"])
+            print(f"{query}, {retrieval.title(way)}: {near}")
+    print(f"-> {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,264 @@
+"""Scores of components for features: their two checks against literal definitions, and the script."""
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from scipy.stats import spearmanr
+
+from utils import arrays, captions, features, models, scenes, terms, truth
+from utils.script import UserError
+from utils.terms import Component, HeadTerms
+
+HEADS = [(0, 0), (0, 1), (1, 0), (3, 0), (3, 1), (3, 2)]  # of blocks with different numbers, and one without
+NAMES = {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in HEADS],
+         "mlp": [{"kind": "embed", "block": -1, "head": None}, *({"kind": "mlp", "block": b, "head": None} for b in (0, 1, 3))],
+         "conv": [{"kind": "conv", "block": block, "head": None} for block in (0, 2)]}
+
+
+def uneven(images, d=7, seed=0):
+    """Arrays of a run with a convolution; the constant parts of its components differ, and are those of any seed."""
+    rng, constants = np.random.default_rng(seed), np.random.default_rng(99)
+    return {what: (rng.normal(size=(images, number, d)) + 3 * constants.normal(size=(number, d))).astype(np.float32)
+            for what, number in (("attn", 6), ("mlp", 4), ("conv", 2))}
+
+
+def opened(parts):
+    return parts | {"attn": HeadTerms(parts["attn"], HEADS)}
+
+
+def flat(parts):
+    return np.concatenate([parts[what] for what in ("attn", "mlp", "conv")], axis=1).astype(np.float64)
+
+
+def literal_agreement(component, whole, texts):
+    """Spearman correlations of two rankings of images, one text after the other."""
+    found = [spearmanr([image @ text for image in component], [image @ text for image in whole]).statistic for text in texts]
+    return sum(found) / len(found)
+
+
+def literal_share(x, group):
+    """Epsilon squared of a one-way analysis of variance, group by group, summed over the coordinates."""
+    names = sorted(set(group.tolist()))
+    total = sum(((row - x.mean(0)) ** 2).sum() for row in x)
+    within = sum(((row - x[group == name].mean(0)) ** 2).sum() for name in names for row in x[group == name])
+    return 1 - within / (len(x) - len(names)) / (total / (len(x) - 1))
+
+
+def write_run(folder, dataset, model, parts, labels, names=None, given=None, **about):
+    with arrays.Writer(arrays.manifest_path(folder, dataset, model)) as writer:
+        for what, values in parts.items():
+            writer.append(arrays.term_path(folder, dataset, what, model), values)
+        writer.append(arrays.term_path(folder, dataset, "labels", model), labels, "int64")
+        if names:
+            arrays.write_json(arrays.term_path(folder, dataset, "components", model).with_suffix(".json"), names)
+        writer.finish({"model": given or model, "pretrained": "w", "weights_sha256": "aa", "images": len(labels),
+                       "classes": ["a", "b"], "skipped_indices": [], **about})
+
+
+def test_components_are_called_by_kind_block_and_head():
+    named = [features.label(part) for part in terms.components(opened(uneven(1)), NAMES)]
+    assert named == ["attn 0.0", "attn 0.1", "attn 1.0", "attn 3.0", "attn 3.1", "attn 3.2", "embed", "mlp 0", "mlp 1", "mlp 3",
+                     "conv 0", "conv 2"]
+
+
+@pytest.mark.parametrize("images", [2, 64, 131])
+def test_agreements_are_the_literal_rank_correlations(images):
+    parts, rng = uneven(images), np.random.default_rng(5)
+    parts["mlp"][:, 2] = rng.normal(size=7)  # ranks nothing
+    texts = [rng.normal(size=(number, 7)).astype(np.float32) for number in (3, 1, 6)]
+    other = uneven(images, seed=1)
+    for whole in (parts, other):
+        found, ranked = features.agreements(opened(parts), opened(whole), texts)
+        assert found.shape == (3, 12) and ranked == images
+        assert not found[:, 8].any()
+        x = flat(parts)
+        for row, embeddings in zip(found, texts):
+            slow = [literal_agreement(x[:, c], flat(whole).sum(axis=1), embeddings) for c in range(12) if c != 8]
+            np.testing.assert_allclose(np.delete(row, 8), slow, atol=1e-9)
+
+
+def test_one_image_agrees_with_nothing_and_of_many_some_are_taken_evenly(monkeypatch):
+    texts = [np.ones((1, 7), np.float32)]
+    assert not features.agreements(opened(uneven(1)), opened(uneven(1)), texts)[0].any()
+    monkeypatch.setattr(features, "RANKED", 70)
+    parts, rows = uneven(139), np.arange(0, 139, 2)
+    found, ranked = features.agreements(opened(parts), opened(parts), texts)
+    few = {what: part[rows] for what, part in parts.items()}
+    assert ranked == 70
+    np.testing.assert_array_equal(found, features.agreements(opened(few), opened(few), texts)[0])
+
+
+@pytest.mark.parametrize("images", [60, 301])
+def test_shares_are_the_analysis_of_variance_of_every_component(images):
+    parts, rng = uneven(images), np.random.default_rng(2)
+    groups = {"color": rng.integers(3, size=images), "count": rng.integers(20, size=images)}
+    parts["conv"][:, 1] += 2 * groups["color"][:, None]
+    parts["attn"][:, 4] = 0.5
+    found = features.shares(opened(parts), groups)
+    assert found["color"][4] == 0 and found["color"][11] > 0.5
+    for name, group in groups.items():
+        slow = [literal_share(flat(parts)[:, c], group) for c in range(12) if c != 4]
+        np.testing.assert_allclose(np.delete(found[name], 4), slow, atol=1e-6)
+
+
+def test_constant_components_are_left_out_and_counted():
+    scores, others = np.array([0.1, 0, 0.5, 0.3, 0]), np.array([1, 9, 2, 3, -9])
+    assert features.rank_correlation(scores, others) == {"spearman": pytest.approx(0.5), "components": 3, "constant": 2}
+    assert features.rank_correlation(scores, np.ones(5))["spearman"] is None
+    assert features.rank_correlation(np.array([0.2, 0]), np.array([1, 2])) == {
+        "spearman": None, "components": 1, "constant": 1}
+    assert features.rank_correlation(np.zeros(3), np.arange(3)) == {"spearman": None, "components": 0, "constant": 3}
+
+
+def test_the_clip_ranks_where_its_arrays_are_there(tmp_path):
+    labels, about = np.zeros(30, np.int64), {"text_model": "clip", "text_option": "clip", "text_weights_sha256": "aa"}
+    write_run(tmp_path, "emoji", "m-as-clip", uneven(30), labels, NAMES, **about)
+    run, manifest, _ = arrays.open_terms(tmp_path, "emoji", "m-as-clip", None)
+    assert features.target(tmp_path, "emoji", None, run, manifest) == (run, "m-as-clip")
+    write_run(tmp_path, "emoji", "clip", {"attn": np.ones((30, 2, 2, 7)), "mlp": np.ones((30, 3, 7))}, labels)
+    found, name = features.target(tmp_path, "emoji", None, run, manifest)
+    assert name == "clip" and found["attn"].shape == (30, 4, 7)
+    own, manifest_of_clip, _ = arrays.open_terms(tmp_path, "emoji", "clip", None)
+    assert features.target(tmp_path, "emoji", None, own, manifest_of_clip) == (own, "clip")
+    with pytest.raises(UserError, match="the arrays of clip have other weights .* than those that m-as-clip was mapped to"):
+        features.target(tmp_path, "emoji", None, run, manifest | {"text_weights_sha256": "bb"})
+    with pytest.raises(UserError, match="differ in their skipped images"):
+        features.target(tmp_path, "emoji", None, run, manifest | {"skipped_indices": [3]})
+
+
+def test_the_lists_of_features_are_whole_and_true_to_the_scenes():
+    published = ["color", "texture", "animal", "person", "location", "pattern", "shape"]
+    found = features.read(str(ROOT / "configs" / "features.yaml"))
+    assert list(found) == published and all(6 <= len(texts) <= 10 for texts in found.values())
+    found = features.read(str(ROOT / "configs" / "features_emoji.yaml"))
+    assert set(found) == set(truth.ATTRIBUTES) and all(len(texts) <= 128 for texts in found.values())
+    assert found["color"] == [f"{captions.with_article(color)} background" for color in scenes.COLORS]
+    assert found["texture"] == [f"{captions.with_article(texture)} background" for texture in scenes.TEXTURES]
+    assert [text.removeprefix("in the ").removeprefix("on the ").removeprefix("at the ") for text in found["position"]] == list(
+        scenes.POSITIONS)
+    assert [text.split()[1] for text in found["size"]] == list(scenes.SIZES)
+    assert [text.split()[1] for text in found["style"]] == [captions.STYLE_WORDS[style] for style in scenes.styles()]
+    assert [text.split()[0] for text in found["count"]] == list(captions.NUMBERS.values())
+    names = {concept["name"] for concept in scenes.concepts()}
+    assert all(text.removeprefix("a ").removeprefix("an ") in names for text in found["object"])
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "names no feature"), ("color: red\n", "color: should be a list of texts"), ("color: []\n", "color: should be a list"),
+    ("count: [one, 2]\n", "quote those that are no text"), ("a: ['']\n", "a: should be a list of texts"),
+    ("a: [red, blue, red]\n", "a: repeats 'red'"), ("- red\n", "should hold"), ("a: [\n", "cannot be read as YAML")])
+def test_a_wrong_file_of_features_is_refused(refused, tmp_path, content, message):
+    path = tmp_path / "f.yaml"
+    path.write_text(content)
+    assert message in refused("compute_component_scores", "--model", "emojiclip", "--input_dir", tmp_path, "--features", path)
+
+
+@pytest.fixture(scope="module")
+def scenes_run(tmp_path_factory):
+    """Arrays of the embedded model on 140 scenes of emoji_seg, and of a random model with uneven heads, mapped to it."""
+    import importlib
+
+    from utils import datasets, script
+
+    folder = tmp_path_factory.mktemp("scores")
+    sizes, datasets.SIZES["emoji_seg"] = datasets.SIZES["emoji_seg"], {"test": 140}
+    try:
+        module = importlib.import_module("compute_prs")
+        module.main(script.parse(module.get_args_parser(), [
+            "--model", "emojiclip", "--dataset", "emoji_seg", "--batch_size", "70", "--num_workers", "0", "--device", "cpu",
+            "--output_dir", str(folder)]))
+        manifest = json.loads((folder / "emoji_seg_emojiclip.json").read_text())
+        write_run(folder, "emoji_seg", "m-as-emojiclip", uneven(140, 128), np.load(folder / "emoji_seg_labels.npy"), NAMES,
+                  classes=manifest["classes"], text_model="emojiclip", text_option="emojiclip", text_pretrained="emojiclip",
+                  text_weights_sha256=manifest["weights_sha256"])
+        yield folder
+    finally:
+        datasets.SIZES["emoji_seg"] = sizes
+
+
+def options(folder, *more):
+    return ("--dataset", "emoji_seg", "--input_dir", folder, "--features", ROOT / "configs" / "features_emoji.yaml", "--device",
+            "cpu", *more)
+
+
+@pytest.mark.parametrize("model", ["emojiclip", "m-as-emojiclip"])
+def test_the_script_tells_scores_and_both_correlations(run_script, scenes_run, tmp_path, model):
+    code, out, err = run_script("compute_component_scores", *options(scenes_run, "--model", model, "--truth", "--output_dir",
+                                                                     tmp_path))
+    assert code == 0, err
+    told = json.loads((tmp_path / f"emoji_seg_component_scores_{model}.json").read_text())
+    run, manifest, names = arrays.open_terms(scenes_run, "emoji_seg", model, None)
+    clip, *_ = arrays.open_terms(scenes_run, "emoji_seg", "emojiclip", None)
+    x, components = terms.stack(run, slice(None)).astype(np.float64), terms.components(run, names)
+    whole = terms.stack(clip, slice(None)).astype(np.float64).sum(axis=1)
+    assert [Component(part["kind"], part["block"], part["head"]) for part in told["components"]] == components
+    assert told["images"] == 140 and told["rankings"] == {"images": 140, "against": "emojiclip"}
+    loaded = models.load_clip("emojiclip", None, torch.device("cpu"))
+    from utils import datasets
+    drawn = datasets.load_images("emoji_seg").scenes
+    for feature in ("color", "size"):
+        row = told["features"][feature]
+        texts = loaded.model.encode_text(loaded.tokenizer(row["texts"]), normalize=True).numpy()
+        slow = [literal_agreement(x[:, c], whole, texts) for c in range(len(components))]
+        column = {kind: [part[kind][feature] for part in told["components"]] for kind in ("scores", "rankings", "truth")}
+        np.testing.assert_allclose(column["rankings"], slow, atol=2e-3)  # ranks of float32 products: a near tie may turn
+        np.testing.assert_allclose(column["scores"], features.feature_scores([x], [texts])[0], atol=1e-5)
+        group = np.array([scene.attributes()[feature] for scene in drawn])
+        np.testing.assert_allclose(column["truth"], [literal_share(x[:, c], group) for c in range(len(components))], atol=1e-5)
+        assert row["truth"]["spearman"] == pytest.approx(spearmanr(column["scores"], column["truth"]).statistic)
+        assert row["rankings"]["spearman"] == pytest.approx(spearmanr(column["scores"], column["rankings"]).statistic)
+        assert row["truth"]["largest_share"] == max(column["truth"]) and row["truth"]["constant"] == 0
+        best = max(told["components"], key=lambda part: part["scores"][feature])
+        assert (f"| {feature} | {best['name']} ({best['scores'][feature]:.2f}), " in out
+                and f" | {row['rankings']['spearman']:.2f} | {row['truth']['spearman']:.2f} | "
+                    f"{100 * max(column['truth']):.1f} |" in out)
+    picture = Image.open(tmp_path / f"emoji_seg_component_scores_{model}.png")
+    assert picture.format == "PNG" and picture.width > 800
+    if model == "emojiclip":  # the truth of its colour head is known, and its score is among the best
+        best = sorted(told["components"], key=lambda part: -part["scores"]["color"])[:3]
+        assert "attn 5.4" in [part["name"] for part in best]
+
+
+def test_without_truth_and_with_features_that_are_not_known(run_script, scenes_run, tmp_path):
+    path = tmp_path / "f.yaml"
+    path.write_text("animal: [a dog, a cat]\ncolor: [a red background]\n")
+    code, out, err = run_script("compute_component_scores", *options(
+        scenes_run, "--model", "emojiclip", "--output_dir", tmp_path / "new", "--features", path))
+    assert code == 0, err
+    assert out.startswith("| feature | best components | rankings |\n| --- | --- | --- |\n| animal | ")
+    told = json.loads((tmp_path / "new" / "emoji_seg_component_scores_emojiclip.json").read_text())
+    assert set(told["features"]["color"]) == {"texts", "rankings"} and set(told["components"][0]["scores"]) == {"animal", "color"}
+    assert "truth" not in told["components"][0]
+
+
+def test_bad_input_is_one_line(refused, scenes_run, tmp_path, monkeypatch):
+    from utils import datasets
+
+    def line(folder, *more):
+        return refused("compute_component_scores", *options(folder, "--truth", *more))
+
+    assert "--truth: that of the images of imagenet is not known; it is of emoji, " in line(scenes_run, "--dataset", "imagenet")
+    path = tmp_path / "f.yaml"
+    path.write_text("animal: [a dog, a cat]\n")
+    assert "has no feature that is known of scenes; these are object, " in line(scenes_run, "--features", path)
+    assert "no such file" in line(scenes_run, "--features", tmp_path / "none.yaml").lower()
+    path.write_text(f"color: [{', '.join(f'a{i}' for i in range(129))}]\n")
+    assert "129 texts span more than the 128 directions" in line(scenes_run, "--model", "emojiclip", "--features", path)
+    assert "make it with: python compute_prs.py" in line(tmp_path, "--model", "emojiclip")
+    shutil.copytree(scenes_run, tmp_path / "run")
+    manifest = tmp_path / "run" / "emoji_seg_emojiclip.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights_sha256": "0" * 64}))
+    assert "are not those of the arrays" in line(tmp_path / "run", "--model", "emojiclip")
+    assert "the arrays of emojiclip have other weights" in line(tmp_path / "run", "--model", "m-as-emojiclip")
+    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 141})
+    assert "the data set has 141 images, and the arrays hold 140" in line(scenes_run, "--model", "emojiclip")
+
+
+def test_a_model_without_texts_is_sent_to_be_mapped():
+    with pytest.raises(UserError, match="--model timm:x has no text side; map it to a CLIP with compute_alignment.py"):
+        features.embed(SimpleNamespace(), {"model": "timm:x"}, [["a"]], 8)

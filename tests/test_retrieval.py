@@ -1,0 +1,279 @@
+"""Retrieval through components: against literal definitions, with blocks of different numbers of heads, and by the script."""
+import importlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_spurious import literal_feature_score
+
+from utils import arrays, datasets, models, retrieval, scenes, script, zeroshot
+from utils.terms import HeadTerms
+
+UNEVEN = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
+WAYS = [[1, 4, 7], [3], None]
+FEATURES = {"color": ["a red background", "a blue background", "a green background"],
+            "object": ["a dog", "a pizza", "a fish", "a boot"], "many": ["one thing", "four things"]}
+
+
+def uneven_run(images, dtype=np.float32, seed=0, width=5):
+    """Random terms of blocks of 2, 3 and 1 heads, an embedding and two MLPs, and two convolution blocks: a run, and all of
+    its components [b, c, d]."""
+    rng = np.random.default_rng(seed)
+    parts = {what: (rng.normal(size=(number, width)) * 3 + rng.normal(size=(images, number, width))).astype(dtype)
+             for what, number in (("attn", 6), ("mlp", 3), ("conv", 2))}
+    flat = np.concatenate(list(parts.values()), axis=1)
+    return {**parts, "attn": HeadTerms(parts["attn"], UNEVEN), "labels": np.zeros(images, int)}, flat
+
+
+def literal_sum(components, way):
+    """What one image [c, d] is compared by, added up one by one in double precision."""
+    total = np.zeros(components.shape[1])
+    for column, component in enumerate(components):
+        if way is None or column in way:
+            total = total + component.astype(np.float64)
+    return total
+
+
+def literal_by_image(flat, way, query):
+    """Every image's cosine with a query, and its own place."""
+    every = [literal_sum(one, way) for one in flat]
+    mean = 0 if way is None else sum(every) / len(every)
+    own = every[query] - mean
+    return [(one - mean) @ own / np.linalg.norm(one - mean) / np.linalg.norm(own) for one in every]
+
+
+def literal_order(similarities, number, left_out=None):
+    return sorted((i for i in range(len(similarities)) if i != left_out), key=lambda i: (-similarities[i], i))[:number]
+
+
+@pytest.mark.parametrize("images", [1, 64, 130])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_images_of_a_text_are_the_literal_ones(images, dtype):
+    run, flat = uneven_run(images, dtype)
+    texts = np.random.default_rng(1).normal(size=(2, 5)).astype(np.float32)
+    found = retrieval.by_texts(run, WAYS, texts)
+    assert found.shape == (3, 2, images) and found.dtype == np.float32
+    for w, way in enumerate(WAYS):
+        for q, text in enumerate(texts):
+            slow = [literal_sum(one, way) @ text.astype(np.float64) for one in flat]
+            np.testing.assert_allclose(found[w, q], slow, rtol=1e-5, atol=1e-5)
+            assert retrieval.first(found, min(7, images))[w, q].tolist() == literal_order(slow, min(7, images))
+
+
+@pytest.mark.parametrize("images", [9, 64, 130])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_images_of_an_image_are_the_literal_ones_without_itself(images, dtype):
+    run, flat = uneven_run(images, dtype)
+    queries = [3, images - 1]
+    found = retrieval.by_images(run, WAYS, queries)
+    order = retrieval.first(found, 8, queries)
+    assert found.shape == (3, 2, images) and order.shape == (3, 2, 8)
+    for w, way in enumerate(WAYS):
+        for q, query in enumerate(queries):
+            slow = literal_by_image(flat, way, query)
+            np.testing.assert_allclose(found[w, q], slow, atol=1e-5)
+            assert order[w, q].tolist() == literal_order(slow, 8, query)
+            assert found[w, q, query] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_is_the_same_in_every_image_is_similar_to_none(dtype):
+    run, _ = uneven_run(70, dtype)
+    noise = np.random.default_rng(1).uniform(-1, 1, (70, 5))
+    run["mlp"][:, 1] = (0.3 + np.finfo(dtype).eps * 0.3 * noise).astype(dtype)  # but for the rounding of what is stored
+    found = retrieval.by_images(run, [[7], [7, 0]], [2])
+    assert (found[0] == 0).all() and (found[1] != 0).all()
+    assert retrieval.first(found, 3, [2])[0].tolist() == [[0, 1, 3]]
+
+
+def test_of_equal_images_the_first_comes_first_wherever_they_stand():
+    run, _ = uneven_run(200)
+    copies = [5, 63, 64, 199]
+    for what in ("mlp", "conv"):
+        run[what][copies] = run[what][5]
+    run["attn"].array[copies] = run["attn"].array[5]
+    for similarities in (retrieval.by_images(run, WAYS, [64]), retrieval.by_texts(run, WAYS, run["mlp"][64, :1])):
+        assert all(len(set(way[0, copies].tolist())) == 1 for way in similarities)
+    assert (retrieval.first(retrieval.by_images(run, WAYS, [64]), 3, [64])[:, 0] == [5, 63, 199]).all()
+
+
+def test_the_most_of_a_feature_with_and_without_the_others():
+    scores = np.array([[0.1, 0.9, 0.5, 0.5, -1], [0.0, 0.8, 0.1, 0.2, 0.3], [-0.2, 0.1, 0.4, -0.5, 0.2]])
+    assert retrieval.most(scores, 0, 3, False) == [1, 2, 3]
+    literal = sorted(range(5), key=lambda c: -(scores[0, c] - max(scores[1, c], scores[2, c])))
+    assert retrieval.most(scores, 0, 5, True) == literal == [3, 0, 1, 2, 4]
+    assert retrieval.most(scores, 2, 1, True) == [2]
+
+
+@pytest.mark.parametrize("attribute, text, value", [
+    ("color", "a red background", "red"), ("color", "a colored background", None), ("position", "up in the top left", "top left"),
+    ("position", "at the top", "top"), ("count", "four dogs", 4), ("count", "a dog", None),
+    ("style", "an outlined drawing", "openmoji"), ("object", "two hot dog", "hot dog"), ("texture", "striped", "striped")])
+def test_the_value_that_a_text_names(attribute, text, value):
+    values = {scene.attributes()[attribute] for scene in scenes.sample_scenes(2000, 1)}
+    assert retrieval.named_value(attribute, text, values) == value
+
+
+def test_agreement_is_counted_among_the_others():
+    truth = [{"color": color} for color in ("red", "blue", "red", "red", "blue")]
+    found = np.array([2, 4])
+    assert retrieval.agreement(truth, 0, "color", found) == {"value": "red", "share": 50, "chance": 50}
+    assert retrieval.agreement(truth, "a blue thing", "color", found) == {"value": "blue", "share": 50, "chance": 40}
+    assert retrieval.agreement(truth, "a green thing", "color", found) is None
+
+
+@pytest.fixture(scope="module")
+def scenes_run(tmp_path_factory):
+    """The embedded model's arrays on the val split of emoji_spurious, as a run of emojiclip; as one of a model "m", whose blocks
+    have 2, 3 and 1 heads and whose components are turned, in a space of its own; and as "m-as-emojiclip"."""
+    folder = tmp_path_factory.mktemp("retrieval")
+    module = importlib.import_module("compute_prs")
+    module.main(script.parse(module.get_args_parser(), [
+        "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size", "16", "--num_workers", "0",
+        "--device", "cpu", "--output_dir", str(folder)]))
+    run, manifest, _ = arrays.open_terms(folder, "emoji_spurious", "emojiclip", "val")
+    groups = np.array_split(np.concatenate([run["attn"][:], run["mlp"][:]], axis=1), 11, axis=1)
+    flat = np.stack([group.sum(axis=1) for group in groups], axis=1)  # 11 components with the same sum
+    names = {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in UNEVEN],
+             "mlp": [{"kind": "embed", "block": -1, "head": None}] + [{"kind": "mlp", "block": i, "head": None} for i in (0, 2)],
+             "conv": [{"kind": "conv", "block": i, "head": None} for i in (0, 1)]}
+    turns = np.linalg.qr(np.random.default_rng(0).normal(size=(11, 128, 128)))[0][..., :7].astype(np.float32)
+    text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip",
+            "text_weights_sha256": manifest["weights_sha256"]}
+    for model, values, more in (("m", np.einsum("bcd,cdk->bck", flat, turns), {}), ("m-as-emojiclip", flat, text)):
+        about = {**manifest, "weights_sha256": model, **more}
+        write_run(folder, "emoji_spurious_val", model, values, run["labels"], names, about)
+    return folder
+
+
+def write_run(folder, name, model, flat, labels, names, manifest):
+    """A run with the components [b, c, d] that `names` name."""
+    with arrays.Writer(arrays.manifest_path(folder, name, model)) as writer:
+        start = 0
+        for what, listed in names.items():
+            writer.append(arrays.term_path(folder, name, what, model), flat[:, start:start + len(listed)])
+            start += len(listed)
+        writer.append(arrays.term_path(folder, name, "labels", model), labels, "int64")
+        arrays.write_json(arrays.term_path(folder, name, "components", model).with_suffix(".json"), names)
+        writer.finish({**{key: value for key, value in manifest.items() if key not in ("arrays", "versions")}, "model": model})
+
+
+@pytest.fixture
+def features_file(tmp_path):
+    path = tmp_path / "features.yaml"
+    path.write_text(json.dumps(FEATURES))
+    return path
+
+
+def arguments(folder, out, features_file, *more, model="emojiclip"):
+    return ("--model", model, "--dataset", "emoji_spurious", "--split", "val", "--input_dir", folder, "--output_dir", out,
+            "--features", features_file, "--device", "cpu", *more)
+
+
+def literal_scores(flat):
+    """Every component's score for every feature [features, c], and the CLIP."""
+    clip, whole = models.load_clip("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
+    embedded = [zeroshot.embed_texts(clip, texts, 99) for texts in FEATURES.values()]
+    return np.array([[literal_feature_score(flat[:, c], whole, texts) for c in range(flat.shape[1])] for texts in embedded]), clip
+
+
+def loaded(folder, model):
+    run, *named = arrays.open_terms(folder, "emoji_spurious", model, "val")
+    return np.concatenate([run[what][:] for what in ("attn", "mlp", "conv") if what in run], axis=1), named[1]
+
+
+def known():
+    drawn, labels, _ = datasets.embedded_scenes("emoji_spurious", "val")
+    return [scene.attributes() for scene in drawn], [datasets.SPURIOUS_CLASSES[label] for label in labels]
+
+
+def test_the_script_finds_images_by_text(run_script, scenes_run, features_file, tmp_path):
+    code, out, err = run_script("compute_retrieval", *arguments(
+        scenes_run, tmp_path, features_file, "--text", "a blue background", "a dog", "--feature", "color", "many",
+        "--components", 4, "--neighbors", 5))
+    assert code == 0, err
+    found = json.loads((tmp_path / "emoji_spurious_val_retrieval_emojiclip.json").read_text())
+    flat, _ = loaded(scenes_run, "emojiclip")
+    scores, clip = literal_scores(flat)
+    truth, classes = known()
+    texts = zeroshot.embed_texts(clip, ["a blue background", "a dog"], 9).astype(np.float64)
+    heads = [f"attn {layer}.{head}" for layer in range(6) for head in range(6)]
+    labels = [*heads, "embed", *(f"mlp {layer}" for layer in range(6))]
+    assert [entry["query"] for entry in found["queries"]] == [{"text": "a blue background"}, {"text": "a dog"}]
+    for q, entry in enumerate(found["queries"]):
+        assert [way["by"] for way in entry["ways"]] == ["color", "many", "whole"]
+        for way, row in zip(entry["ways"], (0, 2, None)):
+            columns = None if row is None else sorted(range(43), key=lambda c: -scores[row, c])[:4]
+            if columns:
+                assert [part["name"] for part in way["components"]] == [labels[c] for c in columns]
+                assert [part["score"] for part in way["components"]] == pytest.approx(scores[row, columns], abs=1e-5)
+            else:
+                assert way["components"] is None
+            slow = [literal_sum(one, columns) @ texts[q] for one in flat]
+            assert [near["index"] for near in way["neighbors"]] == literal_order(slow, 5)
+            assert [near["similarity"] for near in way["neighbors"]] == pytest.approx(sorted(slow)[:-6:-1], abs=1e-5)
+            assert [near["class"] for near in way["neighbors"]] == [classes[near["index"]] for near in way["neighbors"]]
+            blue = [row["color"] == "blue" for row in truth]
+            expected = {"value": "blue", "chance": pytest.approx(100 * np.mean(blue)),
+                        "share": pytest.approx(20 * sum(blue[near["index"]] for near in way["neighbors"]))}
+            assert way["agreement"] == {"color": None if q else expected}
+    first = found["queries"][0]["ways"][0]["agreement"]["color"]
+    assert first["share"] == 100 and f"; color blue 100.0% (any image {first['chance']:.1f}%): " in out
+    assert "a dog, whole representation: " in out
+    assert Image.open(tmp_path / "emoji_spurious_val_retrieval_emojiclip.png").height > 6 * 200
+
+
+def test_the_script_compares_the_unmapped_components_of_uneven_blocks(run_script, scenes_run, features_file, tmp_path):
+    common = arguments(scenes_run, tmp_path, features_file, "--index", 7, 399, "--feature", "object", "--components", 3,
+                       "--neighbors", 6, model="m-as-emojiclip")
+    code, out, err = run_script("compute_retrieval", *common)
+    assert code == 0, err
+    path = tmp_path / "emoji_spurious_val_retrieval_m-as-emojiclip.json"
+    text, found = path.read_text(), json.loads(path.read_text())
+    flat, names = loaded(scenes_run, "m-as-emojiclip")
+    source, _ = loaded(scenes_run, "m")
+    assert source.shape[2] == 7
+    scores, _ = literal_scores(flat)
+    truth, classes = known()
+    labels = [*(f"attn {block}.{head}" for block, head in UNEVEN), "embed", "mlp 0", "mlp 2", "conv 0", "conv 1"]
+    columns = sorted(range(11), key=lambda c: -(scores[1, c] - max(scores[0, c], scores[2, c])))[:3]
+    for query, entry in zip((7, 399), found["queries"]):
+        assert entry["query"] == {"index": query, "class": classes[query]}
+        assert [part["name"] for part in entry["ways"][0]["components"]] == [labels[c] for c in columns]
+        for way, chosen in zip(entry["ways"], (columns, None)):
+            slow = literal_by_image(source, chosen, query)
+            assert [near["index"] for near in way["neighbors"]] == literal_order(slow, 6, query)
+            same = [i for i, row in enumerate(truth) if row["object"] == truth[query]["object"] and i != query]
+            assert way["agreement"]["object"] == {
+                "value": truth[query]["object"], "chance": pytest.approx(100 * len(same) / 399),
+                "share": pytest.approx(100 * sum(near["index"] in same for near in way["neighbors"]) / 6)}
+    assert "399, whole representation; object " in out
+    assert run_script("compute_retrieval", *common, "--source_model", "m")[0] == 0 and path.read_text() == text
+
+
+@pytest.mark.parametrize("more, message", [
+    ((), "either by --text or by --index"), (("--text", "a", "--index", 1), "either by --text or by --index"),
+    (("--text", "a", "--feature", "colour"), "--feature colour: "), (("--index", 400), "the run has the images 0 to 399"),
+    (("--index", -1), "--index -1: "), (("--text", "a", "--components", 0), "--components is 0"),
+    (("--text", "a", "--components", 44), "--components 44: the run has 43"), (("--text", "a", "--neighbors", 41), "room for 40"),
+    (("--index", 1, "--source_model", "m"), "--source_model goes with --index and a mapped model"),
+    (("--text", *map(str, range(21))), "21 queries by 2 ways of comparing make 42 rows"),
+    (("--text", "a", "--features", "nothing.yaml"), "nothing.yaml: cannot be read"),
+    (("--text", "a", "--pretrained", "openai"), "--pretrained openai does not go with"),
+    (("--text", "a", "--split", "train"), "does not exist; make it with: python compute_prs.py")])
+def test_bad_options_are_one_line(refused, scenes_run, features_file, tmp_path, more, message):
+    common = arguments(scenes_run, tmp_path / "new", features_file, "--feature", "color")
+    assert message in refused("compute_retrieval", *common, *more)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_does_not_belong_together_is_one_line(refused, scenes_run, features_file, tmp_path):
+    common = arguments(scenes_run, tmp_path / "new", features_file, model="m-as-emojiclip")
+    by_image = ("compute_retrieval", *common, "--feature", "color", "--index", 1)
+    assert "the following arguments are required: --feature" in refused("compute_retrieval", *common, "--index", 1)
+    assert "--source_model emojiclip: has other components" in refused(*by_image, "--source_model", "emojiclip")
+    assert "does not exist; make it with: python compute_prs.py" in refused(*by_image, "--source_model", "n")
+    assert "--source_model goes with --index" in refused(*by_image[:-2], "--text", "a", "--source_model", "m")
+    features_file.write_text('{"color": ["red", "blue"]}')
+    assert "compares a feature with others, and there is one" in refused(*by_image)
