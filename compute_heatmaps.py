@@ -2,14 +2,19 @@
 
     python compute_heatmaps.py --model ViT-L-14 --pretrained laion2b_s32b_b82k --image photo.jpg --text "a red apple" "a dog"
     python compute_heatmaps.py --model emojiclip --image photo.jpg --text "a red apple" --layer 5 --head 1
+    python compute_heatmaps.py --model timm:vit_base_patch14_dinov2.lvd142m --image photo.jpg --text "a dog" \\
+        --maps output_dir/imagenet_train_maps_timm-vit_base_patch14_dinov2.lvd142m_to_ViT-L-14.safetensors
 
 For each text, the contribution of every patch of the picture to their cosine similarity, through all attention heads,
-or those of one layer, or one head (paper section 3.3). The picture may have any format that Pillow reads, and keeps
-its aspect ratio: its shorter side gets the model's image size.
+or those of one layer, or one head (paper section 3.3). Any CLIP; any model of timm with the --maps that compute_alignment.py
+made for it, for texts of the CLIP that it was mapped to. The picture may have any format that Pillow reads. It keeps its aspect
+ratio: its shorter side gets the model's image size. A mapped model, and a CLIP whose image tower comes from timm or pools by
+attention, gets the picture at its own size alone, cropped or squeezed by its own transform. Of a model whose layers have
+different grids (Swin, MaxViT), one layer is shown on its own grid, and all are added on the finest.
 
-Prints what the similarity is the sum of: the patches, the class token's attention to itself, the MLPs, and the embedded
-class token, which is the same for every picture. Writes to --output, by default ./output_dir/{picture}_heatmaps.png:
-the picture beside its heat maps; and all numbers, as JSON, beside it.
+Prints what the similarity is the sum of: the patches, class and register tokens, the MLPs, convolution blocks, and the
+embedding, which for a model with a class token is the same for every picture. Writes to --output, by default
+./output_dir/{picture}_heatmaps.png: the picture beside its heat maps; and all numbers, as JSON, beside it.
 """
 import argparse
 
@@ -32,6 +37,8 @@ def get_args_parser():
     add_model_options(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="a picture")
     parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
+    parser.add_argument("--maps", metavar="FILE", help="maps of compute_alignment.py from --model to a CLIP, for whose texts the "
+                        "heat maps then are; needed with timm:NAME (default: --model is the CLIP)")
     parser.add_argument("--layer", type=int, help="only this layer's heads, counted from 0 (default: all)")
     parser.add_argument("--head", type=int, help="only this head of --layer, counted from 0 (default: all)")
     parser.add_argument("--output", metavar="FILE.png",
@@ -50,6 +57,8 @@ def check_options(args) -> None:
         raise UserError(f"--text: {len(args.text)} texts, and a picture has room for {MOST_TEXTS}; make several")
     if args.head is not None and args.layer is None:
         raise UserError(f"--head {args.head}: a head needs its layer; give --layer too, counted from 0")
+    if args.model.startswith("timm:") and not args.maps:
+        raise UserError(f"--model {args.model} has no text side; give --maps, which compute_alignment.py makes")
     if Path(args.output).suffix.lower() != ".png":
         raise UserError(f"--output {args.output}: a PNG is written; let the name end in .png")
     if Path(args.output).resolve() == Path(args.image).resolve():
@@ -63,26 +72,41 @@ def main(args) -> None:
     args.output = args.output or f"./output_dir/{Path(args.image).stem}_heatmaps.png"
     check_options(args)
 
-    from utils import arrays, heatmaps, models, plots
-    from utils.decomposition import read_tower
+    from utils import arrays, decomposition, heatmaps, maps, models, plots
     from utils.script import pick_device
     from utils.zeroshot import embed_texts
 
     picture = heatmaps.read_picture(args.image)  # a wrong file is found before a large model is loaded
-    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
-    tower = read_tower(clip.model.visual)
-    pixels = heatmaps.to_pixels(picture, clip, tower.patch_size)
-    found = heatmaps.explain(tower, pixels, args.text, embed_texts(clip, args.text, len(args.text)), args.layer, args.head)
+    device, tower = pick_device(args.device), None
+    if args.maps:
+        trained = maps.load(Path(args.maps), "make them with compute_alignment.py")
+        vision = models.load_vision(args.model, args.pretrained, device, args.seed)
+        maps.check_model(trained, vision)
+        clip = models.load_text_side(args, maps.text_side(trained.about))
+        carry = trained.weight.to(device), trained.bias.to(device)
+    else:
+        clip = models.load_clip(args.model, args.pretrained, device, args.seed)
+        vision, carry = models.image_side(clip), None
+        tower = decomposition.find_tower(vision)
+    directions = embed_texts(clip, args.text, len(args.text))
+    if tower:
+        pixels = heatmaps.to_pixels(picture, clip, tower.patch_size)
+        found = heatmaps.explain(tower, pixels, args.text, directions, args.layer, args.head)
+    else:
+        pixels, picture = vision.preprocess(picture)[None].to(device), heatmaps.crop(picture, vision)
+        found = heatmaps.explain_by_walk(vision, pixels, args.text, directions, args.layer, args.head, carry)
     for one in found:
         print(f"{one.text}\n{heatmaps.table(one)}\n")
 
     path = Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{args.model}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
+    name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model
+    title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
     plots.heat_maps(picture, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
     arrays.write_json(path.with_suffix(".json"), {
-        "model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip), "image": args.image,
+        "model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision), "image": args.image,
+        **({"maps": args.maps, "maps_sha256": trained.sha256, **maps.text_side(trained.about)} if args.maps else {}),
         "layer": args.layer, "head": args.head, "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
                   for one in found]})

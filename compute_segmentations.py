@@ -3,10 +3,17 @@
     python compute_segmentations.py --model ViT-L-14 --pretrained laion2b_s32b_b82k \\
         --data_path imagenet_seg/gtsegs_ijcv.mat --save_img
     python compute_segmentations.py --model emojiclip --train_dataset emoji_seg --classifier_dataset emoji --method all
+    python compute_segmentations.py --model timm:deit_base_patch16_224 --data_path imagenet_seg/gtsegs_ijcv.mat \\
+        --maps output_dir/imagenet_train_maps_timm-deit_base_patch16_224_to_ViT-L-14.safetensors
 
 Reads the classifier that compute_text_projection.py wrote to --classifier_dir. Of every image, the patches that speak for
-the predicted class are found and compared with the image's mask (paper section 5). Prints the mean IoU over foreground
-and background, the pixel accuracy and the mean average precision; with --method all a table of all methods.
+the predicted class (or the true one) are found and compared with the image's mask (paper section 5). Prints the mean IoU over
+foreground and background, the pixel accuracy, the mean average precision, and the IoU and average precision of the
+foreground alone; with --method all a table of all methods.
+
+Takes any CLIP, and any model of timm with the --maps that compute_alignment.py made for it; the classifier is then that of the
+CLIP that it was mapped to. A mapped model, and a CLIP whose image tower comes from timm or pools by attention, takes images at
+its own size alone, cropped by its own transform, and has the method decomposition alone.
 
 Data sets (--train_dataset): imagenet_seg (--data_path gtsegs_ijcv.mat), masks_folder (--data_path DIR with DIR/images and
 DIR/masks, files of the same names; 0 in a mask is background), and the embedded emoji_seg.
@@ -28,6 +35,8 @@ METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "parti
 def get_args_parser():
     parser = make_parser(__doc__)
     add_model_options(parser)
+    parser.add_argument("--maps", metavar="FILE", help="maps of compute_alignment.py from --model to a CLIP, whose classifier is "
+                        "then read; needed with timm:NAME (default: --model is the CLIP)")
     parser.add_argument("--image_size", type=int, metavar="PIXELS",
                         help="side at which images enter the model and figures are taken, a multiple of the model's patch "
                              "(default: the model's own, 224 for the paper's models)")
@@ -44,9 +53,12 @@ def get_args_parser():
                              "(default: %(default)s)")
     parser.add_argument("--method", default="decomposition", choices=(*METHODS, "all"), metavar="NAME",
                         help=f"one of {', '.join(METHODS)}, all (default: %(default)s)")
-    parser.add_argument("--mask_resize", default="published", choices=("published", "aligned"), metavar="HOW",
-                        help="published squeezes the whole mask to a square while the image is cropped; aligned crops both "
+    parser.add_argument("--target", default="predicted", choices=("predicted", "true"),
+                        help="whose logit is explained: of the predicted class, or of the true one, which emoji_seg knows "
                              "(default: %(default)s)")
+    parser.add_argument("--mask_resize", choices=("published", "aligned"), metavar="HOW",
+                        help="published squeezes the whole mask to a square while the image is cropped; aligned crops both "
+                             "(default: published; aligned where the model's own transform is taken)")
     parser.add_argument("--save_img", action="store_true", help="write pictures of every image (default: off)")
     parser.add_argument("--batch_size", type=int, default=8,
                         help="images a forward pass; changes no figure (default: %(default)s)")
@@ -61,7 +73,6 @@ def main(args) -> None:
     from tqdm import tqdm
 
     from utils import arrays, datasets, models, segmentation
-    from utils.decomposition import decompose_tokens, read_tower
     from utils.script import check_positive, pick_device
 
     check_positive(args, "batch_size")
@@ -69,52 +80,53 @@ def main(args) -> None:
         raise UserError(f"--thr is {args.thr}; it must be from 0 to 1")
     data = segmentation.READERS[args.train_dataset](args.data_path)
     device = pick_device(args.device)
-    clip = models.load_clip(args.model, args.pretrained, device, args.seed)
-    tower = read_tower(clip.model.visual)
-    image_size = segmentation.check_image_size(clip.image_size[0] if args.image_size is None else args.image_size, tower)
-    weights = models.weights_hash(clip)
-    classifier = segmentation.load_classifier(clip, weights, tower.projection.shape[1], args.classifier_dir,
-                                              args.classifier_dataset)
+    subject = segmentation.load_subject(args, device)
+    vision, weights = subject.vision, models.weights_hash(subject.vision)
+    prepare, image_size = segmentation.transform(vision, subject.tower, args.image_size)
+    mask_resize = args.mask_resize or ("published" if subject.tower else "aligned")
+    classifier, classes = segmentation.load_classifier(args.model, subject.run, subject.width, args.classifier_dir,
+                                                       args.classifier_dataset, device)
+    truth = segmentation.true_classes(data, classes).to(device) if args.target == "true" else None
     methods = METHODS if args.method == "all" else (args.method,)
     if methods != ("decomposition",):
+        segmentation.check_baselines(subject, args.method)
         from utils.relevance import METHODS as baselines
 
     scores = {method: segmentation.Scores(args.thr, device) for method in methods}
-    pictures = Path(args.output_dir, f"{args.train_dataset}_{args.method}_pictures_{clip.name}")
+    pictures = Path(args.output_dir, f"{args.train_dataset}_{args.method}_pictures_{subject.name}")
     if args.save_img:
         pictures.mkdir(parents=True, exist_ok=True)
     done = without_foreground = 0
     with tqdm(total=len(data.names), desc="images", unit="image") as progress:
-        for pixels, masks in segmentation.batches(data, clip, image_size, args.mask_resize, args.batch_size,
+        for pixels, masks in segmentation.batches(data, prepare, image_size, mask_resize, args.batch_size,
                                                   datasets.worker_count(args.num_workers)):
             pixels, masks = pixels.to(device), masks.to(device)
-            terms = decompose_tokens(tower, pixels)
-            predicted = (terms.representation @ classifier).argmax(dim=1)
+            maps, target = segmentation.class_maps(subject, pixels, classifier,
+                                                   None if truth is None else truth[done:done + len(masks)])
             heats = {}
             for method in methods:
-                maps = segmentation.decomposition_maps(terms, classifier, predicted) if method == "decomposition" else \
-                    baselines[method](clip.model, pixels, classifier, predicted)
-                heats[method] = segmentation.heat_maps(maps, image_size)
+                found = maps if method == "decomposition" else baselines[method](vision.model, pixels, classifier, target)
+                heats[method] = segmentation.heat_maps(found, image_size)
                 scores[method].update(heats[method], masks)
             if args.save_img:
-                segmentation.save_pictures(pictures, data.names[done:done + len(masks)], clip, pixels, masks, heats)
+                segmentation.save_pictures(pictures, data.names[done:done + len(masks)], prepare, pixels, masks, heats)
             without_foreground += int((~masks).flatten(1).all(dim=1).sum())
             done += len(masks)
             progress.update(len(masks))
 
     figures = {method: score.figures() for method, score in scores.items()}
-    published = segmentation.PUBLISHED.get((args.model, clip.source), {}) if args.train_dataset == "imagenet_seg" else {}
-    path = arrays.manifest_path(args.output_dir, args.train_dataset, "segmentation", args.method, clip.name)
+    published = segmentation.PUBLISHED.get((args.model, vision.source), {}) if args.train_dataset == "imagenet_seg" else {}
+    path = arrays.manifest_path(args.output_dir, args.train_dataset, "segmentation", args.method, subject.name)
     with arrays.Writer(path) as writer:
         for score in scores.values():
             for what, values in zip(("precision", "recall"), score.curve()):
                 name = f"{args.method}_{what}"
-                writer.append(arrays.term_path(args.output_dir, args.train_dataset, name, clip.name), values[None])
-        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": weights,
+                writer.append(arrays.term_path(args.output_dir, args.train_dataset, name, subject.name), values[None])
+        writer.finish({"model": args.model, "pretrained": vision.source, "weights_sha256": weights, **subject.about,
                        "dataset": args.train_dataset, "images": done, "images_without_foreground": without_foreground,
                        "classifier": args.classifier_dataset, "classes": classifier.shape[1],
-                       "options": {"image_size": image_size, "mask_resize": args.mask_resize, "thr": args.thr,
-                                   "batch_size": args.batch_size, "seed": args.seed},
+                       "options": {"image_size": image_size, "mask_resize": mask_resize, "thr": args.thr,
+                                   "target": args.target, "batch_size": args.batch_size, "seed": args.seed},
                        "methods": {name: found | {"published_percent": published.get(name)} for name, found in figures.items()},
                        "definitions": segmentation.DEFINITIONS})
     for line in segmentation.report(figures, published):

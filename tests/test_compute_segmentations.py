@@ -5,7 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import load_script
+from conftest import ROOT, TEXT, VISION, load_script
 from PIL import Image
 
 SCENES = 11
@@ -153,13 +153,15 @@ def test_all_methods_in_one_table(result, run_script, options, mat_file, tmp_pat
 def test_published_figures_stand_beside_ours():
     from utils import segmentation
 
-    ours = {"pixel_accuracy": 0.75, "mean_iou": 0.5, "mean_ap": 0.8}
+    ours = {"pixel_accuracy": 0.75, "mean_iou": 0.5, "mean_ap": 0.8, "foreground_iou": 0.25, "foreground_ap": 0.625}
     published = segmentation.PUBLISHED["ViT-L-14", "laion2b_s32b_b82k"]
-    assert list(segmentation.report({"decomposition": ours}, published))[:3] == [
-        "Mean IoU over 2 classes: 0.5000", "Pixel-wise Accuracy: 75.00%", "Mean AP over 2 classes: 0.8000"]
-    _, row, without, note = segmentation.report({"lrp": ours, "maskclip": ours}, published)
-    assert row.split() == ["lrp", "75.00", "(52.81)", "50.00", "(33.57)", "80.00", "(54.37)"]
-    assert without.split() == ["maskclip", "75.00", "50.00", "80.00"] and "published" in note
+    assert list(segmentation.report({"decomposition": ours}, published)) == [
+        "Mean IoU over 2 classes: 0.5000", "Pixel-wise Accuracy: 75.00%", "Mean AP over 2 classes: 0.8000",
+        "Foreground alone: IoU 0.2500, AP 0.6250", "published: accuracy 75.21, mIoU 54.50, mAP 81.61"]
+    head, row, without, note = segmentation.report({"lrp": ours, "maskclip": ours}, published)
+    assert row.split() == ["lrp", "75.00", "(52.81)", "50.00", "(33.57)", "80.00", "(54.37)", "25.00", "62.50"]
+    assert without.split() == ["maskclip", "75.00", "50.00", "80.00", "25.00", "62.50"] and "published" in note
+    assert len(head) == len(row) == len(without)
 
 
 def test_an_image_without_foreground_is_counted(result, mask_folder):
@@ -324,3 +326,122 @@ def test_the_benchmark_prints_a_ratio(capsys):
     bench_segmentation.main(script.parse(bench_segmentation.get_args_parser(), [
         "--model", "emojiclip", "--batch_size", "2", "--repeats", "2", "--device", "cpu"]))
     assert re.search(r"ratio +\d+\.\d{3}\n", capsys.readouterr().out)
+
+
+EMOJIVIT = f"timm:local-dir:{ROOT / 'models' / 'emojivit'}"
+
+
+@pytest.fixture(scope="module")
+def maps_file(tmp_path_factory):
+    """Maps of emojivit to the embedded CLIP: one ridge solution of the representations of 400 scenes, for every component."""
+    import torch
+
+    from utils import maps, models, scenes
+
+    path = tmp_path_factory.mktemp("maps") / "maps.safetensors"
+    images, _ = scenes.draw(scenes.sample_scenes(400, seed=11), 64)
+    pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    vision, clip = (models.load_vision(name, None, torch.device("cpu")) for name in (EMOJIVIT, "emojiclip"))
+    with torch.no_grad():
+        x, y = (model.encode(torch.stack([model.preprocess(picture) for picture in pictures])) for model in (vision, clip))
+    weight, bias = maps.start("ridge", 43, x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True), 0)
+    maps.save(path, weight, bias, {
+        "model": "emojivit", "pretrained": vision.source, "weights_sha256": models.weights_hash(vision), "clip": "emojiclip",
+        "clip_option": "emojiclip", "clip_pretrained": clip.source, "clip_weights_sha256": models.weights_hash(clip)})
+    return path
+
+
+@pytest.fixture
+def mapped(classifier_dir, maps_file, tmp_path):
+    """Options of a run with the mapped model, and more."""
+    def make(dataset, *more):
+        return ("--model", EMOJIVIT, "--maps", maps_file, "--device", "cpu", "--classifier_dir", classifier_dir,
+                "--classifier_dataset", "emoji", "--train_dataset", dataset, "--output_dir", tmp_path / "out",
+                "--num_workers", 0, *more)
+    return make
+
+
+def test_a_mapped_model_finds_the_objects(run_script, mapped, tmp_path, monkeypatch):
+    from utils import datasets
+
+    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 40})
+    found, name = {}, "emojivit-as-emojiclip"
+    for target in ("predicted", "true"):
+        code, out, err = run_script("compute_segmentations", *mapped("emoji_seg", "--target", target, "--save_img"))
+        assert code == 0, err
+        found[target] = json.loads((tmp_path / "out" / f"emoji_seg_segmentation_decomposition_{name}.json").read_text())
+        figures = found[target]["methods"]["decomposition"]
+        assert f"Foreground alone: IoU {figures['foreground_iou']:.4f}, AP {figures['foreground_ap']:.4f}" in out
+        assert found[target]["options"]["target"] == target and found[target]["options"]["mask_resize"] == "aligned"
+        assert found[target]["text_model"] == "emojiclip" and len(found[target]["maps_sha256"]) == 64
+        # All background scores 80% and 40%.
+        assert figures["pixel_accuracy"] > 0.8 and figures["mean_iou"] > 0.58 and figures["foreground_iou"] > 0.35
+    assert found["predicted"]["methods"] != found["true"]["methods"]
+    pictures = tmp_path / "out" / f"emoji_seg_decomposition_pictures_{name}"
+    assert len(list(pictures.glob("*.png"))) == 5 * 40
+    values = np.load(tmp_path / "out" / f"emoji_seg_decomposition_precision_{name}.npy")
+    assert values.shape == (1, 1001)
+
+
+def test_a_mapped_models_figures_are_the_same_at_any_batch_size(run_script, mapped, mask_folder, tmp_path):
+    found = []
+    for size in (1, 4):
+        arguments = mapped("masks_folder", "--data_path", mask_folder, "--batch_size", size)
+        code, _, err = run_script("compute_segmentations", *arguments)
+        assert code == 0, err
+        path = tmp_path / "out" / "masks_folder_segmentation_decomposition_emojivit-as-emojiclip.json"
+        found.append(json.loads(path.read_text())["methods"]["decomposition"])
+    assert found[0].pop("published_percent") is found[1].pop("published_percent") is None
+    assert found[0] == pytest.approx(found[1], abs=2e-3)
+
+
+def test_the_true_class_is_explained_by_every_method(result, monkeypatch):
+    from utils import datasets
+
+    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 12})
+    predicted, true = (result("emoji_seg", "--target", target, method="all")["methods"] for target in ("predicted", "true"))
+    for method in ("decomposition", "gradcam", "maskclip"):
+        assert predicted[method] != true[method]
+    assert predicted["rollout"] == true["rollout"]  # it knows no class
+
+
+def test_a_clip_that_the_walk_alone_takes(run_script, refused, drawn, mask_folder, tmp_path):
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    config, folder = {"embed_dim": 20, "vision_cfg": VISION | {"pool_type": "avg"}, "text_cfg": TEXT}, tmp_path / "small"
+    folder.mkdir()
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    np.save(tmp_path / "emoji_classifier_small.npy", np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32))
+    options = ("--model", f"local-dir:{folder}", "--device", "cpu", "--classifier_dir", tmp_path, "--classifier_dataset", "emoji",
+               "--train_dataset", "masks_folder", "--data_path", mask_folder, "--num_workers", 0, "--output_dir", tmp_path / "o")
+    code, out, err = run_script("compute_segmentations", *options)
+    assert code == 0 and f"{SCENES} images" in out, err
+    assert "this model has --method decomposition alone" in refused("compute_segmentations", *options, "--method", "rollout")
+
+
+def test_what_a_mapped_model_cannot_is_refused(refused, mapped, mask_folder, maps_file, classifier_dir, tmp_path):
+    def line(*more):
+        return refused("compute_segmentations", *mapped("masks_folder", "--data_path", mask_folder, *more))
+
+    assert "this model has --method decomposition alone" in line("--method", "all")
+    assert "takes images at its own size alone" in line("--image_size", 32)
+    assert "only --train_dataset emoji_seg knows" in line("--target", "true")
+    assert "does not exist; make them with compute_alignment.py" in line("--maps", tmp_path / "none")
+    assert "and --model is emojiclip" in line("--model", "emojiclip")
+    own = tmp_path / "own"
+    shutil.copytree(classifier_dir, own)
+    content = json.loads((own / "emoji_classifier_emojiclip.json").read_text())
+    (own / "emoji_classifier_emojiclip.json").write_text(json.dumps(content | {"weights_sha256": "0" * 64}))
+    assert "was made with other weights" in line("--classifier_dir", own)
+    (own / "emoji_classifier_emojiclip.json").write_text(json.dumps(content | {"classes": content["classes"][::-1]}))
+    assert "the classifier has other classes" in refused("compute_segmentations", *mapped(
+        "emoji_seg", "--target", "true", "--classifier_dir", own))
+    (own / "emoji_classifier_emojiclip.npy").unlink()
+    assert "compute_text_projection.py --dataset emoji --model emojiclip" in line("--classifier_dir", own)
+    unmapped = refused("compute_segmentations", "--model", EMOJIVIT, "--train_dataset", "emoji_seg")
+    assert "has no text side; give --maps" in unmapped
+    assert not (tmp_path / "out").exists()

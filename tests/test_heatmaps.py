@@ -4,11 +4,15 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import random_clip
+from conftest import ROOT, TEXT, VARIANTS, VISION, random_clip
 from PIL import Image
+from safetensors.torch import save_file
 from test_decomposition import images_for
+from test_walk import FAMILIES, SWIN, random_model, representation_of
+from test_walk import images_for as family_images
+from timm.data import create_transform
 
-from utils import heatmaps, models
+from utils import decomposition, heatmaps, maps, models, walk
 from utils.decomposition import read_tower
 from utils.script import UserError
 
@@ -271,3 +275,222 @@ def test_python_callers_get_the_same_refusals(emojiclip, photo):
     tower = read_tower(emojiclip.model.visual)
     with pytest.raises(UserError, match="head needs its layer"):
         heatmaps.explain(tower, heatmaps.to_pixels(photo, emojiclip, (8, 8)), ["a"], random_directions(128, 1), None, 1)
+
+
+def vision_of(tower, size, encode=None, prefix=0, class_token=False) -> models.Vision:
+    return models.Vision(tower=tower, encode=encode or tower, class_token=class_token, preprocess=None, name="x", source="",
+                         image_size=size, device=torch.device("cpu"), model=tower, prefix_tokens=prefix)
+
+
+def family_vision(family: str) -> models.Vision:
+    model, images = random_model(*FAMILIES[family]), family_images(FAMILIES[family][1])
+    return vision_of(model, tuple(images.shape[-2:]), representation_of(family, model), getattr(model, "num_prefix_tokens", 0),
+                     getattr(model, "global_pool", "") == "token")
+
+
+@pytest.mark.parametrize("layer, head", SELECTIONS)
+@pytest.mark.parametrize("name", ["plain", "layer_scale", "oblong", "cut_patches", "qk_norm_scaled_heads"])
+def test_the_walk_gives_the_maps_and_parts_of_the_decomposition_written_for_a_tower(name, layer, head):
+    model = random_clip(**VARIANTS[name])
+    images, directions = images_for(model, 1), random_directions(20)
+    expected = heatmaps.explain(read_tower(model.visual), images, ["a", "b"], directions, layer, head)
+    vision = vision_of(model.visual, model.visual.image_size, prefix=1, class_token=True)
+    for one, other in zip(heatmaps.explain_by_walk(vision, images, ["a", "b"], directions, layer, head), expected):
+        assert one.text == other.text and one.similarity == pytest.approx(other.similarity, abs=1e-5)
+        np.testing.assert_allclose(one.patches, other.patches, atol=5e-6)
+        renamed = {name.replace("class token to itself", "class and register tokens"): part for name, part in other.parts.items()}
+        assert one.parts == pytest.approx(renamed, abs=1e-5)
+
+
+def random_maps(components: int, width: int, d: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(components, width, d, generator=generator) / width ** 0.5, torch.randn(d, generator=generator) * 0.3
+
+
+@pytest.mark.parametrize("family", ["vit", "vit_average", "vit_oblong", "deit_distilled", "dinov2_registers", "siglip", "swin",
+                                    "swin_padded", "maxvit"])
+def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
+    """Each head's terms of tokens, by the walk for that head alone, through that head's own map; components in the order in which
+    they are stored; patches of a coarser layer laid out one by one."""
+    vision, images = family_vision(family), family_images(FAMILIES[family][1], 1)
+    parts, names = decomposition.by_walk(vision, images), walk.decompose(vision.tower, images, vision.encode).names
+    stored = torch.cat([parts.arrays[what].reshape(-1, parts.arrays[what].shape[-1])
+                        for what in ("attn", "mlp", "conv") if what in parts.arrays])
+    order = [name for what in ("attn", "mlp", "conv") for name in parts.names.get(what, [])]
+    weight, bias = random_maps(len(stored), stored.shape[-1])
+    whole = maps.mapped(weight, bias, stored[None]).sum(dim=1)[0]
+    directions, length = random_directions(10), whole.norm()
+    scored = {}  # (layer, head) -> [m, n]
+    for place, name in enumerate(order):
+        if name["kind"] == "attn":
+            wanted = (name["block"], name["head"])
+            tokens = walk.decompose(vision.tower, images, vision.encode, sources="all",
+                                    heads=lambda *asked, wanted=wanted: asked == wanted).sources[wanted[0]][0]
+            mapped = (tokens @ weight[place] + bias / len(stored) / len(tokens)) / length
+            scored[wanted] = (mapped @ directions.T).T.numpy()
+    prefix = vision.prefix_tokens
+    sizes = {layer: scores.shape[1] - prefix for (layer, _), scores in scored.items()}
+    aspect = vision.image_size[0] / vision.image_size[1]
+    grids = {layer: (round((number * aspect) ** 0.5), round((number / aspect) ** 0.5)) for layer, number in sizes.items()}
+    finest = max(grids.values())
+
+    def laid(layer, values, grid):
+        rows, columns = grids[layer]
+        out = np.zeros(grid)
+        cells = [[r * rows // grid[0] * columns + c * columns // grid[1] for c in range(grid[1])] for r in range(grid[0])]
+        for cell in np.unique(cells):
+            out[cells == cell] = values[cell] / np.sum(cells == cell)
+        return out
+
+    first = min(layer for layer, _ in scored)
+    for layer, head in [(None, None), (first, None), (max(sizes), 0)]:
+        wanted = [key for key in scored if layer in (None, key[0]) and head in (None, key[1])]
+        grid = finest if layer is None else grids[layer]
+        found = heatmaps.explain_by_walk(vision, images, ["a", "b"], directions, layer, head, (weight, bias))
+        for i, one in enumerate(found):
+            expected = sum(laid(key[0], scored[key][i, prefix:], grid) for key in wanted)
+            assert one.patches.shape == grid
+            np.testing.assert_allclose(one.patches, expected, atol=np.abs(expected).max() / 200)
+            assert one.similarity == pytest.approx(float(whole @ directions[i] / length), abs=1e-5)
+            assert sum(one.parts.values()) == pytest.approx(one.similarity, abs=1e-5)
+            own = ((stored[:, None] @ weight)[:, 0] + bias / len(stored)) @ directions[i] / length
+            kinds = [name["kind"] for name in order]
+            labels = {"mlp": "MLPs", "conv": "convolution blocks",
+                      "embed": "constant (class embedding)" if vision.class_token else "embedding"}
+            others = {label: float(sum(own[k] for k in range(len(kinds)) if kinds[k] == kind))
+                      for kind, label in labels.items() if kind in kinds}
+            patches = float(sum(scores[i, prefix:].sum() for scores in scored.values()))
+            others[f"{heatmaps.selection(layer, head)}, patches"] = expected.sum()
+            if layer is not None:
+                others[f"other {'layers' if head is None else 'heads'}, patches"] = patches - expected.sum()
+            if prefix:
+                others["class and register tokens"] = float(sum(scores[i, :prefix].sum() for scores in scored.values()))
+            assert one.parts == pytest.approx(others, abs=2e-5)
+    assert {name.kind for name in names} == set(kinds)
+
+
+def test_heads_of_a_hierarchical_model_sum_to_their_layer_and_layers_to_the_whole():
+    vision, images, directions = family_vision("swin"), family_images(SWIN, 1), random_directions(96)
+
+    def maps_of(layer=None, head=None):
+        return heatmaps.explain_by_walk(vision, images, ["a"], directions[:1], layer, head)[0].patches
+
+    layers = [maps_of(layer) for layer in range(5)]
+    assert [patches.shape for patches in layers] == [(14, 14), (14, 14), (7, 7), (7, 7), (4, 4)]
+    np.testing.assert_allclose(sum(maps_of(4, head) for head in range(4)), layers[4], atol=1e-6)
+    np.testing.assert_allclose(maps_of().sum(), sum(patches.sum() for patches in layers), atol=1e-6)
+    np.testing.assert_allclose(maps_of()[:2, :2].sum(), sum(patches[:2, :2].sum() for patches in layers[:2])
+                               + sum(patches[0, 0] for patches in layers[2:4]) + layers[4][0, 0] / 4, atol=1e-6)
+
+
+def test_layers_and_heads_that_a_walked_model_lacks_are_refused():
+    vision, images, directions = family_vision("swin"), family_images(SWIN, 1), random_directions(96, 1)
+    for layer, head, message in ((5, None, "layer 5: the model's layers with heads are 0, 1, 2, 3, 4"),
+                                 (-1, None, "layer -1"), (0, 2, "head 2: layer 0 has 2 of them"), (0, -1, "head -1"),
+                                 (None, 1, "head needs its layer")):
+        with pytest.raises(UserError, match=message):
+            heatmaps.explain_by_walk(vision, images, ["a"], directions, layer, head)
+
+
+def test_tokens_that_are_no_grid_and_maps_of_other_components_are_refused():
+    vision, images = family_vision("vit"), family_images(FAMILIES["vit"][1], 1)
+    for prefix in (0, 17):
+        vision.prefix_tokens = prefix
+        with pytest.raises(UserError, match="tokens cannot be laid out on its images of 32 x 32 pixels"):
+            heatmaps.explain_by_walk(vision, images, ["a"], random_directions(48, 1))
+    for number, width in ((15, 48), (16, 47)):
+        with pytest.raises(UserError, match=f"for {number} components of width {width}, and the model has 16 of width 48"):
+            heatmaps.explain_by_walk(vision, images, ["a"], random_directions(10, 1), maps=random_maps(number, width))
+
+
+@pytest.mark.parametrize("options", [{}, {"crop_pct": 0.5}, {"crop_pct": 0.9, "crop_mode": "squash"}, {"crop_mode": "border"}])
+@pytest.mark.parametrize("size", [(60, 40), (31, 97), (64, 64)])
+def test_the_picture_that_is_shown_is_what_the_model_sees(photo, options, size):
+    vision = vision_of(None, (32, 32))
+    vision.preprocess = create_transform((3, 32, 32), is_training=False, **options)
+    shown = heatmaps.crop(photo.resize(size), vision)
+    assert shown.size == (32, 32)
+    pixels, normalize = vision.preprocess(photo.resize(size)), vision.preprocess.transforms[-1]
+    seen = pixels * normalize.std[:, None, None] + normalize.mean[:, None, None]
+    np.testing.assert_allclose(np.asarray(shown).transpose(2, 0, 1) / 255, seen, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def emojivit():
+    return models.load_vision(f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", None, torch.device("cpu"))
+
+
+@pytest.fixture
+def maps_file(emojivit, emojiclip, tmp_path):
+    """Random maps of emojivit to emojiclip; a function that writes them, with some entries changed."""
+    def write(**changes):
+        about = {"model": "emojivit", "pretrained": emojivit.source, "weights_sha256": models.weights_hash(emojivit),
+                 "clip": "emojiclip", "clip_option": "emojiclip", "clip_pretrained": "emojiclip",
+                 "clip_weights_sha256": models.weights_hash(emojiclip), "components": {"attn": [6, 6, 192], "mlp": [7, 192]}}
+        maps.save(tmp_path / "maps.safetensors", *random_maps(43, 192, 128), about | changes)
+        return tmp_path / "maps.safetensors"
+    return write
+
+
+EMOJIVIT = ("--model", f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", "--device", "cpu")
+
+
+def test_a_mapped_models_picture_and_numbers(run_script, photo, photo_file, maps_file, emojivit, emojiclip, tmp_path):
+    from utils.zeroshot import embed_texts
+
+    file, parts = maps_file(), {}
+    for name, options in (("all", ()), ("head", ("--layer", "5", "--head", "1"))):
+        code, out, err = run_script("compute_heatmaps", *EMOJIVIT, "--maps", file, "--image", photo_file, "--text", "a dog",
+                                    "red", "--output", tmp_path / f"{name}.png", *options)
+        assert code == 0 and "class and register tokens" in out and "8 x 8 patches, 2 texts" in out, err
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (found["grid"], found["pixels"], found["text_model"]) == ([8, 8], [64, 64], "emojiclip")
+        assert found["maps"] == str(file) and len(found["maps_sha256"]) == 64
+        for entry in found["texts"]:
+            assert sum(entry["parts"].values()) == pytest.approx(entry["similarity"], abs=1e-5)
+        parts[name] = found["texts"]
+    with Image.open(tmp_path / "all.png") as drawn:
+        assert min(drawn.size) > 300
+    trained, pixels = maps.load(file), emojivit.preprocess(photo)[None]
+    stored = decomposition.by_walk(emojivit, pixels).arrays
+    terms = torch.cat([stored["attn"].flatten(1, 2), stored["mlp"]], dim=1)
+    whole = torch.nn.functional.normalize(maps.mapped(trained.weight, trained.bias, terms).sum(dim=1), dim=-1)[0].numpy()
+    for entry, text in zip(parts["all"], embed_texts(emojiclip, ["a dog", "red"], 2)):
+        assert entry["similarity"] == pytest.approx(float(whole @ text), abs=1e-5)
+
+
+@pytest.mark.parametrize("embed_dim, vision_cfg, grid", [
+    (20, VISION | {"pool_type": "avg"}, [4, 4]),
+    (64, {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160}, [10, 10])])
+def test_a_clip_that_the_walk_alone_takes_gets_the_picture_at_its_own_size(run_script, photo_file, tmp_path, embed_dim,
+                                                                          vision_cfg, grid):
+    import open_clip
+
+    torch.manual_seed(0)
+    config = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": TEXT}
+    save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    code, out, err = run_script("compute_heatmaps", "--model", f"local-dir:{tmp_path}", "--device", "cpu", "--image", photo_file,
+                                "--text", "a dog", "--output", tmp_path / "x.png")
+    assert code == 0, err
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert (found["grid"], found["pixels"]) == (grid, [vision_cfg["image_size"]] * 2)
+    (entry,) = found["texts"]
+    assert list(entry["parts"]) == ["all heads, patches", "class and register tokens", "MLPs", "embedding"]
+    assert sum(entry["parts"].values()) == pytest.approx(entry["similarity"], abs=1e-5)
+    assert np.abs(entry["patches"]).max() > 1e-5
+
+
+def test_wrong_maps_are_refused(refused, photo_file, maps_file, tmp_path):
+    def line(*options):
+        return refused("compute_heatmaps", "--image", photo_file, "--text", "a", *options)
+
+    assert "has no text side; give --maps" in line(*EMOJIVIT)
+    assert "does not exist; make them with compute_alignment.py" in line(*EMOJIVIT, "--maps", tmp_path / "none")
+    assert "not maps of compute_alignment.py" in line(*EMOJIVIT, "--maps", photo_file)
+    assert "maps were trained with --model other, and --model is emojivit" in line(*EMOJIVIT, "--maps", maps_file(model="other"))
+    assert "trained with other weights of emojivit" in line(*EMOJIVIT, "--maps", maps_file(weights_sha256="0" * 64))
+    assert "mapped to emojiclip, whose weights are others" in line(*EMOJIVIT, "--maps", maps_file(clip_weights_sha256="0" * 64))
+    assert "maps were trained with --model emojivit, and --model is emojiclip" in line("--model", "emojiclip", "--device", "cpu",
+                                                                                       "--maps", maps_file())
+    assert "layer 6: the model's layers" in line(*EMOJIVIT, "--maps", maps_file(), "--layer", "6")

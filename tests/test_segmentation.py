@@ -2,11 +2,15 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import random_clip
+from conftest import VARIANTS, random_clip
 from PIL import Image
+from test_heatmaps import family_vision, random_maps, vision_of
+from test_walk import SWIN
+from test_walk import images_for as family_images
 
-from utils import segmentation
-from utils.decomposition import decompose_tokens, read_tower
+from utils import models, scenes, segmentation, walk
+from utils.decomposition import by_walk, decompose_tokens, read_tower
+from utils.maps import mapped
 from utils.script import UserError
 
 
@@ -60,12 +64,67 @@ def test_maps_are_the_same_at_any_batch_size():
         torch.testing.assert_close(parts, together, atol=1e-6, rtol=0)
 
 
+def subject_of(vision, tower=None, carry=None, width=20):
+    return segmentation.Subject(vision, tower, carry, width, "x", {}, {})
+
+
+@pytest.mark.parametrize("truth", [None, torch.tensor([3, 0, 6])])
+@pytest.mark.parametrize("name", ["plain", "oblong", "layer_scale"])
+def test_the_walk_gives_the_maps_of_a_tower(name, truth):
+    model, classifier = random_clip(**VARIANTS[name]), random_classifier()
+    images, vision = images_for(model), vision_of(model.visual, model.visual.image_size, prefix=1)
+    maps, classes = segmentation.class_maps(subject_of(vision, read_tower(model.visual)), images, classifier, truth)
+    walked, same = segmentation.class_maps(subject_of(vision), images, classifier, truth)
+    assert classes.tolist() == same.tolist() and (truth is None or classes.tolist() == [3, 0, 6])
+    torch.testing.assert_close(walked, maps, atol=5e-6, rtol=0)
+    assert maps.std() > 1e-4
+
+
+@pytest.mark.parametrize("truth", [None, torch.tensor([3, 0, 6])])
+def test_maps_of_a_mapped_hierarchical_model_equal_their_definition(truth):
+    """Each head's tokens through its own map, times the class's column less the mean of all; the bias split evenly."""
+    vision, images = family_vision("swin"), family_images(SWIN, 3)
+    found = by_walk(vision, images)
+    terms = torch.cat([found.arrays["attn"], found.arrays["mlp"]], dim=1)
+    weight, bias = random_maps(terms.shape[1], 96)
+    classifier = torch.nn.functional.normalize(torch.randn(10, 7, generator=torch.Generator().manual_seed(2)), dim=0)
+    whole = mapped(weight, bias, terms).sum(dim=1)
+    length = whole.norm(dim=-1)
+    expected_classes = (whole @ classifier).argmax(dim=1) if truth is None else truth
+    direction = (classifier[:, expected_classes].T - classifier.mean(dim=1)) / length[:, None]
+    expected = torch.zeros(3, 14, 14)
+    for place, name in enumerate(found.names["attn"]):
+        wanted = (name["block"], name["head"])
+        tokens = walk.decompose(vision.tower, images, sources="all", heads=lambda *head, wanted=wanted: head == wanted)
+        tokens = tokens.sources[wanted[0]]
+        tokens = tokens @ weight[place] + bias / len(weight) / tokens.shape[1]
+        side = round(tokens.shape[1] ** 0.5)
+        values = torch.einsum("bnd,bd->bn", tokens, direction).reshape(3, side, side)
+        nearest = [place * side // 14 for place in range(14)]
+        share = 1 / torch.bincount(torch.tensor(nearest)).float()
+        values = values * share[:, None] * share
+        expected += values[:, nearest][:, :, nearest]
+    maps, classes = segmentation.class_maps(subject_of(vision, carry=(weight, bias), width=10), images, classifier, truth)
+    assert classes.tolist() == expected_classes.tolist()
+    torch.testing.assert_close(maps, expected, atol=expected.abs().max().item() / 200, rtol=0)
+    assert maps.flatten(1).std(dim=1).min() > 1e-5
+
+
 def test_images_of_another_size_give_a_map_of_all_their_patches():
     model, classifier = random_clip(), random_classifier()
     images = images_for(model, 2, size=(48, 48))
     terms = decompose_tokens(read_tower(model.visual), images)
     assert maps_of(model, images, classifier).shape == (2, 6, 6)
     torch.testing.assert_close(terms.representation.norm(dim=-1), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def literal_foreground(heats, masks) -> tuple[float, float]:
+    """IoU of the foreground over all images, and the mean average precision for it over the images that have any."""
+    from sklearn.metrics import average_precision_score
+
+    predicted = np.stack([heat > heat.mean() for heat in heats])
+    values = [average_precision_score(mask.ravel(), heat.ravel()) for heat, mask in zip(heats, masks) if mask.any()]
+    return (predicted & masks).sum() / (predicted | masks).sum(), float(np.mean(values))
 
 
 def test_heat_and_figures_equal_their_definitions():
@@ -80,6 +139,8 @@ def test_heat_and_figures_equal_their_definitions():
     scores.update(heats[2:], masks[2:])
     figures = scores.figures()
     assert figures.pop("images_without_map") == 0
+    alone = figures.pop("foreground_iou"), figures.pop("foreground_ap")
+    assert alone == pytest.approx(literal_foreground(heats.numpy(), masks.numpy()), abs=1e-6)
     assert figures == pytest.approx(literal.segmentation_figures(heats.numpy(), masks.numpy()), abs=1e-6)
     assert set(segmentation.FIGURES) < set(figures)
 
@@ -121,6 +182,7 @@ def test_a_data_set_without_foreground_has_figures():
     masks = torch.zeros(1, 8, 8, dtype=torch.bool)
     scores.update(heat, masks)
     figures, (precision, recall) = scores.figures(), scores.curve()
+    assert figures["foreground_ap"] == 0 == figures["foreground_iou"]
     expected = literal.segmentation_figures(heat.numpy(), masks.numpy())
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert np.isfinite(precision).all() and (recall == 1).all() and precision[0] == 0
@@ -147,11 +209,12 @@ def oblong_folder(tmp_path):
 
 
 def one_batch(data_path, mask_resize):
-    from utils.models import load_clip
+    from utils.models import load_vision
 
-    clip = load_clip("emojiclip", None, torch.device("cpu"))
+    vision = load_vision("emojiclip", None, torch.device("cpu"))
     data = segmentation.MaskFolder(str(data_path))
-    (pixels, masks), = segmentation.batches(data, clip, 32, mask_resize, 4, 0)
+    prepare, _ = segmentation.transform(vision, read_tower(vision.tower), 32)
+    (pixels, masks), = segmentation.batches(data, prepare, 32, mask_resize, 4, 0)
     assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
     return pixels[0, 0] > 0, masks[0]
 
@@ -167,6 +230,46 @@ def test_an_aligned_mask_is_cropped_like_its_image_and_a_published_one_squeezed(
         oblong_folder / "masks" / "half.png")
     white, found = one_batch(oblong_folder, "aligned")
     assert (white == found).all()
+
+
+@pytest.mark.parametrize("options", [{"crop_pct": 0.5}, {"crop_pct": 0.9}, {"crop_pct": 0.8, "crop_mode": "squash"},
+                                     {"crop_mode": "border"}])
+def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timms_transform(oblong_folder, options):
+    from timm.data import create_transform
+
+    vision = models.Vision(None, None, False, create_transform((3, 32, 32), is_training=False, mean=(0.3,) * 3, std=(0.2,) * 3,
+                                                               interpolation="bilinear", **options),
+                           "x", "", (32, 32), torch.device("cpu"), None)
+    for part in ("images", "masks"):  # white at the left, a quarter from the top
+        picture = np.zeros((40, 80), np.uint8)
+        picture[10:, :35] = 255
+        Image.fromarray(picture).save(oblong_folder / part / "half.png")
+    prepare, side = segmentation.transform(vision, None, None)
+    (pixels, masks), = segmentation.batches(segmentation.MaskFolder(str(oblong_folder)), prepare, side, "aligned", 4, 0)
+    white = pixels[0, 0] * 0.2 + 0.3 > 0.5
+    if options.get("crop_mode") == "border":  # the border is grey, and no foreground
+        white[:8], white[24:] = False, False
+    assert side == 32 and masks.shape == (1, 32, 32)
+    assert (white == masks[0]).float().mean() > 0.97 and 0.1 < masks.float().mean() < 0.9
+
+
+def test_sizes_of_a_model_that_takes_its_own_alone():
+    vision = models.Vision(None, None, False, "its own", "x", "", (32, 32), torch.device("cpu"), None)
+    assert segmentation.transform(vision, None, None) == segmentation.transform(vision, None, 32) == ("its own", 32)
+    with pytest.raises(UserError, match="--image_size 64: the model takes images at its own size alone"):
+        segmentation.transform(vision, None, 64)
+    vision.image_size = (24, 40)
+    with pytest.raises(UserError, match="24 x 40 pixels, and figures are taken on squares"):
+        segmentation.transform(vision, None, None)
+
+
+def test_true_classes_are_those_of_the_scenes():
+    data = segmentation.EmojiScenes(None)
+    truth = segmentation.true_classes(data, data.classes)
+    assert [data.classes[label] for label in truth] == [scenes.concepts()[scene.object]["name"] for scene in data.drawn]
+    for classes in (None, data.classes[1:]):
+        with pytest.raises(UserError, match="the classifier has other classes than the images"):
+            segmentation.true_classes(data, classes)
 
 
 @pytest.mark.parametrize("kind", ["boolean", "palette", "colour", "sixteen bits", "grey with alpha"])
@@ -193,15 +296,15 @@ def test_an_image_is_turned_upright_before_it_meets_its_mask(oblong_folder):
 
 
 def test_pictures_show_what_they_are_named_for(tmp_path):
-    from utils.models import load_clip
+    from utils.models import load_vision
 
-    clip = load_clip("emojiclip", None, torch.device("cpu"))
+    vision = load_vision("emojiclip", None, torch.device("cpu"))
+    prepare, _ = segmentation.transform(vision, read_tower(vision.tower), 16)
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
-    data = segmentation._Prepared(segmentation.EmojiScenes(None), clip, 16, "published")
     heat = torch.linspace(0, 1, 256).reshape(1, 16, 16)
     masks = torch.zeros(1, 16, 16, dtype=torch.bool)
     masks[0, :5] = True
-    segmentation.save_pictures(tmp_path, ["a"], clip, data.prepare(shown)[None], masks, {"rollout": heat})
+    segmentation.save_pictures(tmp_path, ["a"], prepare, prepare(shown)[None], masks, {"rollout": heat})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["a_input.png", "a_mask.png", "a_rollout_heat.png", "a_rollout_mask.png", "a_rollout_overlay.png"])
     assert (np.asarray(Image.open(tmp_path / "a_input.png")) == np.asarray(shown)).all()

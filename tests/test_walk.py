@@ -273,6 +273,80 @@ def test_source_tokens_sum_to_their_layer(family):
         torch.testing.assert_close(tokens.sum(dim=1), found.terms[:, heads].sum(dim=1), atol=2e-6, rtol=0)
 
 
+def random_vectors(names, terms):
+    """Two vectors a component and image."""
+    return torch.randn(2, *terms.shape, generator=torch.Generator().manual_seed(3))
+
+
+def test_scores_of_source_tokens_are_the_products_of_their_terms(family):
+    """With each head's vectors apart; the terms of a head's tokens by the walk for that head alone."""
+    _, model, function, images = family
+    found = decompose(model, images, function, vectors=random_vectors)
+    vectors = random_vectors(found.names, found.terms)
+    torch.testing.assert_close(found.products, torch.einsum("bcd,mbcd->mbc", found.terms, vectors), atol=1e-5, rtol=0)
+    assert set(found.scores) == {name.block for name in found.names if name.kind == "attn"}
+    assert not any(scores.requires_grad for scores in (found.terms, found.products, *found.scores.values()))
+    for block, scores in found.scores.items():
+        columns = [i for i, name in enumerate(found.names) if name.kind == "attn" and name.block == block]
+        torch.testing.assert_close(scores.sum(dim=-1), found.products[:, :, columns], atol=1e-5, rtol=0)
+        wanted = (block, len(columns) - 1)
+        alone = decompose(model, images, function, sources="all", heads=lambda *head, wanted=wanted: head == wanted)
+        alone = alone.sources[block]
+        expected = torch.einsum("bnd,mbd->mbn", alone, vectors[:, :, columns[-1]])
+        assert scores.shape == (2, len(images), len(columns), alone.shape[1]) and expected.std() > 1e-5
+        torch.testing.assert_close(scores[:, :, -1], expected, atol=2e-6, rtol=1e-5)
+
+
+def test_scores_with_vectors_that_depend_on_the_terms_and_beside_source_tokens():
+    model, images = random_model(*FAMILIES["vit"]), images_for(VIT)
+    whole = decompose(model, images, sources="all", vectors=lambda names, terms: terms.sum(dim=1)[None, :, None].expand(
+        1, -1, len(names), -1))
+    torch.testing.assert_close(whole.products.sum(dim=-1), torch.ones(1, 3), atol=1e-5, rtol=0)
+    for block, tokens in whole.sources.items():
+        expected = torch.einsum("bnd,bd->bn", tokens, whole.representation)
+        torch.testing.assert_close(whole.scores[block].sum(dim=2)[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_average", "vit_average_norm_first", "vit_registers"])
+def test_scores_equal_their_literal_definition(name):
+    """The last layer of a vision transformer: attention times values times the head's part of the output projection, through
+    the frozen final norm, in double precision. Without constants, of which each token has the same part."""
+    model, images = random_model(*FAMILIES[name]), images_for(FAMILIES[name][1], 2)
+    found = decompose(model, images, vectors=random_vectors)
+    vectors = random_vectors(found.names, found.terms).double()
+    model, images = model.double(), images.double()
+    entered, left = [], []
+    block, attn = model.blocks[-1], model.blocks[-1].attn
+    hooks = [block.norm1.register_forward_hook(lambda _, args, out: entered.append(out)),
+             block.register_forward_hook(lambda _, args, out: left.append(out))]
+    output = model(images)
+    for hook in hooks:
+        hook.remove()
+    (y,), (x,) = entered, left
+    q, k, v = F.linear(y, attn.qkv.weight, attn.qkv.bias).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    scale = block.ls1.gamma if hasattr(block.ls1, "gamma") else 1
+    prefix, norm = model.num_prefix_tokens, model.norm if model.global_pool == "token" else model.fc_norm
+    pooled = x[:, 0] if model.global_pool == "token" else x[:, prefix:].mean(dim=1)
+    if isinstance(norm, nn.Identity):
+        norm, pooled = model.norm, None
+    for head in range(attn.num_heads):
+        width = v.shape[-1]
+        out = attn.proj.weight[:, head * width:(head + 1) * width]
+        written = torch.einsum("bqn,bnk,wk->bqnw", attention[:, head], v[:, head], out) * scale
+        deviation = ((x if pooled is None else pooled).var(dim=-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        if pooled is None:  # the norm comes before the average
+            read = (written / deviation[:, :, None])[:, prefix:].mean(dim=1)
+        else:
+            read = (written[:, 0] if model.global_pool == "token" else written[:, prefix:].mean(dim=1)) / deviation[:, None]
+        read = read * norm.weight / output.norm(dim=-1)[:, None, None]
+        column = [(name.kind, name.block, name.head) for name in found.names].index(("attn", 2, head))
+        expected = torch.einsum("bnw,mbw->mbn", read, vectors[:, :, column])
+        scores = found.scores[2][:, :, head].double()
+        torch.testing.assert_close(scores - scores[..., :1], expected - expected[..., :1], atol=1e-6, rtol=0)
+        assert (expected - expected[..., :1]).abs().max() > 1e-3
+
+
 ONE_STAGE = {"depths": (2,), "num_heads": (2,)}
 
 
@@ -348,6 +422,17 @@ def test_a_timm_tower_that_ends_in_an_mlp_is_refused():
     visual = TimmModel("test_vit", embed_dim=20, image_size=160, pool="token", proj="mlp").eval()
     with pytest.raises(UserError, match="aten.gelu in head.mlp.act"):
         decompose(visual, images_for({"img_size": 160}, 1))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scores_without_gradients(mode):
+    model, images = random_model(*FAMILIES["swin"]), images_for(SWIN)
+    expected = decompose(model, images, vectors=random_vectors)
+    with mode():
+        again = decompose(model.requires_grad_(True), images, vectors=random_vectors)
+    for block, scores in expected.scores.items():
+        torch.testing.assert_close(again.scores[block], scores, atol=0, rtol=0)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])

@@ -9,6 +9,7 @@ does not know; `decompose` runs one forward pass and returns the terms.
 Letters of shapes: b images, l layers, h heads, n tokens (class token first), w width of the tower,
 k width of a head, d width of the joint space.
 """
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -289,16 +290,21 @@ def reader(vision: Vision) -> Callable[[Tensor], Parts]:
     embedding; `conv` is [b, k, d]; `cls_attn` [b, l, d] is there for models with a class token. Raises UserError, with the
     name of the operation, for a model that cannot be decomposed.
     """
+    tower = find_tower(vision)
+    return partial(by_walk, vision) if tower is None else partial(by_tower, tower)
+
+
+def find_tower(vision: Vision) -> Tower | None:
+    """What `read_tower` reads of a model; None for one that the walk alone takes. Raises UserError for one that neither takes."""
     try:
-        tower = read_tower(vision.tower)
+        return read_tower(vision.tower)
     except UserError as refusal:
         try:
             by_walk(vision, torch.zeros(1, 3, *vision.image_size, device=vision.device))
         except UserError as error:
             own = vision.tower.__class__.__module__.startswith("open_clip.") and not hasattr(vision.tower, "trunk")
             raise (refusal if own else error) from error
-        return partial(by_walk, vision)
-    return partial(by_tower, tower)
+    return None
 
 
 def by_tower(tower: Tower, images: Tensor) -> Parts:
@@ -311,22 +317,115 @@ def by_tower(tower: Tower, images: Tensor) -> Parts:
     return Parts({"attn": terms.attn, "mlp": terms.mlp, "cls_attn": terms.cls_attn}, names, terms.representation)
 
 
+def _stored(names: list[walk.Component]) -> dict[str, list[int]]:
+    """The array in which each component is stored, and their order there: array -> places in `names`."""
+    chosen = {what: [i for i, name in enumerate(names) if name.kind in kinds]
+              for what, kinds in (("attn", ("attn",)), ("mlp", ("embed", "mlp")), ("conv", ("conv",)))}
+    return {what: places for what, places in chosen.items() if places}
+
+
 def by_walk(vision: Vision, images: Tensor) -> Parts:
     """The terms of any network as they are stored."""
     found = walk.decompose(vision.tower, images, vision.encode, sources="first" if vision.class_token else None)
     arrays, names = {}, {}
-    for what, kinds in (("attn", ("attn",)), ("mlp", ("embed", "mlp")), ("conv", ("conv",))):
-        chosen = [i for i, component in enumerate(found.names) if component.kind in kinds]
-        if chosen:
-            arrays[what] = found.terms[:, chosen]
-            names[what] = [{"kind": found.names[i].kind, "block": found.names[i].block, "head": found.names[i].head}
-                           for i in chosen]
+    for what, chosen in _stored(found.names).items():
+        arrays[what] = found.terms[:, chosen]
+        names[what] = [{"kind": found.names[i].kind, "block": found.names[i].block, "head": found.names[i].head}
+                       for i in chosen]
     heads = Counter(name["block"] for name in names.get("attn", []))
     if len(set(heads.values())) == 1:
         arrays["attn"] = arrays["attn"].unflatten(1, (len(heads), -1))
     if vision.class_token:
         arrays["cls_attn"] = torch.cat([found.sources[block] for block in heads], dim=1)
     return Parts(arrays, names, found.representation)
+
+
+@dataclass
+class TokenScores:
+    """What the parts of a model, and each source token of each head, add to the cosine similarity of images with directions,
+    float32."""
+    names: list[walk.Component]
+    parts: Tensor                # [m, b, c]: sum to the similarity
+    tokens: dict[int, Tensor]    # layer -> [m, b, h, n]: sum over n to the parts of the layer's heads
+    grids: dict[int, tuple[int, int]]  # layer -> rows and columns of its patches, the last of its n tokens
+    representation: Tensor       # [b, d]: unit length
+
+
+def score_tokens(vision: Vision, images: Tensor, directions: Callable[[Tensor], Tensor],
+                 maps: tuple[Tensor, Tensor] | None = None) -> TokenScores:
+    """Score every component and source token of any network by the walk (utils/walk.py).
+
+    `directions` gives unit vectors [m, b, d] for the representations [b, d]. `maps`, weight [c, k, d] and bias [d] of
+    utils/maps.py, carry a model of width k to a CLIP's space: each component by its own map, the bias split evenly over
+    components, and a head's part over its tokens. Raises UserError for maps of other components, and for tokens that cannot be
+    laid out as the image.
+    """
+    known = {}
+
+    def vectors(names: list[walk.Component], terms: Tensor) -> Tensor:
+        if maps is None:
+            known["whole"], known["share"] = terms.sum(dim=1), terms.new_zeros(())
+            return directions(known["whole"])[:, :, None].expand(-1, -1, len(names), -1)
+        weight, bias = maps
+        if weight.shape[:2] != (len(names), terms.shape[-1]):
+            raise UserError(f"--maps were trained for {weight.shape[0]} components of width {weight.shape[1]}, and the model has "
+                            f"{len(names)} of width {terms.shape[-1]}; make them again with compute_alignment.py")
+        order = torch.tensor([place for places in _stored(names).values() for place in places], device=weight.device)
+        weight = weight[order.argsort()]  # as the walk names components
+        whole = torch.einsum("bck,ckd->bd", terms, weight) + bias
+        length = whole.norm(dim=-1, keepdim=True)
+        along = directions(whole / length) / length
+        known["whole"], known["share"] = whole / length, (along @ bias / len(names))[..., None]
+        return torch.einsum("mbd,ckd->mbck", along, weight)
+
+    walked = walk.decompose(vision.tower, images, vision.encode, vectors=vectors)
+    share = known["share"]  # of a component in the bias: [m, b, 1]
+    tokens = {layer: some + share[..., None] / some.shape[-1] for layer, some in walked.scores.items()}
+    grids = {layer: _grid(some.shape[-1] - vision.prefix_tokens, images.shape[-2:]) for layer, some in tokens.items()}
+    return TokenScores(walked.names, walked.products + share, tokens, grids, known["whole"])
+
+
+def _grid(patches: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of so many patches of about the same height and breadth. Raises UserError where there are none."""
+    def stretch(rows: int) -> float:
+        return abs(math.log(rows ** 2 * image_size[1] / (patches * image_size[0])))
+
+    rows = min((rows for rows in range(1, patches + 1) if patches % rows == 0), key=stretch, default=None)
+    if rows is None or stretch(rows) > math.log(2):
+        raise UserError(f"this model's {patches} tokens cannot be laid out on its images of {image_size[0]} x {image_size[1]} "
+                        "pixels; no heat map of it can be drawn")
+    return rows, patches // rows
+
+
+def patch_map(found: TokenScores, prefix_tokens: int, layer: int | None = None, head: int | None = None) -> Tensor:
+    """What each patch adds through all heads, or those of one `layer`, or one `head` of it: [m, b, rows, columns].
+
+    Layers of a hierarchical model have grids of their own. One layer is shown on its own; all are added on the finest of them,
+    where the value of a larger patch is split evenly over its places. Raises UserError for a layer or head that the model lacks.
+    """
+    if layer is not None and layer not in found.tokens:
+        raise UserError(f"layer {layer}: the model's layers with heads are {', '.join(map(str, sorted(found.tokens)))}")
+    if head is not None and layer is None:
+        raise UserError("a head needs its layer; name both, counted from 0")
+    if head is not None and not 0 <= head < found.tokens[layer].shape[2]:
+        raise UserError(f"head {head}: layer {layer} has {found.tokens[layer].shape[2]} of them, counted from 0")
+    wanted = sorted(found.tokens) if layer is None else [layer]
+    rows, columns = (max(found.grids[each][side] for each in wanted) for side in (0, 1))
+    total = 0
+    for each in wanted:
+        patches = found.tokens[each][..., prefix_tokens:]
+        patches = patches.sum(dim=2) if head is None else patches[:, :, head]
+        total = total + _spread(patches.unflatten(-1, found.grids[each]), (rows, columns))
+    return total
+
+
+def _spread(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Values [..., rows, columns] on a finer grid, each split evenly over the places that are nearest to it."""
+    for dim, size in ((-2, grid[0]), (-1, grid[1])):
+        nearest = torch.arange(size, device=patches.device) * patches.shape[dim] // size
+        split = patches.transpose(dim, -1) / torch.bincount(nearest, minlength=patches.shape[dim])
+        patches = split[..., nearest].transpose(dim, -1)
+    return patches
 
 
 def check(encode: Callable[[Tensor], Tensor], read: Callable[[Tensor], Parts], images: Tensor,

@@ -2,6 +2,7 @@
 
 Letters of shapes: m texts, d width of the joint space.
 """
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.decomposition import Tower, decompose, decompose_tokens
-from utils.models import Clip
+from utils.decomposition import Tower, decompose, decompose_tokens, patch_map, score_tokens
+from utils.models import Clip, Vision
 from utils.script import UserError, describe
 
+FIRST_OTHER = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")  # of a transform's steps, after those that resize and crop
 LONGEST = 4  # sides of a picture: positions are interpolated, and a model has seen none of a longer strip
 
 
@@ -73,6 +75,18 @@ def to_pixels(picture: Image.Image, clip: Clip, patch_size: tuple[int, int]) -> 
     return transforms.normalize(transforms.to_tensor(resized), settings["mean"], settings["std"])[None].to(clip.device)
 
 
+def crop(picture: Image.Image, vision: Vision) -> Image.Image:
+    """What a model's own transform makes of a picture before it becomes numbers: resized, and cropped or squeezed."""
+    for step in shaping(vision.preprocess):
+        picture = step(picture)
+    return picture
+
+
+def shaping(preprocess) -> list:
+    """The steps of a transform of open_clip or timm that resize and crop: those before it turns a picture into numbers."""
+    return list(itertools.takewhile(lambda step: type(step).__name__ not in FIRST_OTHER, preprocess.transforms))
+
+
 def selection(layer: int | None, head: int | None) -> str:
     """The name of what --layer and --head choose."""
     if layer is None:
@@ -103,6 +117,38 @@ def explain(tower: Tower, pixels: Tensor, texts: list[str], directions: np.ndarr
                     {name: float(part @ direction) for name, part in parts.items()},
                     values.unflatten(0, tokens.grid).cpu().numpy())
             for text, direction, values in zip(texts, directions, patches)]
+
+
+def explain_by_walk(vision: Vision, pixels: Tensor, texts: list[str], directions: np.ndarray, layer: int | None = None,
+                    head: int | None = None, maps: tuple[Tensor, Tensor] | None = None) -> list[HeatMap]:
+    """The same for any model that the walk takes, mapped to the texts' space by `maps` (weight, bias) where it is no CLIP.
+
+    Class and register tokens are no patches: what they give through all heads is one part. There are parts of convolution
+    blocks, and of attention that cannot be told apart by tokens, where the model has such.
+    """
+    directions = torch.from_numpy(directions).to(pixels.device)
+    found = score_tokens(vision, pixels, lambda representation: directions[:, None].expand(-1, len(representation), -1), maps)
+    patches = patch_map(found, vision.prefix_tokens, layer, head)[:, 0]                      # [m, rows, columns]
+    sums = {layer: some[:, 0].sum(dim=1) for layer, some in found.tokens.items()}            # [m, n]
+    every = sum(some[:, vision.prefix_tokens:].sum(dim=1) for some in sums.values())
+    parts = {f"{selection(layer, head)}, patches": patches.sum(dim=(1, 2))}
+    if layer is not None:
+        parts[f"other {'layers' if head is None else 'heads'}, patches"] = every - patches.sum(dim=(1, 2))
+    if vision.prefix_tokens:
+        parts["class and register tokens"] = sum(some[:, :vision.prefix_tokens].sum(dim=1) for some in sums.values())
+
+    def add(label: str, kind: str) -> None:
+        chosen = [i for i, name in enumerate(found.names)
+                  if name.kind == kind and not (kind == "attn" and name.block in found.tokens)]
+        if chosen:
+            parts[label] = found.parts[:, 0, chosen].sum(dim=1)
+
+    add("attention as a whole", "attn")
+    add("MLPs", "mlp")
+    add("convolution blocks", "conv")
+    add("constant (class embedding)" if vision.class_token else "embedding", "embed")
+    return [HeatMap(text, float(found.parts[i, 0].sum()), {name: float(part[i]) for name, part in parts.items()},
+                    patches[i].cpu().numpy()) for i, text in enumerate(texts)]
 
 
 def table(found: HeatMap) -> str:

@@ -50,6 +50,7 @@ class Vision:
     image_size: tuple[int, int]
     device: object
     model: object          # all of it, by whose weights it is known
+    prefix_tokens: int = 0  # before the patches: class tokens and registers
 
 
 @dataclass
@@ -146,11 +147,16 @@ def load_vision(model: str, pretrained: str | None, device, seed: int = 0) -> Vi
     """Load the image side of a CLIP or a timm model by name. Raises UserError as `load_clip` does."""
     if model.startswith(TIMM):
         return _load_timm(model, pretrained, device, seed)
-    clip = load_clip(model, pretrained, device, seed)
+    return image_side(load_clip(model, pretrained, device, seed))
+
+
+def image_side(clip: Clip) -> Vision:
+    """The image side of a CLIP."""
     trunk = getattr(clip.model.visual, "trunk", clip.model.visual)  # a timm model inside
     first = trunk.pool_type == "tok" if hasattr(trunk, "pool_type") else getattr(trunk, "global_pool", "") == "token"
     return Vision(tower=clip.model.visual, encode=clip.model.encode_image, class_token=first, preprocess=clip.preprocess,
-                  name=clip.name, source=clip.source, image_size=clip.image_size, device=device, model=clip.model)
+                  name=clip.name, source=clip.source, image_size=clip.image_size, device=clip.device, model=clip.model,
+                  prefix_tokens=getattr(trunk, "num_prefix_tokens", int(hasattr(trunk, "class_embedding"))))
 
 
 def _load_timm(model: str, pretrained: str | None, device, seed: int) -> Vision:
@@ -202,7 +208,8 @@ def _load_timm(model: str, pretrained: str | None, device, seed: int) -> Vision:
     return Vision(tower=network, encode=network if pooled else features,
                   class_token=getattr(network, "global_pool", "") == "token", name=file_name(model), source=source,
                   preprocess=timm.data.create_transform(**settings, is_training=False),
-                  image_size=tuple(settings["input_size"][1:]), device=device, model=network)
+                  image_size=tuple(settings["input_size"][1:]), device=device, model=network,
+                  prefix_tokens=getattr(network, "num_prefix_tokens", 0))
 
 
 def load_same(args, run: dict | None) -> Clip:

@@ -6,27 +6,28 @@ own mean, it is a segmentation; the figures over a data set are those of the pub
 Letters of shapes: b images, n tokens (class token first), d width of the joint space, s side of an image in pixels.
 """
 import copy
-import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.transform import MaybeConvertMode, PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional.classification import binary_average_precision
-from torchvision.transforms import Compose, InterpolationMode, Resize
+from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 
-from utils import arrays, datasets, scenes
-from utils.decomposition import TokenTerms, Tower
+from utils import arrays, datasets, maps, scenes
+from utils.decomposition import TokenTerms, Tower, decompose_tokens, find_tower, patch_map, score_tokens
+from utils.heatmaps import shaping
 from utils.layouts import SUFFIXES
-from utils.models import Clip
+from utils.models import TIMM, Vision, file_name, load_vision, weights_hash
 from utils.script import UserError, describe
 
 # Published on ImageNet-Segmentation, by model and weights: pixel accuracy, mean IoU and mean AP in percent. Tables of
@@ -40,9 +41,10 @@ PUBLISHED = {
     ("ViT-B-16", "openai"): {"decomposition": (77.2, 57.7, 82.6), "maskclip": (73.0, 54.8, 83.6)},
 }
 FIGURES = ("pixel_accuracy", "mean_iou", "mean_ap")  # fractions of 1, in the order of PUBLISHED
+FOREGROUND = ("foreground_iou", "foreground_ap")  # of the foreground alone (arXiv 2406.01583)
 DEFINITIONS = {
     "map": "per patch; decomposition: its terms, summed over layers and heads, times the classifier's column of the predicted "
-           "class minus the mean of all columns",
+           "class (of the true class with --target true) minus the mean of all columns",
     "heat": "the map, bilinear to image_size, negatives set to 0, scaled to [0, 1] for each image; 0 where the map is constant "
             "or not finite (images_without_map)",
     "predicted foreground": "heat above the image's mean heat",
@@ -51,6 +53,9 @@ DEFINITIONS = {
                 "(0 where a class is neither in the truth nor predicted)",
     "mean_ap": "mean over images of one average precision over both classes at once: scores (1 - heat, heat) of all pixels, "
                "truth one-hot; an image without foreground counts like any other",
+    "foreground_iou": "iou_foreground",
+    "foreground_ap": "mean, over the images that have foreground, of the average precision of their pixels' heat for the "
+                     "foreground (0 where no image has any)",
     "precision, recall": "of the foreground, over the pixels of all images, one row a method; score >= threshold, the score "
                          "being heat, or thr where heat is less; precision is 1 where nothing is predicted, recall is 1 "
                          "where there is no foreground",
@@ -108,7 +113,8 @@ class EmojiScenes:
     def __init__(self, data_path: str | None):
         if data_path is not None:
             raise UserError("--train_dataset emoji_seg is drawn, not read; leave --data_path out")
-        self.drawn, _, _ = datasets.embedded_scenes("emoji_seg")
+        self.drawn, self.labels, _ = datasets.embedded_scenes("emoji_seg")
+        self.classes = datasets.load_images("emoji_seg").classes
         self.names = [f"{i:05d}" for i in range(len(self.drawn))]
 
     def read(self, index: int, image_size: int) -> tuple[Image.Image, Image.Image]:
@@ -175,6 +181,45 @@ def _other_size(name: str, image: tuple[int, ...], mask: tuple[int, ...]) -> str
 READERS = {"imagenet_seg": MatFile, "emoji_seg": EmojiScenes, "masks_folder": MaskFolder}
 
 
+@dataclass
+class Subject:
+    """A model whose maps are compared with masks."""
+    vision: Vision
+    tower: Tower | None                   # what is read of the model; None where the walk takes it apart
+    carry: tuple[Tensor, Tensor] | None   # maps to the space of a CLIP: weight [c, k, d] and bias [d]
+    width: int                            # of the space that its classifier is in
+    name: str                             # in file names
+    run: dict                             # whose texts go with it, as the manifest of a run says
+    about: dict                           # what results say of its maps
+
+
+def load_subject(args, device) -> Subject:
+    """The model of --model, --pretrained and --seed in `args`, with the maps of --maps where they are given.
+
+    Raises UserError for one that cannot be decomposed, for a model of timm without maps, and for maps of another model.
+    """
+    if args.model.startswith(TIMM) and not args.maps:
+        raise UserError(f"--model {args.model} has no text side; give --maps, which compute_alignment.py makes")
+    trained = maps.load(Path(args.maps), "make them with compute_alignment.py") if args.maps else None
+    vision = load_vision(args.model, args.pretrained, device, args.seed)
+    if trained:
+        maps.check_model(trained, vision)
+        weight, run = trained.weight.to(device), maps.text_side(trained.about)
+        return Subject(vision, None, (weight, trained.bias.to(device)), weight.shape[2], f"{vision.name}-as-{run['text_model']}",
+                       run, {"maps": args.maps, "maps_sha256": trained.sha256, **run})
+    tower, run = find_tower(vision), {"weights_sha256": weights_hash(vision), "pretrained": vision.source}
+    with torch.no_grad():
+        width = vision.encode(torch.zeros(1, 3, *vision.image_size, device=device)).shape[1]
+    return Subject(vision, tower, None, width, vision.name, run, {})
+
+
+def check_baselines(subject: Subject, method: str) -> None:
+    """Refuse a method other than the decomposition for a model that has none."""
+    if subject.tower is None:
+        raise UserError(f"--method {method}: this model has --method decomposition alone; the others need a CLIP with an image "
+                        "tower of open_clip's own and class-token pooling, and no --maps")
+
+
 def check_image_size(image_size: int, tower: Tower) -> int:
     """The side of images in pixels, if patches cover it. Raises UserError with the nearest sizes that do."""
     step = math.lcm(*tower.patch_size)
@@ -185,32 +230,53 @@ def check_image_size(image_size: int, tower: Tower) -> int:
     return image_size
 
 
-def load_classifier(clip: Clip, weights: str, width: int, folder: str, dataset: str) -> Tensor:
-    """The classifier [d, classes] of a data set that compute_text_projection.py wrote, on the model's device.
+def load_classifier(model: str, run: dict, width: int, folder: str, dataset: str, device) -> tuple[Tensor, list[str] | None]:
+    """The classifier [d, classes] of a data set that compute_text_projection.py wrote, and its classes, None without a manifest.
 
-    Raises UserError where it is missing, has not the joint space's `width`, or was made with other weights than those of
-    the hash `weights`.
+    `run` says whose texts go with the model, as the manifest of a run does. Raises UserError where the classifier is missing,
+    has not the joint space's `width`, or was made with other weights.
     """
-    path = arrays.manifest_path(folder, dataset, "classifier", clip.name)
+    path = arrays.manifest_path(folder, dataset, "classifier", run.get("text_model") or file_name(model))
     manifest = arrays.read_manifest(path) if path.is_file() else None  # open_classifier warns where there is none
-    own = manifest and {"weights_sha256": weights, "pretrained": clip.source, "classes": manifest["classes"]}
-    return torch.tensor(arrays.open_classifier(folder, dataset, clip.name, own, width), device=clip.device)
+    own = manifest and run | {"classes": manifest["classes"]}
+    columns = arrays.open_classifier(folder, dataset, model, own or run | {"classes": None}, width)
+    return torch.tensor(columns, device=device), manifest and manifest["classes"]
+
+
+def true_classes(data: "MatFile | EmojiScenes | MaskFolder", classes: list[str] | None) -> Tensor:
+    """The true class [images] of every image, among the classifier's. Raises UserError where it is not known."""
+    if not isinstance(data, EmojiScenes):
+        raise UserError("--target true needs the class of every image, which only --train_dataset emoji_seg knows; leave it out")
+    if classes != data.classes:
+        raise UserError("--target true: the classifier has other classes than the images; give --classifier_dataset emoji")
+    return torch.tensor(data.labels)
+
+
+def transform(vision: Vision, tower: Tower | None, image_size: int | None) -> tuple[Compose, int]:
+    """The transform of images, and the side s of what it gives: at `image_size`, by default the model's own, where `tower` is
+    read from the model; by the model's own transform where it is None. Raises UserError for a size that cannot be."""
+    if tower:
+        side = check_image_size(vision.image_size[0] if image_size is None else image_size, tower)
+        return image_transform_v2(PreprocessCfg(**{**vision.tower.preprocess_cfg, "size": side}), is_train=False), side
+    height, width = vision.image_size
+    if height != width:
+        raise UserError(f"the model takes images of {height} x {width} pixels, and figures are taken on squares; choose another")
+    if image_size not in (None, height):
+        raise UserError(f"--image_size {image_size}: the model takes images at its own size alone; leave it out")
+    return vision.preprocess, height
 
 
 class _Prepared:
     """Images and masks, ready for the model. A pair that cannot be read comes as its error."""
 
-    def __init__(self, data: MatFile | EmojiScenes | MaskFolder, clip: Clip, image_size: int, mask_resize: str):
-        self.data, self.image_size = data, image_size
-        configuration = PreprocessCfg(**{**clip.model.visual.preprocess_cfg, "size": image_size})
-        self.prepare = image_transform_v2(configuration, is_train=False)
+    def __init__(self, data: MatFile | EmojiScenes | MaskFolder, prepare: Compose, image_size: int, mask_resize: str):
+        self.data, self.prepare, self.image_size = data, prepare, image_size
         if mask_resize == "published":
             self.prepare_mask = Resize((image_size, image_size), InterpolationMode.NEAREST)
         else:
-            steps = [copy.copy(step) for step in itertools.takewhile(
-                lambda step: not isinstance(step, MaybeConvertMode), self.prepare.transforms)]  # those that resize and crop
+            steps = [copy.copy(step) for step in shaping(prepare)]
             for step in steps:
-                step.interpolation = InterpolationMode.NEAREST
+                step.interpolation, step.fill = InterpolationMode.NEAREST, 0
             self.prepare_mask = Compose(steps)
 
     def __len__(self) -> int:
@@ -229,27 +295,47 @@ def _collate(samples: list) -> tuple[Tensor, Tensor] | str:
     return bad[0] if bad else tuple(map(torch.stack, zip(*samples)))
 
 
-def batches(data: MatFile | EmojiScenes | MaskFolder, clip: Clip, image_size: int, mask_resize: str, batch_size: int,
+def batches(data: MatFile | EmojiScenes | MaskFolder, prepare: Compose, image_size: int, mask_resize: str, batch_size: int,
             num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, in batches: images [b, 3, s, s] and masks [b, s, s], True in the foreground.
 
-    An image is resized and cropped as its model asks. Masks are resized by nearest neighbour: `published` squeezes the
-    whole mask to a square although the image is cropped, `aligned` crops it like the image.
+    An image is resized and cropped by `prepare`, its model's `transform`. Masks are resized by nearest neighbour: `published`
+    squeezes the whole mask to a square although the image is cropped, `aligned` crops it like the image.
     Raises UserError that names the first image that cannot be read.
     """
-    for batch in DataLoader(_Prepared(data, clip, image_size, mask_resize), batch_size, num_workers=num_workers,
+    for batch in DataLoader(_Prepared(data, prepare, image_size, mask_resize), batch_size, num_workers=num_workers,
                             collate_fn=_collate):
         if isinstance(batch, str):
             raise UserError(f"--data_path: cannot read {batch}; mend or remove it")
         yield batch
 
 
-def decomposition_maps(terms: TokenTerms, classifier: Tensor, predicted: Tensor) -> Tensor:
-    """Maps [b, rows, columns]: what each patch contributes to the logit of the predicted class [b], less the mean over
-    all classes of `classifier` [d, classes]."""
+def _direction(classifier: Tensor, classes: Tensor) -> Tensor:
+    """What the logit of an image's class [b], less the mean over all classes, is a product with: [b, d]."""
     # A mean of products is the product with the mean: no [b, n, classes] is needed.
-    direction = classifier[:, predicted].T - classifier.mean(dim=1)
+    return classifier[:, classes].T - classifier.mean(dim=1)
+
+
+def decomposition_maps(terms: TokenTerms, classifier: Tensor, classes: Tensor) -> Tensor:
+    """Maps [b, rows, columns]: what each patch contributes to the logit of the image's class [b], the predicted or the true one,
+    less the mean over all classes of `classifier` [d, classes]."""
+    direction = _direction(classifier, classes)
     return torch.einsum("bnd,bd->bn", terms.attn[:, 1:], direction).unflatten(1, terms.grid)
+
+
+def class_maps(subject: Subject, pixels: Tensor, classifier: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Maps [b, rows, columns] of images by `decomposition_maps`, and the classes [b] that they are of: the predicted ones, or the
+    `truth` [b]."""
+    def classes(representation: Tensor) -> Tensor:
+        return (representation @ classifier).argmax(dim=1) if truth is None else truth
+
+    if subject.tower:
+        terms = decompose_tokens(subject.tower, pixels)
+        found = classes(terms.representation)
+        return decomposition_maps(terms, classifier, found), found
+    scores = score_tokens(subject.vision, pixels, lambda representation: _direction(classifier, classes(representation))[None],
+                          subject.carry)
+    return patch_map(scores, subject.vision.prefix_tokens)[0], classes(scores.representation)
 
 
 def heat_maps(maps: Tensor, image_size: int) -> Tensor:
@@ -276,7 +362,7 @@ class Scores:
     def __init__(self, thr: float, device: torch.device):
         self.accuracy = BinaryAccuracy(validate_args=False).to(device)
         self.iou = MulticlassJaccardIndex(num_classes=2, average="none", validate_args=False).to(device)
-        self.thr, self.average_precisions, self.without_map = thr, [], 0
+        self.thr, self.average_precisions, self.of_foreground, self.without_map = thr, [], [], 0
         self.counts = torch.zeros(2, len(THRESHOLDS), dtype=torch.int64, device=device)  # pixels by truth and score
         self.grid = torch.from_numpy(THRESHOLDS).to(device)
 
@@ -289,15 +375,18 @@ class Scores:
         for scores, mask in zip(heat, masks):
             both_scores, both_truths = torch.stack([1 - scores, scores]), torch.stack([~mask, mask]).long()
             self.average_precisions.append(binary_average_precision(both_scores, both_truths, validate_args=False).item())
+            if mask.any():
+                self.of_foreground.append(binary_average_precision(scores, mask.long(), validate_args=False).item())
         steps = torch.bucketize(heat.clamp(min=self.thr), self.grid, right=True) - 1  # the last threshold that the score reaches
         for truth in (0, 1):
             self.counts[truth] += torch.bincount(steps[masks == truth], minlength=len(self.grid))
 
     def figures(self) -> dict:
-        """What FIGURES names, as fractions of 1, with the two IoUs and the number of images without a map."""
+        """What FIGURES and FOREGROUND name, as fractions of 1, with the two IoUs and the number of images without a map."""
         iou = self.iou.compute().tolist()
         return {"pixel_accuracy": self.accuracy.compute().item(), "mean_iou": sum(iou) / 2, "iou_background": iou[0],
                 "iou_foreground": iou[1], "mean_ap": float(np.mean(self.average_precisions)),
+                "foreground_iou": iou[1], "foreground_ap": float(np.mean(self.of_foreground or [0])),
                 "images_without_map": self.without_map}
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
@@ -307,8 +396,9 @@ class Scores:
         return precision, true / true[0] if true[0] else np.ones(len(true))
 
 
-def save_pictures(folder: Path, names: list[str], clip: Clip, pixels: Tensor, masks: Tensor, heats: dict[str, Tensor]) -> None:
-    """PNGs of preprocessed images [b, 3, s, s]: input, mask [b, s, s], and for each method heat [b, s, s], predicted mask
+def save_pictures(folder: Path, names: list[str], prepare: Compose, pixels: Tensor, masks: Tensor,
+                  heats: dict[str, Tensor]) -> None:
+    """PNGs of images [b, 3, s, s] that `prepare` made: input, mask [b, s, s], and for each method heat [b, s, s], predicted mask
     and overlay."""
     from matplotlib import colormaps
 
@@ -317,7 +407,8 @@ def save_pictures(folder: Path, names: list[str], clip: Clip, pixels: Tensor, ma
         picture.save(partial, format="png")
         partial.replace(folder / f"{name}.png")
 
-    mean, std = (torch.tensor(clip.model.visual.preprocess_cfg[part])[:, None, None] for part in ("mean", "std"))
+    normalize = next(step for step in prepare.transforms if isinstance(step, Normalize))
+    mean, std = (torch.as_tensor(values)[:, None, None] for values in (normalize.mean, normalize.std))
     inputs = ((pixels.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     for i, name in enumerate(names):
         picture = Image.fromarray(inputs[i])
@@ -337,13 +428,16 @@ def report(figures: dict[str, dict], published: dict[str, tuple]) -> Iterator[st
         yield f"Mean IoU over 2 classes: {found['mean_iou']:.4f}"
         yield f"Pixel-wise Accuracy: {100 * found['pixel_accuracy']:.2f}%"
         yield f"Mean AP over 2 classes: {found['mean_ap']:.4f}"
+        yield f"Foreground alone: IoU {found['foreground_iou']:.4f}, AP {found['foreground_ap']:.4f}"
         if method in published:
             yield "published: accuracy {:.2f}, mIoU {:.2f}, mAP {:.2f}".format(*published[method])
         return
     blank = " " * 8 if published else ""
-    yield f"{'percent':<14}" + "".join(f"{name:>16}{blank}" for name in ("pixel accuracy", "mean IoU", "mean AP")).rstrip()
+    yield (f"{'percent':<14}" + "".join(f"{name:>16}{blank}" for name in ("pixel accuracy", "mean IoU", "mean AP"))
+           + "".join(f"{name:>16}" for name in ("foreground IoU", "foreground AP")))
     for method, found in figures.items():
         beside = [f" ({value:.2f})" for value in published[method]] if method in published else [blank] * 3
-        yield f"{method:<14}" + "".join(f"{100 * found[name]:>16.2f}{value}" for name, value in zip(FIGURES, beside)).rstrip()
+        yield (f"{method:<14}" + "".join(f"{100 * found[name]:>16.2f}{value}" for name, value in zip(FIGURES, beside))
+               + "".join(f"{100 * found[name]:>16.2f}" for name in FOREGROUND))
     if published:
         yield "in brackets: published"

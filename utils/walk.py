@@ -13,7 +13,8 @@ torch operations and no model. It does three things:
 
 An operation that none of this covers ends the walk with its name.
 
-Letters of shapes: b images, c components, n source tokens, d width of the representation; kept as in utils/readouts.py.
+Letters of shapes: b images, c components, h heads of a layer, n source tokens, d width of the representation, m vectors a
+component; kept as in utils/readouts.py.
 """
 import math
 from collections.abc import Callable
@@ -47,6 +48,8 @@ class Components:
     terms: Tensor                      # [b, c, d]
     representation: Tensor             # [b, d]: unit length; what the terms sum to
     sources: dict[int | None, Tensor]  # block (None: their sum) -> [b, n, d]: each source token's part of the layer's terms
+    products: Tensor | None            # [m, b, c]: of the terms with vectors, where such are asked for
+    scores: dict[int, Tensor]          # block -> [m, b, h, n]: each source token's part of the products of the layer's heads
 
 
 def _walk(end: Node, output: Tensor) -> list[tuple[Node, Readout, Tensor | None]]:
@@ -92,18 +95,22 @@ def _name(steps: list) -> dict[Node, Component]:
 @torch.inference_mode(False)  # that mode hides from the recorder what operations are made of
 @torch.no_grad()
 def decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None,
-              sources: str | None = None, heads: Callable[[int, int], bool] = lambda block, head: True) -> Components:
+              sources: str | None = None, heads: Callable[[int, int], bool] = lambda block, head: True,
+              vectors: Callable[[list[Component], Tensor], Tensor] | None = None) -> Components:
     """Decompose the representations of images [b, 3, height, width] into the model's components.
 
     `function` gives the representation [b, d] of images; by default the model itself does. The model must be in eval
     mode. `sources` adds what the source tokens bring to every attention layer: "all" of them, "summed" over the layers
     (where all have the same tokens), or the "first" (the class token of a model that has one); through those `heads` alone
-    for which a function of block and head says so. Constants on the way (biases, a norm's frozen mean) are split evenly over
-    the layers that pass there, and a layer's share over its heads or source tokens.
+    for which a function of block and head says so. `vectors`, of the components' names and terms [b, c, d], gives vectors
+    [m, b, c, d], and asks for their products and for what each source token adds to those of heads; no terms of single tokens
+    are held for it, but a model made in inference mode cannot be asked. Constants on the way (biases, a norm's frozen mean)
+    are split evenly over the layers that pass there, and a layer's share over its heads or source tokens.
     Raises UserError with the name of the operation that cannot be passed; for an output that is not one vector an image; and
     for "summed" where the layers differ in their number of tokens.
     """
-    recorder = Recorder(images, {module: name for name, module in model.named_modules()}, sources is not None)
+    recorder = Recorder(images, {module: name for name, module in model.named_modules()},
+                        sources is not None or vectors is not None)
     with recorder.watch():
         output = (function or model)(images)
     end = recorder.found.get(output)
@@ -112,8 +119,10 @@ def decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Ten
     steps = _walk(end, output)
     names = _name(steps)
     length = output.norm(dim=-1, keepdim=True)
-    terms, tokens = {}, {}
-    for (origin, part), some in _gather(steps, names, sources, heads).items():
+    terms, tokens, written = {}, {}, [] if vectors else None
+    with torch.set_grad_enabled(vectors is not None):  # of what the attention layers write alone
+        gathered = _gather(steps, names, sources, heads, written)
+    for (origin, part), some in gathered.items():
         if isinstance(part, int):
             terms[origin, part] = some / length
         else:
@@ -124,18 +133,31 @@ def decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Ten
     error = (terms.sum(dim=1) - output / length).norm(dim=-1).max()
     if not error < 1e-2:
         raise UserError(f"this model cannot be decomposed: its components miss its output by {error:.1%}")
-    return Components(named, terms, output / length, {block: torch.stack(some, dim=1) for block, some in tokens.items()})
+    products, scores = None, {}
+    if vectors:
+        along = vectors(named, terms)
+        products = (terms * along).sum(dim=-1)
+        with torch.enable_grad():
+            reached = torch.stack([gathered[key] for key in order], dim=1)
+        scores = _score_tokens(written, reached, along / length[:, None], products, named, names)
+    tokens = {block: torch.stack(some, dim=1) for block, some in tokens.items()}
+    return Components(named, terms, output / length, tokens, products, scores)
 
 
-def _gather(steps: list, names: dict[Node, Component], sources: str | None, heads: Callable) -> dict:
+def _gather(steps: list, names: dict[Node, Component], sources: str | None, heads: Callable, written: list | None) -> dict:
     """The sums that reach the representation: (origin, head) or (origin, ("token", place)) -> [b, d].
 
-    On the way, each comes with its shares of the layers' constants: a set of (origin, share).
+    On the way, each comes with its shares of the layers' constants: a set of (origin, share). What attention layers write is
+    added to `written`, where there is one: (node, readout, sums [h, b, *kept], of which gradients can be taken).
     """
     numbers = set()
     for node, readout, value in reversed(steps):
         if node.leaf:
-            readout.arrived.append(_write(node, readout, value))
+            shares, sums = _write(node, readout, value)
+            if written is not None and node.attention:
+                sums = sums.detach().requires_grad_()
+                written.append((node, readout, sums))
+            readout.arrived.append((shares, sums))
             if node.attention and sources:
                 readout.arrived.append(_write_sources(node, readout, sources, partial(heads, names[node].block)))
                 numbers.add(len(readout.arrived[-1][0]))
@@ -213,6 +235,47 @@ def _write_sources(node: Node, readout: Readout, sources: str, wanted: Callable[
     sums = _on_stream(node, read, at, sums)
     parts, origin = frozenset([(node, share / len(sums))]), None if sources == "summed" else node
     return {(origin, ("token", place)): parts for place in range(len(sums))}, sums
+
+
+def _score_tokens(written: list, reached: Tensor, vectors: Tensor, products: Tensor, named: list[Component],
+                  names: dict[Node, Component]) -> dict[int, Tensor]:
+    """`Components.scores`, for what of the components `named` reached the representation [b, c, d], vectors [m, b, c, d] and
+    their products [m, b, c].
+
+    The way from what a head writes to the product of its term with a vector is linear but for constants. Its gradient is the
+    same for every token, and multiplies what the token writes; constants are split evenly over tokens.
+    """
+    sums = [some for *_, some in written]
+    gradients = [torch.autograd.grad(reached, sums, some, retain_graph=True) for some in vectors]
+    found = {}
+    for step, (node, readout, some) in enumerate(written):
+        gradient = torch.stack([of_all[step] for of_all in gradients])               # [m, h, b, *kept]
+        linear = (gradient * some.detach()).flatten(3).sum(dim=-1).transpose(1, 2)   # [m, b, h]
+        tokens = _read_tokens(node, readout, gradient)
+        before = found.get(node, (0, 0))
+        found[node] = before[0] + linear, before[1] + tokens
+    scores = {}
+    for node, (linear, tokens) in found.items():
+        block = names[node].block
+        columns = [column for column, name in enumerate(named) if name.kind == "attn" and name.block == block]
+        scores[block] = tokens + ((products[:, :, columns] - linear) / tokens.shape[-1])[..., None]
+    return scores
+
+
+def _read_tokens(node: Node, readout: Readout, gradient: Tensor) -> Tensor:
+    """What each source token of an attention layer writes through each head, times that head's gradient [m, h, b, *kept]:
+    [m, b, h, n]."""
+    weights, values, queries = node.product
+    heads, vector, head = _heads(readout), Axis(len(gradient)), Axis(gradient.shape[1])
+    eye = torch.eye(head.size, dtype=gradient.dtype, device=gradient.device).reshape(-1, *[axis.size for axis in heads])
+    own = [vector, readout.batch, *readout.kept]
+    gradient = contract([(gradient, [vector, head, *own[1:]]), (eye, [head, *heads])], own)
+    read = readouts.attend(readout, weights, queries)
+    at = read.summed()
+    operands = [(read.weight, read.axes), lay(values, read.dims), (gradient, own)]
+    sums = contract(operands, [*at, vector, readout.batch, *heads]).flatten(0, len(at) - 1)
+    sums = _on_stream(node, read, at, sums)
+    return sums.reshape(*sums.shape[:3], -1).permute(1, 2, 3, 0)
 
 
 def _on_stream(node: Node, read: Readout, at: list[Axis], sums: Tensor) -> Tensor:
