@@ -11,7 +11,7 @@ layers are replaced by what their texts span, all earlier heads by their means, 
 
 Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads_{model}.txt, the published
 report, and .json, with each text's share of its head's variance, and each head's consistency: how much alike its
-texts are, against those of heads that write in random directions.
+texts are, against those of heads that write in random directions. Of a run made with --moments_only there is no accuracy.
 """
 from utils.datasets import add_run_options
 from utils.script import UserError, make_parser, run
@@ -41,16 +41,18 @@ def main(args) -> None:
 
     model = models.file_name(args.model)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    images = arrays.has_images(args.input_dir, args.dataset, args.model, args.split)
+    parts = ("attn", "mlp") if images else ("attn",)
+    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
     attn, width = terms["attn"], terms["attn"].shape[-1]
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
+    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width) if images else None
     pool = arrays.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
     for name, most in (("num_of_last_layers", len(attn.layers)), ("texts_per_head", len(texts)), ("w_ov_rank", max(width, 80))):
         if not 1 <= getattr(args, name) <= most:
             raise UserError(f"--{name} is {getattr(args, name)}; choose from 1 to {most}")
 
     spans = textspan.span_heads(attn, pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
-    accuracy = textspan.accuracy(terms, classifier, spans)
+    accuracy = textspan.accuracy(terms, classifier, spans) if images else None
     consistency = textspan.consistency(pool, spans)
     distinct = len({pick for span in spans.values() for pick in span.picks})
 
@@ -64,7 +66,7 @@ def main(args) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays.write_text(path, "\n".join(lines) + "\n")
     arrays.write_json(path.with_suffix(".json"), {
-        "model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), "pool": args.text_descriptions,
+        "model": args.model, "dataset": args.dataset, "images": len(attn), "pool": args.text_descriptions,
         "texts_per_head": args.texts_per_head, "num_of_last_layers": args.num_of_last_layers, "w_ov_rank": args.w_ov_rank,
         "accuracy": accuracy, "number_of_texts": distinct,
         "heads": [{"layer": layer, "head": head, "rank_used": span.rank,

@@ -20,6 +20,9 @@ there for models with a class token alone.
 Of another split than the usual one (--split train), the files are named {dataset}_{split}_... .
 attn, mlp and conv of an image sum to its unit-length representation. Nothing incomplete is left under these names.
 
+With --compact, attn is kept as {dataset}_heads_{model}.npy [b, l, h, head width] and {dataset}_scalars_{model}.npy [b, 3], of
+which, with {dataset}_readout_{model}.npy, it is made again as it is read; mlp is [b, 2, d], all MLPs in one.
+
 A run that was killed goes on with --resume, and ends with the same bytes. `accelerate launch compute_prs.py ...`, or torchrun,
 runs it on several GPUs or machines with a common --output_dir, and leaves the files that one process leaves. Where the
 time went is in {dataset}_time_{model}.json.
@@ -37,13 +40,19 @@ def get_args_parser():
     add_data_options(parser)
     add_split_option(parser)
     parser.add_argument("--streaming", action="store_true",
-                        help="of --dataset huggingface: fetch images as they are needed, in one process, keep none (default: off)")
+                        help="of --dataset huggingface: fetch images as they are needed, and keep none (default: off)")
     parser.add_argument("--batch_size", type=int, default=2, help="images a forward pass (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: one a core, at most 10)")
     parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
                         help="where the arrays go (default: %(default)s)")
     parser.add_argument("--save_dtype", default="float32", choices=("float32", "float16"),
                         help="type of the arrays on disk; float16 halves them (default: %(default)s)")
+    parser.add_argument("--compact", action="store_true",
+                        help="keep each head's output before its output projection, and all MLPs as one: a twelfth of the disk, "
+                             "and the same results from every step that needs no single MLP (default: off)")
+    parser.add_argument("--moments_only", action="store_true",
+                        help="keep means and second moments over images alone: enough for TextSpan, less than a hundredth of the "
+                             "disk; in one piece and one process (default: off)")
     parser.add_argument("--skip_bad_images", action="store_true",
                         help="go on without images that cannot be read, and list them (default: stop at the first)")
     parser.add_argument("--resume", action="store_true",
@@ -70,10 +79,13 @@ def main(args) -> None:
 
     from utils import arrays, datasets, models, processes
     from utils.clock import Clock
-    from utils.decomposition import check, reader
+    from utils.compact import Moments
+    from utils.decomposition import check, compact_reader, reader
     from utils.resumable import Rows
 
     check_positive(args, "batch_size")
+    if args.moments_only and (args.compact or args.resume or processes.number() > 1):
+        raise UserError("--moments_only keeps nothing before its end, and runs in one process; leave --compact and --resume out")
     if not args.check:  # a wrong path is found before a large model is loaded
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
     state = processes.start(args.device)
@@ -97,7 +109,10 @@ def main(args) -> None:
 
     about = {"model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision),
              "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": "float32",
-             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed}}
+             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
+                         "storage": "compact" if args.compact else "moments" if args.moments_only else "full"}}
+    read, readout = compact_reader(vision) if args.compact or args.moments_only else (decompose, None)
+    moments = Moments() if args.moments_only else None
     fingerprint, clock = datasets.fingerprint(images), Clock(state.device)
     manifest = arrays.manifest_path(args.output_dir, name, vision.name)
     with Rows(manifest, {**about, "data_sha256": fingerprint}, total, args.batch_size, state, args.resume) as rows:
@@ -114,13 +129,16 @@ def main(args) -> None:
                     left_out = [index for index, _ in bad]
                     first = number * args.batch_size
                     with clock.counting("model and decomposition"):
-                        terms = decompose(pixels.to(state.device, non_blocking=True)).arrays
+                        terms = read(pixels.to(state.device, non_blocking=True)).arrays
                         check_finite(terms, images, [i for i in range(first, first + args.batch_size) if i not in left_out])
                 with clock.counting("write"):
-                    if len(labels):
-                        values = {path(what): (some.cpu().numpy(), args.save_dtype) for what, some in terms.items()}
+                    if len(labels) and moments:
+                        moments.add(terms["heads"], terms["scalars"])
+                    elif len(labels):
+                        values = {path(what): (some.cpu().numpy(), "float32" if what == "scalars" else args.save_dtype)
+                                  for what, some in terms.items()}
                         values[path("labels")] = labels, "int64"
-                    rows.write(number, values, bad)
+                    rows.write(number, len(labels), values, bad)
                 if number == numbers[0]:
                     rows.check_room()
                 progress.update()
@@ -129,14 +147,17 @@ def main(args) -> None:
         parts = decompose(noise[:1])
         if state.is_main_process and (parts.arrays["attn"].ndim == 3 or "conv" in parts.arrays):
             arrays.write_json(path("components").with_suffix(".json"), parts.names)  # shapes do not say which term is whose
-        count, skipped = rows.finish(about)
+        whole = {path("readout"): readout.cpu().numpy()} if readout is not None else {}
+        if moments:
+            whole |= {path(what): values for what, values in moments.means().items()}
+        count, skipped = rows.finish(about, whole)
     if state.is_main_process:
         arrays.write_json(path("time").with_suffix(".json"), {
             "images": count, "processes": state.num_processes, "device": str(state.device), "seconds": dict(clock.seconds),
             "cost_over_a_plain_forward_pass": found["cost"]})
         for _, error in skipped:
             print(f"skipped: {error}")
-        print(f"{count} images -> {path('attn')}")
+        print(f"{count} images -> {path('attn') if readout is None else path('readout')}")
 
 
 if __name__ == "__main__":

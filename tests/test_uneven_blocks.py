@@ -394,7 +394,7 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
     mapped = ("--model", f"{family}-as-emojiclip", "--dataset", "imagefolder", "--input_dir", out)
     run, manifest = arrays.open_run(out, "imagefolder", f"{family}-as-emojiclip", ("attn", "mlp"))
     assert run["attn"].layers == layers and len(run["attn"].heads) == number and ("conv" in run) == (family == "maxvit")
-    whole = run["attn"][:].sum(axis=1) + sum(run[what].sum(axis=1) for what in ("mlp", "conv") if what in run)
+    whole = run["attn"][:].sum(axis=1) + sum(run[what][:].sum(axis=1) for what in ("mlp", "conv") if what in run)
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
     classifier = np.load(out / "imagefolder_classifier_emojiclip.npy")
 

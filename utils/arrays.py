@@ -2,6 +2,7 @@
 
     {dataset}_{attn|mlp|conv|cls_attn}_{model}.npy, {dataset}_labels.npy, {dataset}_components_{model}.json
                                                                       from compute_prs.py
+    {dataset}_{heads|scalars|readout|mean|second}_{model}.npy         from compute_prs.py --compact, --moments_only
     {dataset}_classifier_{model}.npy                                  from compute_text_projection.py
     {text_set}_{model}.npy                                            from compute_text_set_projection.py
 
@@ -22,9 +23,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils.compact import CompactTerms, MomentTerms
 from utils.datasets import DEFAULT_SPLITS, Images
 from utils.models import TIMM, file_name
 from utils.script import UserError
+from utils.stored import Stored
 from utils.terms import WHAT, HeadTerms, Run
 
 PACKAGES = ("torch", "open-clip-torch", "numpy")
@@ -152,12 +155,12 @@ def read_manifest(path: Path) -> dict | None:
         raise UserError(f"{path}: not a manifest of this project; delete it or make the arrays again") from error
 
 
-def open_array(path: Path, manifest: dict | None, hint: str) -> np.ndarray:
-    """An array mapped from disk, checked against its manifest."""
+def open_array(path: Path, manifest: dict | None, hint: str) -> Stored:
+    """An array that is read from disk as it is needed, checked against its manifest."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = Stored(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
         raise UserError(f"{path}: not a complete .npy file; make it again with: {hint}") from error
     entry = next((entry for entry in (manifest or {}).get("arrays", []) if entry["file"] == path.name), None)
@@ -174,6 +177,17 @@ def command(folder: str, dataset: str, model: str, split: str | None) -> str:
         maker, given, option = "compute_alignment.py", f"{source} --clip {clip} --input_dir {folder}", "apply"
     part = f" --{option} {split}" if split else ""
     return f"python {maker} --dataset {dataset} --model {given} --output_dir {folder}{part}"
+
+
+def _storage(manifest: dict | None) -> str:
+    """How the terms of heads are kept: full, compact or moments."""
+    return (manifest or {}).get("options", {}).get("storage", "full")
+
+
+def has_images(folder: str, dataset: str, model: str, split: str | None) -> bool:
+    """Whether a run, if it is there, has terms of single images, and not their moments alone."""
+    made = manifest_path(folder, run_name(dataset, split), file_name(model))
+    return not made.is_file() or _storage(read_manifest(made)) != "moments"
 
 
 def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
@@ -194,6 +208,9 @@ def open_terms(folder: str, dataset: str, model: str, split: str | None) -> tupl
     Raises UserError as `open_run` does, and for arrays without a manifest.
     """
     run, manifest, names = _open(folder, dataset, model, ("mlp", "attn"), split)
+    if _storage(manifest) == "compact":
+        raise UserError(f"{folder}: the arrays of {dataset} and {model} were made with --compact, which keeps all MLPs as one, "
+                        "and this step needs each; make them without it")
     if manifest is None:
         path = manifest_path(folder, run_name(dataset, split), file_name(model))
         raise UserError(f"{path} does not exist, and without it nobody knows which weights made the arrays; make them again "
@@ -209,34 +226,45 @@ def _open(folder: str, dataset: str, model: str, names: tuple[str, ...],
     def path(what: str) -> Path:
         return term_path(folder, dataset, what, model)
 
+    made = manifest_path(folder, dataset, model)
+    kept = _storage(read_manifest(made)) if made.is_file() else "full"
+    if kept == "moments":
+        mean, second, readout = (open_array(path(what), read_manifest(made), hint) for what in ("mean", "second", "readout"))
+        run = {"attn": MomentTerms(read_manifest(made)["images"], mean, second, readout)}
+        return run if names == ("attn",) else run["attn"][:], read_manifest(made), None
+    if kept == "compact" and "attn" in names:
+        names = ("heads", "scalars", *(name for name in names if name != "attn"))
     first = path(names[0])
     if not first.is_file():
         raise UserError(f"{first} does not exist; make it with: {hint}")
-    manifest = read_manifest(manifest_path(folder, dataset, model))
+    manifest = read_manifest(made)
     listed = path("conv").is_file() if manifest is None else path("conv").name in [
         entry["file"] for entry in manifest["arrays"]]
     if listed and "mlp" in names:
         names = (*names, "conv")
     run = {name: open_array(path(name), manifest, hint) for name in names}
-    images, ranks = len(run[names[0]]), {"attn": (3, 4), "mlp": (3,), "conv": (3,), "cls_attn": (3,)}
+    images = len(run[names[0]])
+    ranks = {"attn": (3, 4), "heads": (4,), "scalars": (2,), "mlp": (3,), "conv": (3,), "cls_attn": (3,)}
     if dataset == "imagenet" and not path("labels").is_file() and images == 50_000:
         run["labels"] = np.arange(images) // 50  # the published runs wrote none
     else:
-        run["labels"] = open_array(path("labels"), None, hint)
+        run["labels"] = np.asarray(open_array(path("labels"), None, hint))
     for name, array in run.items():
         if array.ndim not in ranks.get(name, (1,)):
             raise UserError(f"{path(name)}: has shape {array.shape}, which is not that of {name}")
         if len(array) != images:
             raise UserError(f"{path(name)}: holds {len(array)} images and {first.name} holds {images}; they are of different "
                             f"runs, make them again with: {hint}")
+    if "heads" in run:
+        run["attn"] = CompactTerms(run.pop("heads"), run.pop("scalars"), open_array(path("readout"), manifest, hint))
     widths = {array.shape[-1] for name, array in run.items() if name != "labels"}
     if len(widths) > 1:
         raise UserError(f"{folder}: the arrays of {dataset} and {model} have different widths {sorted(widths)}; "
                         f"make them again with: {hint}")
     described = None
-    if listed or "attn" in run and run["attn"].ndim == 3:
+    if listed or kept == "full" and "attn" in run and run["attn"].ndim == 3:
         described = _read_components(path("components").with_suffix(".json"), run, hint)
-    if "attn" in run:
+    if "attn" in run and kept == "full":
         heads = [(entry["block"], entry["head"] or 0) for entry in described["attn"]] if described else None
         run["attn"] = HeadTerms(run["attn"], heads)
     return run, manifest, described

@@ -59,6 +59,8 @@ class Terms:
     mlp: Tensor             # [b, l + 1, d]: the embedded class token, then MLP 1 to l
     cls_attn: Tensor        # [b, l, d]: the part of attn whose source is the class token, summed over heads
     representation: Tensor  # [b, d]: unit length; what attn and mlp sum to
+    outputs: Tensor         # [b, l, h, k]: the heads' outputs before their output projection, over sigma r, and
+    scalars: Tensor         # [b, 3]: 1 / (sigma r), mu / (sigma r), 1 / r, from which `readout` makes attn (utils/compact.py)
 
 
 @dataclass
@@ -225,10 +227,23 @@ def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_atten
 
     attn = torch.einsum("blhk,lhkd->blhd", heads, tower.head_maps) + out_bias[:, None] / number
     cls_attn = torch.einsum("blhk,lhkd->bld", self_attended, tower.head_maps) + out_bias / tokens
+    inverse = 1 / (std * length)  # [b, 1, 1]
+    scalars = torch.cat([inverse[:, 0], mean[:, None] * inverse[:, 0], 1 / length[:, 0]], dim=1)
     return Terms(attn=share(attn.flatten(1, 2), shares * number).unflatten(1, (layers, number)),
                  mlp=share(mlp @ weighted, shares),
                  cls_attn=share(cls_attn, shares * tokens),
-                 representation=representation / length[:, 0])
+                 representation=representation / length[:, 0], outputs=heads * inverse[..., None], scalars=scalars)
+
+
+def readout(tower: Tower) -> Tensor:
+    """What makes a head's term of its output and an image's scalars, as `Terms` has them: [l, h, k + 3, d]."""
+    layers, number, _, width = tower.head_maps.shape
+    shares = (2 * layers + 1) * number
+    weighted = tower.norm.weight[:, None] * tower.projection
+    out_bias = torch.stack([block.out_bias for block in tower.blocks]) @ weighted / number  # [l, d]
+    rows = torch.stack([out_bias, (-weighted.sum(0) / shares).expand(layers, -1),
+                        (tower.norm.bias @ tower.projection / shares).expand(layers, -1)], dim=1)  # [l, 3, d]
+    return torch.cat([tower.head_maps, rows[:, None].expand(-1, number, -1, -1)], dim=2)
 
 
 @torch.inference_mode()
@@ -292,6 +307,27 @@ def reader(vision: Vision) -> Callable[[Tensor], Parts]:
     """
     tower = find_tower(vision)
     return partial(by_walk, vision) if tower is None else partial(by_tower, tower)
+
+
+def compact_reader(vision: Vision) -> tuple[Callable[[Tensor], Parts], Tensor]:
+    """Like `reader`, with the terms of heads kept at the heads' width: "heads" [b, l, h, k] and "scalars" [b, 3] in place of
+    attn, all MLPs as one, mlp [b, 2, d], and cls_attn [b, 1, d] summed over layers; and the `readout` that goes with them.
+
+    Raises UserError for a model whose heads are not known before their output projection.
+    """
+    try:
+        tower = read_tower(vision.tower)
+    except UserError as error:
+        raise UserError("--compact and --moments_only keep heads before their output projection, which is known of open_clip's "
+                        "own vision transformers alone; leave them out") from error
+
+    def read(images: Tensor) -> Parts:
+        terms = decompose(tower, images)
+        mlp = torch.stack([terms.mlp[:, 0], terms.mlp[:, 1:].sum(dim=1)], dim=1)
+        arrays = {"heads": terms.outputs, "scalars": terms.scalars, "mlp": mlp, "cls_attn": terms.cls_attn.sum(1, keepdim=True)}
+        return Parts(arrays, {}, terms.representation)
+
+    return read, readout(tower)
 
 
 def find_tower(vision: Vision) -> Tower | None:

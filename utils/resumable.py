@@ -145,13 +145,11 @@ class Rows:
             "shape": (rows, *layout["shape"])})
         return buffer.getvalue()
 
-    def write(self, number: int, values: dict[Path, tuple[np.ndarray, str]], skipped: list[tuple[int, str]]) -> None:
-        """Write a batch: for each array its rows [b, ...] and the type to store them in; and the indices and errors of images
-        that were left out."""
-        rows = 0
+    def write(self, number: int, rows: int, values: dict[Path, tuple[np.ndarray, str]], skipped: list[tuple[int, str]]) -> None:
+        """Write a batch: how many images it has, for each array their rows [b, ...] and the type to store them in, and the
+        indices and errors of images that were left out."""
         for path, (batch, dtype) in values.items():
-            batch = np.ascontiguousarray(batch, dtype)
-            rows, name = len(batch), path.name
+            batch, name = np.ascontiguousarray(batch, dtype), path.name
             if name not in self.files:
                 self.layout[name] = {"shape": list(batch.shape[1:]), "dtype": batch.dtype.name}
                 self.files[name] = os.open(self._beside(name), os.O_RDWR | os.O_CREAT, 0o644)
@@ -185,10 +183,11 @@ class Rows:
         os.fsync(self.journal.fileno())
         self.waiting = []
 
-    def finish(self, description: dict) -> tuple[int, list]:
+    def finish(self, description: dict, whole: dict[Path, np.ndarray]) -> tuple[int, list]:
         """Give every array its final name, and write the manifest last, when all processes have written their batches.
 
-        Returns the number of images, and of those left out the indices and errors. Raises UserError where none is left.
+        `whole` are arrays without images, which are written here. Returns the number of images, and of those left out the
+        indices and errors. Raises UserError where none is left.
         """
         self.sync()
         self.state.wait_for_everyone()
@@ -200,15 +199,19 @@ class Rows:
         if not count:
             raise UserError(f"none of the {self.images} images can be read; the first is {skipped[0][1]}")
         if self.state.is_main_process:
-            self._publish(entries, count, {
+            self._publish(entries, count, whole, {
                 **description, "images": count, "skipped_images": [error for _, error in skipped],
                 "skipped_indices": [index for index, _ in skipped], "identity": self.identity,
                 "versions": {name: importlib.metadata.version(name) for name in arrays.PACKAGES}})
         self.state.wait_for_everyone()
         return count, skipped
 
-    def _publish(self, entries: list[dict], count: int, description: dict) -> None:
+    def _publish(self, entries: list[dict], count: int, whole: dict[Path, np.ndarray], description: dict) -> None:
         ready = {}
+        for path, values in whole.items():
+            ready[path] = self._beside(path.name)
+            with ready[path].open("wb") as file:
+                np.save(file, values)
         for name in self.layout:
             partial, final = self._beside(name), self.manifest.with_name(name)
             if not partial.exists():  # a run that was cut off here had renamed it
@@ -219,6 +222,8 @@ class Rows:
                 os.fsync(file.fileno())
         described = [{"file": name, "shape": [count, *layout["shape"]], "dtype": layout["dtype"]}
                      for name, layout in self.layout.items()]
+        described += [{"file": path.name, "shape": list(values.shape), "dtype": values.dtype.name}
+                      for path, values in whole.items()]
         manifest = self._beside("manifest")
         try:
             arrays.write_json(manifest, {**description, "arrays": described})  # a full disk shows before any renaming

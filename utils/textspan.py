@@ -16,6 +16,7 @@ from tqdm import tqdm
 from utils import terms
 from utils.ablation import mean as mean_over_images
 from utils.arrays import blocks
+from utils.compact import CompactTerms, MomentTerms
 from utils.heads import Head
 from utils.terms import HeadTerms, Run
 from utils.zeroshot import correct
@@ -51,6 +52,8 @@ def moments(attn: np.ndarray | HeadTerms, columns: slice = slice(None)) -> tuple
 
     The array is read in blocks.
     """
+    if isinstance(attn, CompactTerms | MomentTerms):
+        return attn.moments(columns)
     heads, width = attn[:0, columns].shape[1:]
     total, second = torch.zeros(heads, width, dtype=torch.float64), torch.zeros(heads, width, width, dtype=torch.float64)
     for block in blocks(len(attn)):

@@ -1,0 +1,167 @@
+"""Terms of heads kept at their own width: the same numbers in every analysis, on a fraction of the disk."""
+import json
+
+import literal
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from utils import arrays, models, textspan
+from utils.compact import CompactTerms
+from utils.decomposition import compact_reader, decompose, read_tower, readout
+
+FULL, COMPACT, MOMENTS = "out", "compact", "moments"
+
+
+def test_terms_made_again_are_the_terms(variant):
+    _, model = variant
+    tower = read_tower(model.visual)
+    pixels = torch.randn(5, 3, *tower.image_size, generator=torch.Generator().manual_seed(1))
+    terms = decompose(tower, pixels)
+    kept = CompactTerms(terms.outputs.numpy(), terms.scalars.numpy(), readout(tower).numpy())
+    slow = literal.decompose(model.visual, pixels)["attn"].sum(2)
+    full = np.asarray(terms.attn.flatten(1, 2))
+    assert kept.shape == full.shape and kept.layout == terms.attn.shape[1:]
+    np.testing.assert_allclose(kept[:], full, atol=1e-6)
+    np.testing.assert_allclose(kept[:].reshape(slow.shape), slow, atol=1e-5)
+    last = kept.last(1)
+    for rows, columns in ((slice(1, 3), last), ([4, 0], slice(None)), (slice(None), [0]), (2, slice(None)), (slice(0, 0), last)):
+        np.testing.assert_allclose(kept[rows, columns], full[rows][..., columns, :] if rows == 2 else full[rows][:, columns],
+                                   atol=1e-6)
+    np.testing.assert_allclose(kept[:, len(kept.heads) - 1], full[:, -1], atol=1e-6)
+    for ours, theirs in zip(kept.moments(last), textspan.moments(full, last)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stored(emoji_run, tmp_path_factory):
+    """The images of `emoji_run` in all three kinds of storage, each with classifier and pool."""
+    import importlib
+
+    from utils import script
+
+    folder = tmp_path_factory.mktemp("stored")
+    for name, more in ((COMPACT, ["--compact"]), (MOMENTS, ["--moments_only"])):
+        module = importlib.import_module("compute_prs")
+        module.main(script.parse(module.get_args_parser(), [
+            "--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path", str(emoji_run / "images"),
+            "--batch_size", "32", "--num_workers", "0", "--output_dir", str(folder / name), *more]))
+        for path in (emoji_run / "out").iterdir():
+            if "classifier" in path.name or path.name.startswith("pool"):
+                (folder / name / path.name).write_bytes(path.read_bytes())
+    (folder / FULL).symlink_to(emoji_run / "out")
+    (folder / "texts").symlink_to(emoji_run / "texts")
+    (folder / "images").symlink_to(emoji_run / "images")
+    return folder
+
+
+def given(stored, kind, *more):
+    return ("--model", "emojiclip", "--dataset", "imagefolder", "--input_dir", stored / kind, *more)
+
+
+def numbers(value):
+    """All numbers in the content of a JSON file, in order."""
+    if isinstance(value, dict):
+        return [number for entry in value.values() for number in numbers(entry)]
+    if isinstance(value, list):
+        return [number for entry in value for number in numbers(entry)]
+    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def texts(value):
+    return [entry["text"] for head in value["heads"] for entry in head["texts"]]
+
+
+@pytest.mark.parametrize("script, options, name", [
+    ("compute_ablations", (), "imagefolder_ablations_emojiclip.json"),
+    ("compute_use_specific_heads", ("--heads", "5.3,5.4", "--data_path", "{images}"),
+     "imagefolder_specific_heads_emojiclip.json"),
+    ("compute_nearest_neighbors", ("--index", 3, "--property", "whole", "--heads", "5.3", "--data_path", "{images}",
+                                   "--output_dir", "{out}"), "imagefolder_neighbors_emojiclip.json"),
+])
+def test_analyses_find_the_same_numbers(run_script, stored, script, options, name, tmp_path):
+    found = {}
+    for kind in (FULL, COMPACT):
+        out = tmp_path / kind
+        filled = [str(word).format(images=stored / "images", out=out) for word in options]
+        where = () if "--output_dir" in options else (("--figures_dir" if script == "compute_ablations" else "--output_dir"), out)
+        code, _, err = run_script(script, *given(stored, kind, *filled, *where))
+        assert code == 0, err
+        found[kind] = numbers(json.loads((out / name).read_text()))
+    assert len(found[FULL]) > 5
+    np.testing.assert_allclose(found[COMPACT], found[FULL], atol=1e-6)
+
+
+def test_texts_and_shares_are_the_same_from_all_three(run_script, stored, tmp_path):
+    found = {}
+    for kind in (FULL, COMPACT, MOMENTS):
+        code, out, err = run_script("compute_complete_text_set", *given(
+            stored, kind, "--num_of_last_layers", 3, "--texts_per_head", 6, "--text_dir", stored / "texts",
+            "--text_descriptions", "pool", "--output_dir", tmp_path / kind))
+        assert code == 0, err
+        path = tmp_path / kind / "imagefolder_completeness_pool_top_6_heads_emojiclip.json"
+        found[kind] = json.loads(path.read_text())
+        assert ("Current accuracy: None" in out) == (kind == MOMENTS)
+    for kind in (COMPACT, MOMENTS):
+        assert texts(found[kind]) == texts(found[FULL])
+        ours, theirs = ([entry["share"] for head in found[k]["heads"] for entry in head["texts"]] for k in (kind, FULL))
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert found[COMPACT]["accuracy"] == found[FULL]["accuracy"] and found[MOMENTS]["accuracy"] is None
+    assert found[MOMENTS]["images"] == 130
+
+
+def test_what_needs_more_than_is_kept_is_refused(refused, stored):
+    assert "made with --compact, which keeps all MLPs as one" in refused(
+        "compute_component_ablation", *given(stored, COMPACT))
+    for script in ("compute_ablations", "compute_linear_probe"):
+        line = refused(script, *given(stored, MOMENTS, *(("--split", "") if script == "compute_linear_probe" else ())))
+        assert "made with --moments_only" in line or "does not exist" in line
+
+
+def test_the_disk_that_is_needed(stored):
+    """For ViT-H-14 by its own sizes: 32 layers of 16 heads of 80 in a joint space of 1,024, for 50,000 images."""
+    layers, heads, width, joint, images = 32, 16, 80, 1024, 50_000
+    full = 4 * images * (layers * heads * joint + (layers + 1) * joint + layers * joint)
+    matrices = 4 * layers * heads * (width + 3) * joint
+    compact = 4 * images * (layers * heads * width + 3 + 3 * joint) + matrices
+    half = images * (2 * (layers * heads * width + 3 * joint) + 4 * 3) + matrices
+    moments = 8 * layers * heads * (width + 3) * (width + 4) + matrices
+    assert compact / full < 0.08 and half / full < 0.04 and moments / full < 0.01
+    # and of what lies on the disk, the embedded model's: 6 layers of 6 heads of 32 in 128
+    sizes = {kind: {path.name.split("_")[1]: path.stat().st_size for path in (stored / kind).glob("imagefolder_*_emojiclip.npy")}
+             for kind in (FULL, COMPACT, MOMENTS)}
+    assert sizes[COMPACT]["heads"] - 128 == (sizes[FULL]["attn"] - 128) * 32 // 128
+    assert sizes[COMPACT]["mlp"] - 128 == (sizes[FULL]["mlp"] - 128) * 2 // 7 and "attn" not in sizes[COMPACT]
+    assert set(sizes[MOMENTS]) == {"readout", "mean", "second", "classifier"}
+
+
+def test_compact_and_half_precision(run_script, folder_of_images, tmp_path):
+    common = ("--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path", folder_of_images,
+              "--num_workers", 0)
+    assert run_script("compute_prs", *common, "--output_dir", tmp_path / "a")[0] == 0
+    assert run_script("compute_prs", *common, "--output_dir", tmp_path / "b", "--compact", "--save_dtype", "float16")[0] == 0
+    full, _ = arrays.open_run(str(tmp_path / "a"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
+    half, _ = arrays.open_run(str(tmp_path / "b"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
+    np.testing.assert_allclose(half["attn"][:], full["attn"][:], atol=2e-4)
+    np.testing.assert_allclose(half["mlp"][:].astype(np.float32).sum(1), full["mlp"][:].sum(1), atol=1e-3)
+    np.testing.assert_allclose(half["cls_attn"][:, 0].astype(np.float32), full["cls_attn"][:].sum(1), atol=1e-3)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--moments_only", "--compact"), "--moments_only keeps nothing before its end"),
+    (("--moments_only", "--resume"), "--moments_only keeps nothing before its end"),
+    (("--model", f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", "--compact"), "known of open_clip's own vision transformers"),
+])
+def test_bad_options_are_one_line(refused, arguments, message, folder_of_images, tmp_path):
+    common = ("--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path", folder_of_images)
+    assert message in refused("compute_prs", *common, *arguments, "--output_dir", tmp_path / "o")
+
+
+def test_the_compact_reader_gives_what_the_full_one_gives():
+    vision = models.load_vision("emojiclip", None, torch.device("cpu"))
+    read, _ = compact_reader(vision)
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    parts, terms = read(pixels), decompose(read_tower(vision.tower), pixels)
+    assert parts.arrays["mlp"].shape == (1, 2, 128)
+    assert torch.equal(parts.representation, terms.representation) and torch.equal(parts.arrays["mlp"][:, 0], terms.mlp[:, 0])
