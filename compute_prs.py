@@ -31,7 +31,8 @@ from utils.datasets import add_data_options, add_split_option
 from utils.models import add_model_options
 from utils.script import UserError, check_positive, make_parser, run
 
-TOLERANCE = 1e-4  # of the sum of an image's terms against the model's own output
+# Of the sum of an image's terms against the model's own output, by the precision of the model.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def get_args_parser():
@@ -45,6 +46,9 @@ def get_args_parser():
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: one a core, at most 10)")
     parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
                         help="where the arrays go (default: %(default)s)")
+    parser.add_argument("--precision", default="float32", choices=tuple(TOLERANCE),
+                        help="of the model; terms are summed up in float32 in any case (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="let torch compile the model first (default: off)")
     parser.add_argument("--save_dtype", default="float32", choices=("float32", "float16"),
                         help="type of the arrays on disk; float16 halves them (default: %(default)s)")
     parser.add_argument("--compact", action="store_true",
@@ -59,7 +63,7 @@ def get_args_parser():
                         help="go on with a run that was cut off; one that is complete is left as it is (default: begin anew)")
     parser.add_argument("--check", action="store_true",
                         help="only decompose a few random images, print the error against the model's own output and the "
-                             f"cost over a plain forward pass, and fail above {TOLERANCE:g} (default: off)")
+                             f"cost over a plain forward pass, and fail above {TOLERANCE['float32']:g} (default: off)")
     return parser
 
 
@@ -80,7 +84,7 @@ def main(args) -> None:
     from utils import arrays, datasets, models, processes
     from utils.clock import Clock
     from utils.compact import Moments
-    from utils.decomposition import check, compact_reader, reader
+    from utils.decomposition import check, compact_reader, find_tower, reader
     from utils.resumable import Rows
 
     check_positive(args, "batch_size")
@@ -90,12 +94,17 @@ def main(args) -> None:
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
     state = processes.start(args.device)
     vision = models.load_vision(args.model, args.pretrained, state.device, args.seed)
-    decompose = reader(vision)
+    if find_tower(vision) is None and (args.compile or args.precision != "float32"):
+        raise UserError(f"--model {args.model} is taken apart operation by operation, in float32 and as it is; leave --precision "
+                        "and --compile out")
+    decompose = reader(vision, args.compile)
+    half = torch.autocast(state.device.type, getattr(torch, args.precision), enabled=args.precision != "float32")
     noise = torch.randn(4, 3, *vision.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
-    found = check(vision.encode, decompose, noise, repeats=5 if args.check else 1)
+    with half:
+        found = check(vision.encode, decompose, noise, repeats=5 if args.check else 1)
     if args.check:
         print(f"largest error: {found['error']:.2e}\ncost over a plain forward pass: {found['cost']:.2f}")
-    if not found["error"] <= TOLERANCE:
+    if not found["error"] <= TOLERANCE[args.precision]:
         raise UserError(f"the terms of {args.model} miss the model's own output by {found['error']:.2e}; "
                         "this version of its library is not known, and its decomposition would be wrong")
     if args.check:
@@ -108,10 +117,10 @@ def main(args) -> None:
         return arrays.term_path(args.output_dir, name, what, vision.name)
 
     about = {"model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision),
-             "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": "float32",
+             "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": args.precision,
              "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
                          "storage": "compact" if args.compact else "moments" if args.moments_only else "full"}}
-    read, readout = compact_reader(vision) if args.compact or args.moments_only else (decompose, None)
+    read, readout = compact_reader(vision, args.compile) if args.compact or args.moments_only else (decompose, None)
     moments = Moments() if args.moments_only else None
     fingerprint, clock = datasets.fingerprint(images), Clock(state.device)
     manifest = arrays.manifest_path(args.output_dir, name, vision.name)
@@ -128,7 +137,7 @@ def main(args) -> None:
                 if len(labels):
                     left_out = [index for index, _ in bad]
                     first = number * args.batch_size
-                    with clock.counting("model and decomposition"):
+                    with clock.counting("model and decomposition"), half:
                         terms = read(pixels.to(state.device, non_blocking=True)).arrays
                         check_finite(terms, images, [i for i in range(first, first + args.batch_size) if i not in left_out])
                 with clock.counting("write"):

@@ -122,3 +122,30 @@ def test_only_bad_images_is_an_error(refused, folder_of_images, tmp_path):
         path.write_bytes(b"")
     line = refused("compute_prs", *run_arguments(folder_of_images, tmp_path / "o", "--skip_bad_images"))
     assert "none of the 15 images can be read" in line
+
+
+@pytest.mark.parametrize("precision, error", [("bfloat16", 5e-3), ("float16", 1e-3)])
+def test_half_precision_of_the_model_keeps_the_sums_in_full(run_script, folder_of_images, tmp_path, precision, error):
+    for name in ("float32", precision):
+        code, _, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--precision", name))
+        assert code == 0, err
+    one, half = (load(tmp_path / name, "attn").sum((1, 2)) + load(tmp_path / name, "mlp").sum(1) for name in ("float32", precision))
+    np.testing.assert_allclose(half, one, atol=error)
+    assert not np.array_equal(half, one)
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=error)  # what attention adds is rounded, sums are not
+    assert json.loads((tmp_path / precision / "imagefolder_emojiclip.json").read_text())["precision"] == precision
+
+
+def test_a_compiled_model_gives_the_same_terms(run_script, folder_of_images, tmp_path):
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        code, _, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 5, *more))
+        assert code == 0, err
+    for what in ("attn", "mlp", "cls_attn"):
+        np.testing.assert_allclose(load(tmp_path / "compiled", what), load(tmp_path / "plain", what), atol=1e-6)
+
+
+def test_a_model_that_is_walked_back_is_neither_compiled_nor_halved(refused, folder_of_images, tmp_path):
+    for more in (("--precision", "float16"), ("--compile",)):
+        line = refused("compute_prs", "--model", "timm:vit_tiny_patch16_224", "--pretrained", "none", "--dataset", "imagefolder",
+                       "--data_path", folder_of_images, "--output_dir", tmp_path, "--device", "cpu", *more)
+        assert "operation by operation" in line

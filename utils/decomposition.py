@@ -179,7 +179,7 @@ def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Te
     return added, out[:, :, 0], (scores.softmax(dim=-1), v)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decompose(tower: Tower, images: Tensor) -> Terms:
     """Decompose the representations of images [b, 3, height, width] at the cost of a forward pass.
 
@@ -200,7 +200,10 @@ def decompose(tower: Tower, images: Tensor) -> Terms:
         added = block.mlp(block.norm_2(x))
         x = x + added
         mlp.append(added[:, 0])
-    return _project(tower, x[:, 0], torch.stack(mlp, 1), torch.stack(heads, 1), torch.stack(self_attended, 1), tokens)
+    with torch.autocast(images.device.type, enabled=False):  # half precision is for the model; sums keep their own
+        parts = [part.to(tower.projection.dtype) for part in (x[:, 0], torch.stack(mlp, 1), torch.stack(heads, 1),
+                                                              torch.stack(self_attended, 1))]
+        return _project(tower, *parts, tokens)
 
 
 def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_attended: Tensor, tokens: int) -> Terms:
@@ -297,19 +300,21 @@ class Parts:
     representation: Tensor         # [b, d]: unit length
 
 
-def reader(vision: Vision) -> Callable[[Tensor], Parts]:
+def reader(vision: Vision, compiled: bool = False) -> Callable[[Tensor], Parts]:
     """How images [b, 3, height, width] of a model are decomposed: `decompose` for the towers that it knows, and for all
     others the walk (utils/walk.py), which takes any network with a residual stream.
 
     `attn` is [b, l, h, d] where every layer has as many heads, and else [b, c, d]; `mlp` [b, m, d] begins with the
-    embedding; `conv` is [b, k, d]; `cls_attn` [b, l, d] is there for models with a class token. Raises UserError, with the
-    name of the operation, for a model that cannot be decomposed.
+    embedding; `conv` is [b, k, d]; `cls_attn` [b, l, d] is there for models with a class token. With `compiled`, torch
+    compiles `decompose`. Raises UserError, with the name of the operation, for a model that cannot be decomposed.
     """
     tower = find_tower(vision)
-    return partial(by_walk, vision) if tower is None else partial(by_tower, tower)
+    if tower is None:
+        return partial(by_walk, vision)
+    return partial(by_tower, tower, run=torch.compile(decompose) if compiled else decompose)
 
 
-def compact_reader(vision: Vision) -> tuple[Callable[[Tensor], Parts], Tensor]:
+def compact_reader(vision: Vision, compiled: bool = False) -> tuple[Callable[[Tensor], Parts], Tensor]:
     """Like `reader`, with the terms of heads kept at the heads' width: "heads" [b, l, h, k] and "scalars" [b, 3] in place of
     attn, all MLPs as one, mlp [b, 2, d], and cls_attn [b, 1, d] summed over layers; and the `readout` that goes with them.
 
@@ -321,8 +326,10 @@ def compact_reader(vision: Vision) -> tuple[Callable[[Tensor], Parts], Tensor]:
         raise UserError("--compact and --moments_only keep heads before their output projection, which is known of open_clip's "
                         "own vision transformers alone; leave them out") from error
 
+    run = torch.compile(decompose) if compiled else decompose
+
     def read(images: Tensor) -> Parts:
-        terms = decompose(tower, images)
+        terms = run(tower, images)
         mlp = torch.stack([terms.mlp[:, 0], terms.mlp[:, 1:].sum(dim=1)], dim=1)
         arrays = {"heads": terms.outputs, "scalars": terms.scalars, "mlp": mlp, "cls_attn": terms.cls_attn.sum(1, keepdim=True)}
         return Parts(arrays, {}, terms.representation)
@@ -343,9 +350,9 @@ def find_tower(vision: Vision) -> Tower | None:
     return None
 
 
-def by_tower(tower: Tower, images: Tensor) -> Parts:
-    """The terms of `decompose` as they are stored."""
-    terms = decompose(tower, images)
+def by_tower(tower: Tower, images: Tensor, run: Callable[[Tower, Tensor], Terms] = decompose) -> Parts:
+    """The terms of `decompose`, or what it was compiled to, as they are stored."""
+    terms = run(tower, images)
     layers, heads = terms.attn.shape[1:3]
     names = {"attn": [{"kind": "attn", "block": block, "head": head} for block in range(layers) for head in range(heads)],
              "mlp": [{"kind": "embed", "block": -1, "head": None},
