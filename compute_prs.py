@@ -161,9 +161,11 @@ def main(args) -> None:
             whole |= {path(what): values for what, values in moments.means().items()}
         count, skipped = rows.finish(about, whole)
     if state.is_main_process:
+        cost = max(1.0, found["cost"])  # of the decomposition over the model alone, as it was found at the start
+        both = clock.seconds.pop("model and decomposition", 0.0)
         arrays.write_json(path("time").with_suffix(".json"), {
-            "images": count, "processes": state.num_processes, "device": str(state.device), "seconds": dict(clock.seconds),
-            "cost_over_a_plain_forward_pass": found["cost"]})
+            "images": count, "processes": state.num_processes, "device": str(state.device), "cost_over_a_plain_forward_pass": cost,
+            "seconds": {**clock.seconds, "model": both / cost, "decomposition": both - both / cost}})
         for _, error in skipped:
             print(f"skipped: {error}")
         print(f"{count} images -> {path('attn') if readout is None else path('readout')}")

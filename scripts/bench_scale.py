@@ -45,7 +45,7 @@ def steps(data: list[str], output: str) -> dict[str, list[str]]:
     pool, test = ["--text_descriptions", "emoji_descriptions", "--texts_per_head", "5"], ["--split", "test"]
     return {
         "compute_prs": [*model, *data, *test, "--batch_size", "32", *write],
-        "compute_text_projection": [*model, *data, *write],
+        "compute_text_projection": [*model, *data[:3], f"{data[3]}/test", *write],
         "compute_text_set_projection": [*model, "--data_path", "text_descriptions/emoji_descriptions.txt", *write],
         "compute_ablations": [*model, *data[:2], *test, *read],
         "compute_complete_text_set": [*model, *data[:2], *test, *pool, "--num_of_last_layers", "4", *read, *write],
@@ -72,7 +72,7 @@ def main(args) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         root = Path(folder)
         drawn = scenes.sample_scenes(max(args.images), seed=20)
-        places = [f"{scenes.concepts()[scene.object]['name'].replace(' ', '_')}/{i:06d}.png" for i, scene in enumerate(drawn)]
+        places = [f"{scene.attributes()['color']}/{i:06d}.png" for i, scene in enumerate(drawn)]  # few classes, all of them full
         write_folders(drawn, 64, [root / "drawn" / place for place in places])
         found: dict[int, dict] = {}
         for number in args.images:
@@ -81,8 +81,6 @@ def main(args) -> None:
                 for place in some:
                     (data / split / place).parent.mkdir(parents=True, exist_ok=True)
                     os.link(root / "drawn" / place, data / split / place)
-                for kind in {place.split("/")[0] for place in places}:  # the same classes everywhere
-                    (data / split / kind).mkdir(exist_ok=True)
             chosen = ["--dataset", "imagefolder", "--data_path", str(data)]
             measured(["compute_prs.py", "--model", MODEL, *chosen, "--split", "train", "--batch_size", "32", "--output_dir",
                       f"{data}/o"])

@@ -23,11 +23,13 @@ def start(device: str | None):
 
     Raises UserError where the device cannot be used; several processes choose their own.
     """
+    import torch
     from accelerate import PartialState
 
     from utils.script import UserError, pick_device
 
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    # Where there is no GPU, accelerate makes several processes one another's only when it is told so.
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
     if state.num_processes > 1 and device not in (None, "cpu", "cuda"):
         raise UserError(f"--device {device}: each of {state.num_processes} processes takes a device of its own; leave it out")
     state.device = pick_device(device if state.num_processes == 1 else str(state.device))
