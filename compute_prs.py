@@ -101,7 +101,7 @@ def main(args) -> None:
     half = torch.autocast(state.device.type, getattr(torch, args.precision), enabled=args.precision != "float32")
     noise = torch.randn(4, 3, *vision.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
     with half:
-        found = check(vision.encode, decompose, noise, repeats=5 if args.check else 1)
+        found = check(vision.encode, decompose, noise, repeats=5 if args.check else 2)
     if args.check:
         print(f"largest error: {found['error']:.2e}\ncost over a plain forward pass: {found['cost']:.2f}")
     if not found["error"] <= TOLERANCE[args.precision]:
@@ -164,7 +164,8 @@ def main(args) -> None:
         cost = max(1.0, found["cost"])  # of the decomposition over the model alone, as it was found at the start
         both = clock.seconds.pop("model and decomposition", 0.0)
         arrays.write_json(path("time").with_suffix(".json"), {
-            "images": count, "processes": state.num_processes, "device": str(state.device), "cost_over_a_plain_forward_pass": cost,
+            "images": count, "processes": state.num_processes, "device": str(state.device),
+            "cost_over_a_plain_forward_pass": cost,
             "seconds": {**clock.seconds, "model": both / cost, "decomposition": both - both / cost}})
         for _, error in skipped:
             print(f"skipped: {error}")
