@@ -129,7 +129,8 @@ def test_half_precision_of_the_model_keeps_the_sums_in_full(run_script, folder_o
     for name in ("float32", precision):
         code, _, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--precision", name))
         assert code == 0, err
-    one, half = (load(tmp_path / name, "attn").sum((1, 2)) + load(tmp_path / name, "mlp").sum(1) for name in ("float32", precision))
+    one, half = (load(tmp_path / name, "attn").sum((1, 2)) + load(tmp_path / name, "mlp").sum(1)
+                 for name in ("float32", precision))
     np.testing.assert_allclose(half, one, atol=error)
     assert not np.array_equal(half, one)
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=error)  # what attention adds is rounded, sums are not
