@@ -7,6 +7,7 @@ import pytest
 from utils import arrays
 from utils.datasets import Images
 from utils.script import UserError
+from utils.stored import Stored
 
 
 def write_run(folder, images=10, l=2, h=3, d=6, weights="aa", dataset="emoji", model="m", **changes):
@@ -50,7 +51,7 @@ def test_a_streamed_array_is_the_whole_one(tmp_path, dtype, sizes):
 def test_a_run_reads_back_from_disk_with_its_manifest(tmp_path):
     write_run(tmp_path)
     run, manifest = open_run(tmp_path)
-    assert run["attn"].shape == (10, 6, 6) and isinstance(run["attn"][:2], np.memmap) and run["attn"].layout == (2, 3, 6)
+    assert run["attn"].shape == (10, 6, 6) and isinstance(run["mlp"], Stored) and run["attn"].layout == (2, 3, 6)
     assert run["labels"].shape == (10,)
     assert manifest["versions"]["torch"] and manifest["arrays"][0] == {
         "file": "emoji_attn_m.npy", "shape": [10, 2, 3, 6], "dtype": "float32"}
@@ -215,3 +216,20 @@ def test_rows_of_a_run_are_known_in_the_data_set():
         arrays.image_indices({"skipped_indices": [1, 3], "classes": ["a"]}, 3, held(6))
     with pytest.raises(UserError, match="has other classes than the arrays"):
         arrays.image_indices({"classes": ["b"]}, 6, held(6))
+
+
+def test_what_was_read_does_not_stay_in_memory(tmp_path):
+    """A file of 400 MB, read in blocks, block after block and column by column."""
+    import resource
+
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1000, 1000, 100)})
+        file.truncate(file.tell() + 400_000_000)
+    found = arrays.open_array(path, None, "")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for block in arrays.blocks(len(found)):
+        assert not found[block].any()
+    assert found[:, 5].shape == (1000, 100) and np.asarray(found[[3, 1]]).shape == (2, 1000, 100)
+    # In KiB: one block is 102 MB, mapped and copied, where all of it would be 400 and a copy.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 330_000

@@ -137,6 +137,7 @@ def test_half_precision_of_the_model_keeps_the_sums_in_full(run_script, folder_o
     assert json.loads((tmp_path / precision / "imagefolder_emojiclip.json").read_text())["precision"] == precision
 
 
+@pytest.mark.long
 def test_a_compiled_model_gives_the_same_terms(run_script, folder_of_images, tmp_path):
     for name, more in (("plain", ()), ("compiled", ("--compile",))):
         code, _, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 5, *more))

@@ -86,6 +86,7 @@ def whole(images, tmp_path_factory):
     return result(folder / "o")
 
 
+@pytest.mark.long
 def test_runs_killed_at_random_moments_end_with_the_same_bytes(images, whole, tmp_path):
     """Kills come at any moment: before the first batch, at work, while files are renamed. What is under a final name is
     complete at all of them."""
