@@ -24,6 +24,9 @@ Writes to --output_dir:
     {dataset}_{method}_precision_{model}.npy      [methods, 1001] over the pixels of all images, at thresholds 0, 0.001, ... 1
     {dataset}_{method}_recall_{model}.npy         [methods, 1001]
     {dataset}_{method}_pictures_{model}/          with --save_img: input, mask, and per method heat, mask and overlay (PNG)
+
+`accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with a
+common --output_dir, and leaves the files that one process leaves.
 """
 from utils.models import add_model_options
 from utils.script import UserError, make_parser, run
@@ -72,14 +75,15 @@ def main(args) -> None:
 
     from tqdm import tqdm
 
-    from utils import arrays, datasets, models, segmentation
-    from utils.script import check_positive, pick_device
+    from utils import arrays, datasets, models, processes, segmentation
+    from utils.script import check_positive
 
     check_positive(args, "batch_size")
     if not 0 <= args.thr <= 1:
         raise UserError(f"--thr is {args.thr}; it must be from 0 to 1")
     data = segmentation.READERS[args.train_dataset](args.data_path)
-    device = pick_device(args.device)
+    state = processes.start(args.device)
+    device = state.device
     subject = segmentation.load_subject(args, device)
     vision, weights = subject.vision, models.weights_hash(subject.vision)
     prepare, image_size = segmentation.transform(vision, subject.tower, args.image_size)
@@ -96,24 +100,29 @@ def main(args) -> None:
     pictures = Path(args.output_dir, f"{args.train_dataset}_{args.method}_pictures_{subject.name}")
     if args.save_img:
         pictures.mkdir(parents=True, exist_ok=True)
-    done = without_foreground = 0
-    with tqdm(total=len(data.names), desc="images", unit="image") as progress:
-        for pixels, masks in segmentation.batches(data, prepare, image_size, mask_resize, args.batch_size,
-                                                  datasets.worker_count(args.num_workers)):
+    total, size, without_foreground = len(data.names), args.batch_size, {}
+    numbers = processes.share(range(-(-total // size)), state)
+    batches = segmentation.batches(data, prepare, image_size, mask_resize, size, datasets.worker_count(args.num_workers), numbers)
+    with tqdm(total=sum(min(size, total - number * size) for number in numbers), desc="images", unit="image",
+              disable=not state.is_main_process) as progress:
+        for number, (pixels, masks) in zip(numbers, batches):
             pixels, masks = pixels.to(device), masks.to(device)
-            maps, target = segmentation.class_maps(subject, pixels, classifier,
-                                                   None if truth is None else truth[done:done + len(masks)])
+            images = slice(number * size, number * size + len(masks))
+            maps, target = segmentation.class_maps(subject, pixels, classifier, None if truth is None else truth[images])
             heats = {}
             for method in methods:
                 found = maps if method == "decomposition" else baselines[method](vision.model, pixels, classifier, target)
                 heats[method] = segmentation.heat_maps(found, image_size)
-                scores[method].update(heats[method], masks)
+                scores[method].update(number, heats[method], masks)
             if args.save_img:
-                segmentation.save_pictures(pictures, data.names[done:done + len(masks)], prepare, pixels, masks, heats)
-            without_foreground += int((~masks).flatten(1).all(dim=1).sum())
-            done += len(masks)
+                segmentation.save_pictures(pictures, data.names[images], prepare, pixels, masks, heats)
+            without_foreground[number] = int((~masks).flatten(1).all(dim=1).sum())
             progress.update(len(masks))
 
+    scores = {method: segmentation.gathered(score, state) for method, score in scores.items()}
+    without_foreground = sum(processes.gather(without_foreground).values())
+    if not state.is_main_process:
+        return
     figures = {method: score.figures() for method, score in scores.items()}
     published = segmentation.PUBLISHED.get((args.model, vision.source), {}) if args.train_dataset == "imagenet_seg" else {}
     path = arrays.manifest_path(args.output_dir, args.train_dataset, "segmentation", args.method, subject.name)
@@ -123,7 +132,7 @@ def main(args) -> None:
                 name = f"{args.method}_{what}"
                 writer.append(arrays.term_path(args.output_dir, args.train_dataset, name, subject.name), values[None])
         writer.finish({"model": args.model, "pretrained": vision.source, "weights_sha256": weights, **subject.about,
-                       "dataset": args.train_dataset, "images": done, "images_without_foreground": without_foreground,
+                       "dataset": args.train_dataset, "images": total, "images_without_foreground": without_foreground,
                        "classifier": args.classifier_dataset, "classes": classifier.shape[1],
                        "options": {"image_size": image_size, "mask_resize": mask_resize, "thr": args.thr,
                                    "target": args.target, "batch_size": args.batch_size, "seed": args.seed},
@@ -131,7 +140,7 @@ def main(args) -> None:
                        "definitions": segmentation.DEFINITIONS})
     for line in segmentation.report(figures, published):
         print(line)
-    print(f"{done} images -> {path}")
+    print(f"{total} images -> {path}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 
 def launch(number, script, *arguments):
@@ -21,7 +22,8 @@ def run(command):
 
 def result(folder):
     """Bytes of every file but the times."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if "_time_" not in path.name}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and "_time_" not in path.name}
 
 
 def prs(images, output, *more):
@@ -44,7 +46,7 @@ def test_processes_share_the_images_and_leave_the_same_bytes(folder_of_images, t
 def test_processes_share_the_texts(tmp_path):
     pool = tmp_path / "pool.txt"
     pool.write_text("".join(f"a picture of {i} things\n" for i in range(45)))
-    given = ("--model", "emojiclip", "--data_path", pool, "--batch_size", 8, "--device", "cpu")
+    given = ("--model", "emojiclip", "--data_path", pool, "--batch_size", 8)  # no --device: there may be no GPU
     one = run([sys.executable, "compute_text_set_projection.py", *map(str, given), "--output_dir", str(tmp_path / "one")])
     assert one.returncode == 0, one.stderr
     many = run(launch(2, "compute_text_set_projection", *given, "--output_dir", tmp_path / "many"))
@@ -83,3 +85,37 @@ def test_a_run_that_lost_one_of_its_processes_goes_on(folder_of_images, tmp_path
     assert all(path.name.endswith(".partial") for path in output.iterdir())
     alone = run([sys.executable, "compute_prs.py", *map(str, images), "--resume"])  # as many processes as there are now
     assert alone.returncode == 0 and result(tmp_path / "one") == result(output), alone.stderr
+
+
+@pytest.fixture
+def segmentations(run_script, tmp_path):
+    """Options of a run over 11 scenes with masks, one of them without foreground, and more."""
+    from utils import scenes
+
+    code, _, err = run_script("compute_text_projection", "--model", "emojiclip", "--dataset", "emoji", "--device", "cpu",
+                              "--output_dir", tmp_path / "classifier")
+    assert code == 0, err
+    images, masks = scenes.draw(scenes.sample_scenes(11, seed=5), 64)
+    masks[3] = 0
+    for part, drawn in (("images", images.permute(0, 2, 3, 1)), ("masks", 255 * masks)):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        for i, picture in enumerate(drawn.numpy()):
+            Image.fromarray(picture).save(tmp_path / "data" / part / f"{i:02d}.png")
+    return lambda output, *more: (
+        "--model", "emojiclip", "--train_dataset", "masks_folder", "--data_path", tmp_path / "data", "--classifier_dir",
+        tmp_path / "classifier", "--classifier_dataset", "emoji", "--output_dir", tmp_path / output, "--device", "cpu",
+        "--num_workers", 0, *more)
+
+
+@pytest.mark.parametrize("number, method, batch_size, pictures", [
+    (2, "decomposition", 2, 5),  # the last of six batches is not full
+    (3, "all", 8, 26)])          # two batches: the third process has none
+def test_processes_share_the_images_with_masks(run_script, segmentations, tmp_path, number, method, batch_size, pictures):
+    more = ("--method", method, "--batch_size", batch_size, "--save_img")
+    code, out, err = run_script("compute_segmentations", *segmentations("one", *more))  # on one thread, as the processes
+    assert code == 0, err
+    many = run(launch(number, "compute_segmentations", *segmentations("many", *more)))
+    assert many.returncode == 0, many.stderr
+    assert f"{number} processes, on cpu" in many.stderr and "Warning" not in many.stderr
+    assert many.stdout == out.replace(str(tmp_path / "one"), str(tmp_path / "many"))
+    assert result(tmp_path / "one") == result(tmp_path / "many") and len(result(tmp_path / "one")) == 3 + 11 * pictures

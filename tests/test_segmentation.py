@@ -135,8 +135,8 @@ def test_heat_and_figures_equal_their_definitions():
     masks = torch.from_numpy(rng.uniform(size=(5, 18, 18)) < heats.numpy())
     masks[1] = False
     scores = segmentation.Scores(0.0, torch.device("cpu"))
-    scores.update(heats[:2], masks[:2])
-    scores.update(heats[2:], masks[2:])
+    scores.update(0, heats[:2], masks[:2])
+    scores.update(1, heats[2:], masks[2:])
     figures = scores.figures()
     assert figures.pop("images_without_map") == 0
     alone = figures.pop("foreground_iou"), figures.pop("foreground_ap")
@@ -154,13 +154,53 @@ def test_the_curve_is_scikit_learns_at_its_thresholds(thr):
     heats[0, 0, 0] = 1
     masks = heats > torch.from_numpy(rng.uniform(size=(4, 9, 9)))
     scores = segmentation.Scores(thr, torch.device("cpu"))
-    scores.update(heats, masks)
+    scores.update(0, heats, masks)
     precision, recall = scores.curve()
     assert precision.shape == recall.shape == (1001,)
     for i in (0, 1, 250, 350, 351, 700, 1000):
         predicted = np.maximum(heats.numpy().ravel(), np.float32(thr)) >= segmentation.THRESHOLDS[i]
         assert precision[i] == pytest.approx(precision_score(masks.ravel(), predicted, zero_division=1))
         assert recall[i] == pytest.approx(recall_score(masks.ravel(), predicted))
+
+
+def test_scores_of_parts_of_the_batches_add_up_to_the_same_bits():
+    rng = np.random.default_rng(4)
+    heats = torch.from_numpy(rng.uniform(size=(41, 9, 9)).astype(np.float32))
+    masks = torch.from_numpy(rng.uniform(size=(41, 9, 9)) < heats.numpy())
+    heats[5], masks[6] = 0, False
+    batches = list(enumerate(zip(heats.split(2), masks.split(2))))
+
+    def fed(chosen):
+        scores = segmentation.Scores(0.1, torch.device("cpu"))
+        for number, (heat, mask) in chosen:
+            scores.update(number, heat, mask)
+        return scores
+
+    together, parts = fed(batches), fed(batches[1::3])
+    for others in (batches[2::3], batches[::3], []):
+        parts.add(fed(others))
+    assert parts.figures() == together.figures() and parts.figures()["images_without_map"] == 1
+    for found, expected in zip(parts.curve(), together.curve()):
+        assert (found == expected).all()
+    parts.average_precisions = {2: [1.0], 0: [1e16], 1: [-1e16]}  # whose sum is 0 in this order
+    parts.of_foreground = {1: [-1e16, 1.0], 0: [1e16]}
+    assert parts.figures()["mean_ap"] == parts.figures()["foreground_ap"] == pytest.approx(1 / 3)
+
+
+def test_batches_by_number_are_those_of_all(oblong_folder):
+    for i in range(4):
+        for part in ("images", "masks"):
+            Image.fromarray(np.full((40, 80), 40 * i, np.uint8)).save(oblong_folder / part / f"{i}.png")
+    prepare, _ = segmentation.transform(models.load_vision("emojiclip", None, torch.device("cpu")), read_tower(
+        random_clip().visual), 32)
+    given = segmentation.MaskFolder(str(oblong_folder)), prepare, 32, "published", 2, 0
+    together = list(segmentation.batches(*given))
+    assert [len(masks) for _, masks in together] == [2, 2, 1] and len({float(pixels.mean()) for pixels, _ in together}) == 3
+    for numbers in ([2], [0, 2], [1], []):
+        found = list(segmentation.batches(*given, numbers))
+        assert len(found) == len(numbers)
+        for number, batch in zip(numbers, found):
+            assert all((part == whole).all() for part, whole in zip(batch, together[number]))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -1.0, 1e-30, 1e30, float("nan"), float("inf")])
@@ -170,7 +210,7 @@ def test_a_constant_map_is_all_background(value):
     scores = segmentation.Scores(0.0, torch.device("cpu"))
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, :8] = True
-    scores.update(heat, masks)
+    scores.update(0, heat, masks)
     figures = scores.figures()
     assert figures["images_without_map"] == 2 and figures["pixel_accuracy"] == pytest.approx(0.875)
     assert figures["iou_foreground"] == 0 and all(np.isfinite(number) for number in figures.values())
@@ -180,7 +220,7 @@ def test_a_data_set_without_foreground_has_figures():
     scores = segmentation.Scores(0.0, torch.device("cpu"))
     heat = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
     masks = torch.zeros(1, 8, 8, dtype=torch.bool)
-    scores.update(heat, masks)
+    scores.update(0, heat, masks)
     figures, (precision, recall) = scores.figures(), scores.curve()
     assert figures["foreground_ap"] == 0 == figures["foreground_iou"]
     expected = literal.segmentation_figures(heat.numpy(), masks.numpy())
@@ -320,7 +360,7 @@ def test_a_gpu_gives_the_same_maps_and_figures():
     for device in ("cpu", "cuda"):
         maps = maps_of(model.to(device), images.to(device), classifier.to(device))
         scores = segmentation.Scores(0.0, torch.device(device))
-        scores.update(segmentation.heat_maps(maps, 32), masks.to(device))
+        scores.update(0, segmentation.heat_maps(maps, 32), masks.to(device))
         figures.append(scores.figures())
         assert all(values.shape == (1001,) for values in scores.curve())
     assert figures[1] == pytest.approx(figures[0], abs=1e-3)

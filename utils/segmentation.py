@@ -7,7 +7,7 @@ Letters of shapes: b images, n tokens (class token first), d width of the joint 
 """
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional.classification import binary_average_precision
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 
-from utils import arrays, datasets, maps, scenes
+from utils import arrays, datasets, maps, processes, scenes
 from utils.decomposition import TokenTerms, Tower, decompose_tokens, find_tower, patch_map, score_tokens
 from utils.heatmaps import shaping
 from utils.layouts import SUFFIXES
@@ -296,14 +296,18 @@ def _collate(samples: list) -> tuple[Tensor, Tensor] | str:
 
 
 def batches(data: MatFile | EmojiScenes | MaskFolder, prepare: Compose, image_size: int, mask_resize: str, batch_size: int,
-            num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, in batches: images [b, 3, s, s] and masks [b, s, s], True in the foreground.
+            num_workers: int, numbers: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images [b, 3, s, s] and
+    masks [b, s, s], True in the foreground.
 
     An image is resized and cropped by `prepare`, its model's `transform`. Masks are resized by nearest neighbour: `published`
     squeezes the whole mask to a square although the image is cropped, `aligned` crops it like the image.
     Raises UserError that names the first image that cannot be read.
     """
-    for batch in DataLoader(_Prepared(data, prepare, image_size, mask_resize), batch_size, num_workers=num_workers,
+    total = len(data.names)
+    chosen = [range(number * batch_size, min((number + 1) * batch_size, total))
+              for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
+    for batch in DataLoader(_Prepared(data, prepare, image_size, mask_resize), batch_sampler=chosen, num_workers=num_workers,
                             collate_fn=_collate):
         if isinstance(batch, str):
             raise UserError(f"--data_path: cannot read {batch}; mend or remove it")
@@ -354,39 +358,60 @@ def foreground(heat: Tensor) -> Tensor:
 
 
 class Scores:
-    """The figures of one method over a data set, fed one batch at a time. Memory does not grow with the pixels.
+    """The figures of one method over a data set, fed one batch at a time, by several processes if need be: `gathered`. Memory
+    does not grow with the pixels.
 
     `thr` is the floor of the scores that enter the precision and recall curve.
     """
 
     def __init__(self, thr: float, device: torch.device):
-        self.accuracy = BinaryAccuracy(validate_args=False).to(device)
-        self.iou = MulticlassJaccardIndex(num_classes=2, average="none", validate_args=False).to(device)
-        self.thr, self.average_precisions, self.of_foreground, self.without_map = thr, [], [], 0
+        # Of themselves, they would wait for the other processes.
+        self.accuracy = BinaryAccuracy(validate_args=False, sync_on_compute=False).to(device)
+        self.iou = MulticlassJaccardIndex(num_classes=2, average="none", validate_args=False, sync_on_compute=False).to(device)
+        self.thr, self.without_map = thr, 0
+        self.average_precisions, self.of_foreground = {}, {}  # of images, by number of the batch, as sums depend on the order
         self.counts = torch.zeros(2, len(THRESHOLDS), dtype=torch.int64, device=device)  # pixels by truth and score
         self.grid = torch.from_numpy(THRESHOLDS).to(device)
 
-    def update(self, heat: Tensor, masks: Tensor) -> None:
-        """Add heat [b, s, s] and masks [b, s, s]."""
+    def update(self, number: int, heat: Tensor, masks: Tensor) -> None:
+        """Add heat [b, s, s] and masks [b, s, s] of the batch of that number."""
         predicted = foreground(heat).long().flatten()
         self.accuracy.update(predicted, masks.long().flatten())
         self.iou.update(predicted, masks.long().flatten())
         self.without_map += int((heat == 0).flatten(1).all(dim=1).sum())
+        self.average_precisions[number], self.of_foreground[number] = [], []
         for scores, mask in zip(heat, masks):
             both_scores, both_truths = torch.stack([1 - scores, scores]), torch.stack([~mask, mask]).long()
-            self.average_precisions.append(binary_average_precision(both_scores, both_truths, validate_args=False).item())
+            self.average_precisions[number].append(binary_average_precision(both_scores, both_truths, validate_args=False).item())
             if mask.any():
-                self.of_foreground.append(binary_average_precision(scores, mask.long(), validate_args=False).item())
+                self.of_foreground[number].append(binary_average_precision(scores, mask.long(), validate_args=False).item())
         steps = torch.bucketize(heat.clamp(min=self.thr), self.grid, right=True) - 1  # the last threshold that the score reaches
         for truth in (0, 1):
             self.counts[truth] += torch.bincount(steps[masks == truth], minlength=len(self.grid))
 
+    def cpu(self) -> "Scores":
+        """These scores, moved to the CPU."""
+        self.accuracy, self.iou, self.counts, self.grid = (
+            part.cpu() for part in (self.accuracy, self.iou, self.counts, self.grid))
+        return self
+
+    def add(self, other: "Scores") -> None:
+        """Add what other scores were fed, which is other batches."""
+        self.accuracy.merge_state(other.accuracy)
+        self.iou.merge_state(other.iou)
+        self.counts += other.counts
+        self.without_map += other.without_map
+        self.average_precisions |= other.average_precisions
+        self.of_foreground |= other.of_foreground
+
     def figures(self) -> dict:
         """What FIGURES and FOREGROUND name, as fractions of 1, with the two IoUs and the number of images without a map."""
         iou = self.iou.compute().tolist()
+        of_all, of_foreground = ([value for _, values in sorted(found.items()) for value in values]
+                                 for found in (self.average_precisions, self.of_foreground))
         return {"pixel_accuracy": self.accuracy.compute().item(), "mean_iou": sum(iou) / 2, "iou_background": iou[0],
-                "iou_foreground": iou[1], "mean_ap": float(np.mean(self.average_precisions)),
-                "foreground_iou": iou[1], "foreground_ap": float(np.mean(self.of_foreground or [0])),
+                "iou_foreground": iou[1], "mean_ap": float(np.mean(of_all)),
+                "foreground_iou": iou[1], "foreground_ap": float(np.mean(of_foreground or [0])),
                 "images_without_map": self.without_map}
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
@@ -394,6 +419,14 @@ class Scores:
         false, true = self.counts.flip(1).cumsum(dim=1).flip(1).cpu().numpy()
         precision = np.divide(true, false + true, out=np.ones(len(true)), where=false + true > 0)
         return precision, true / true[0] if true[0] else np.ones(len(true))
+
+
+def gathered(scores: Scores, state) -> Scores:
+    """The scores that all processes were fed together, on the CPU; every process has them."""
+    first, *others = processes.gather({state.process_index: scores.cpu()}).values()
+    for other in others:
+        first.add(other)
+    return first
 
 
 def save_pictures(folder: Path, names: list[str], prepare: Compose, pixels: Tensor, masks: Tensor,
