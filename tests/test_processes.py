@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+pytestmark = pytest.mark.long  # every process imports all that a script needs
+
 
 def launch(number, script, *arguments):
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number), f"{script}.py",
