@@ -124,7 +124,8 @@ def main(args) -> None:
     moments = Moments() if args.moments_only else None
     fingerprint, clock = datasets.fingerprint(images), Clock(state.device)
     manifest = arrays.manifest_path(args.output_dir, name, vision.name)
-    with Rows(manifest, {**about, "data_sha256": fingerprint}, total, args.batch_size, state, args.resume) as rows:
+    identity = {**about, "split": name, "data_sha256": fingerprint}  # the usual split by its name is the usual split
+    with Rows(manifest, identity, total, args.batch_size, state, args.resume) as rows:
         if rows.complete:
             print(f"{manifest}: is complete; nothing to do")
             return

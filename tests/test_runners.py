@@ -20,7 +20,7 @@ QUESTIONS = ["What does {concept} look like?", "What is {concept}?", "Which colo
 def run(command: list, folder, **variables) -> subprocess.CompletedProcess:
     """Run from another folder than the repository, without OpenAI's key."""
     environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
-    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=1200,
+    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=2400,
                           env=environment | {name: str(value) for name, value in variables.items()})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
