@@ -253,10 +253,10 @@ def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of
     assert code == 0, err
     mapped, manifest = arrays.open_run(out, "imagefolder", "vit-as-emojiclip", ("attn", "mlp"))
     assert mapped["attn"].layout == (3, 4, 128) and mapped["mlp"].shape == (15, 4, 128)
-    unit = mapped["attn"][:].sum(axis=1) + mapped["mlp"].sum(axis=1)
+    unit = mapped["attn"][:].sum(axis=1) + mapped["mlp"][:].sum(axis=1)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
     clip, _ = arrays.open_run(out, "imagefolder", "emojiclip", ("attn", "mlp"))
-    whole = clip["attn"][:].sum(axis=1) + clip["mlp"].sum(axis=1)
+    whole = clip["attn"][:].sum(axis=1) + clip["mlp"][:].sum(axis=1)
     assert manifest["cosine"] == pytest.approx((unit * whole).sum(axis=1).mean(), abs=1e-5)
     assert f"imagefolder: 15 images, cosine {manifest['cosine']:.4f} -> " in printed
     assert manifest["text_model"] == "emojiclip" and not (out / "imagefolder_cls_attn_vit-as-emojiclip.npy").exists()

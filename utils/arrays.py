@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.compact import CompactTerms, MomentTerms
 from utils.datasets import DEFAULT_SPLITS, Images
 from utils.models import TIMM, file_name
 from utils.script import UserError
@@ -228,6 +227,8 @@ def _open(folder: str, dataset: str, model: str, names: tuple[str, ...],
 
     made = manifest_path(folder, dataset, model)
     kept = _storage(read_manifest(made)) if made.is_file() else "full"
+    if kept != "full":
+        from utils.compact import CompactTerms, MomentTerms  # not above: they need torch, which readers of other files have not
     if kept == "moments":
         mean, second, readout = (open_array(path(what), read_manifest(made), hint) for what in ("mean", "second", "readout"))
         run = {"attn": MomentTerms(read_manifest(made)["images"], mean, second, readout)}
