@@ -1,11 +1,12 @@
 """Time and peak memory of every script against the number of images and of processes, as two tables.
 
     bash scripts/bench_scale.sh                             # 2,000 and 20,000 drawn images, 1 to 3 processes; half an hour
+    python -m scripts.bench_scale --images 6000             # processes alone
     python -m scripts.bench_scale --images 200 1000         # a quick look
 
 Each script runs as a user starts it, on the embedded model and on pictures that are drawn beforehand. Peak memory is the
-resident memory of the largest of its processes, as the operating system counts it. With several processes, each has
-one thread, and so has the one that they are compared with.
+resident memory of the largest of its processes, as the operating system counts it. Processes share the larger number of
+images; each has one thread, and so has the one that they are compared with.
 """
 from utils.script import make_parser, run
 
@@ -15,8 +16,8 @@ TRAIN = 1000  # images of the train split, whatever that of test has
 
 def get_args_parser():
     parser = make_parser(__doc__)
-    parser.add_argument("--images", type=int, nargs=2, default=[2000, 20000], metavar="N",
-                        help="few, and many (default: 2000 20000)")
+    parser.add_argument("--images", type=int, nargs="+", default=[2000, 20000], metavar="N",
+                        help="few, and many; one number is of processes alone (default: 2000 20000)")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 3], metavar="N", help="(default: %(default)s)")
     parser.add_argument("--folder", metavar="FOLDER", help="for pictures and results (default: a temporary one)")
     return parser
@@ -61,45 +62,61 @@ def steps(data: list[str], output: str) -> dict[str, list[str]]:
         "make_report": [*model, *data, *test, *pool, "--heat_maps", "0", *read]}
 
 
-def main(args) -> None:
-    import os
-    import tempfile
+def draw(root: str, number: int) -> None:
+    """Draw pictures, by the colour of their background: few classes, all of them full."""
     from pathlib import Path
 
     from scripts.write_emoji import write_folders
     from utils import scenes
 
+    drawn = scenes.sample_scenes(number, seed=20)
+    write_folders(drawn, 64, [Path(root) / scene.attributes()["color"] / f"{i:06d}.png" for i, scene in enumerate(drawn)])
+
+
+def main(args) -> None:
+    import multiprocessing
+    import os
+    import tempfile
+    from pathlib import Path
+
+    few, many = args.images[0], args.images[-1]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         root = Path(folder)
-        drawn = scenes.sample_scenes(max(args.images), seed=20)
-        places = [f"{scene.attributes()['color']}/{i:06d}.png" for i, scene in enumerate(drawn)]  # few classes, all of them full
-        write_folders(drawn, 64, [root / "drawn" / place for place in places])
+        # In a process of its own: what starts a process lends it its own peak, and this one has to stay small.
+        drawing = multiprocessing.get_context("spawn").Process(target=draw, args=(f"{root}/drawn", max(many, TRAIN)))
+        drawing.start()
+        drawing.join()
+        drawn = sorted((root / "drawn").glob("*/*.png"), key=lambda path: path.name)
         found: dict[int, dict] = {}
         for number in args.images:
             data = root / str(number)
-            for split, some in (("test", places[:number]), ("train", places[:TRAIN])):
-                for place in some:
-                    (data / split / place).parent.mkdir(parents=True, exist_ok=True)
-                    os.link(root / "drawn" / place, data / split / place)
+            for split, some in (("test", drawn[:number]), ("train", drawn[:TRAIN])):
+                for path in some:
+                    place = data / split / path.relative_to(root / "drawn")
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(path, place)
+            if few == many:
+                break
             chosen = ["--dataset", "imagefolder", "--data_path", str(data)]
             measured(["compute_prs.py", "--model", MODEL, *chosen, "--split", "train", "--batch_size", "32", "--output_dir",
                       f"{data}/o"])
             found[number] = {name: measured([f"{name}.py", *options]) for name, options in steps(chosen, f"{data}/o").items()}
-        few, many = args.images
-        print(f"| script | peak memory, {few} images (MiB) | {many} images (MiB) | ratio | seconds | seconds | ratio |\n"
-              "| --- | --- | --- | --- | --- | --- | --- |")
-        for name in found[few]:
+        if found:
+            print(f"| script | peak memory, {few} images (MiB) | {many} images (MiB) | ratio | seconds | seconds | ratio |\n"
+                  "| --- | --- | --- | --- | --- | --- | --- |")
+        for name in found.get(few, {}):
             (seconds, peak), (longer, larger) = found[few][name], found[many][name]
             print(f"| `{name}.py` | {peak:.0f} | {larger:.0f} | {larger / peak:.2f} | {seconds:.0f} | {longer:.0f} | "
                   f"{longer / seconds:.1f} |")
         print("\n| processes | seconds | images a second | ratio to one | peak memory (MiB) |\n| --- | --- | --- | --- | --- |")
         alone = None
         for number in args.processes:
-            options = steps(["--dataset", "imagefolder", "--data_path", str(root / str(few))], f"{root}/p{number}")["compute_prs"]
+            data = ["--dataset", "imagefolder", "--data_path", f"{root}/{many}"]
+            options = steps(data, f"{root}/p{number}")["compute_prs"]
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)] if number > 1 else []
             seconds, peak = measured([*launcher, "compute_prs.py", *options, "--num_workers", "0"], threads="1")
             alone = alone or seconds
-            print(f"| {number} | {seconds:.0f} | {few / seconds:.0f} | {alone / seconds:.2f} | {peak:.0f} |")
+            print(f"| {number} | {seconds:.0f} | {many / seconds:.0f} | {alone / seconds:.2f} | {peak:.0f} |")
 
 
 if __name__ == "__main__":
