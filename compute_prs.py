@@ -67,24 +67,14 @@ def get_args_parser():
     return parser
 
 
-def check_finite(terms: dict, images, indices: list[int]) -> None:
-    """Refuse a batch of terms [b, ..., d] by name of the array, of the images with these indices, that holds NaN or infinity."""
-    for values in terms.values():
-        finite = values.flatten(1).sum(dim=1).isfinite().tolist()
-        if not all(finite):
-            index = indices[finite.index(False)]
-            raise UserError(f"the model gives NaN or infinity for {images.paths[index] if images.paths else f'image {index}'}; "
-                            "look at that image, and at the weights")
-
-
 def main(args) -> None:
     import torch
-    from tqdm import tqdm
 
     from utils import arrays, datasets, models, processes
     from utils.clock import Clock
     from utils.compact import Moments
     from utils.decomposition import check, compact_reader, find_tower, reader
+    from utils.harvest import harvest, seconds
     from utils.resumable import Rows
 
     check_positive(args, "batch_size")
@@ -94,7 +84,7 @@ def main(args) -> None:
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
     state = processes.start(args.device)
     vision = models.load_vision(args.model, args.pretrained, state.device, args.seed)
-    if find_tower(vision) is None and (args.compile or args.precision != "float32"):
+    if (args.compile or args.precision != "float32") and find_tower(vision) is None:
         raise UserError(f"--model {args.model} is taken apart operation by operation, in float32 and as it is; leave --precision "
                         "and --compile out")
     decompose = reader(vision, args.compile)
@@ -122,6 +112,12 @@ def main(args) -> None:
                          "storage": "compact" if args.compact else "moments" if args.moments_only else "full"}}
     read, readout = compact_reader(vision, args.compile) if args.compact or args.moments_only else (decompose, None)
     moments = Moments() if args.moments_only else None
+
+    def keep(terms: dict) -> dict:
+        if moments:
+            return moments.add(terms["heads"], terms["scalars"])
+        return {what: (some.cpu().numpy(), "float32" if what == "scalars" else args.save_dtype) for what, some in terms.items()}
+
     fingerprint, clock = datasets.fingerprint(images), Clock(state.device)
     manifest = arrays.manifest_path(args.output_dir, name, vision.name)
     identity = {**about, "split": name, "data_sha256": fingerprint}  # the usual split by its name is the usual split
@@ -129,29 +125,8 @@ def main(args) -> None:
         if rows.complete:
             print(f"{manifest}: is complete; nothing to do")
             return
-        numbers = processes.share(rows.left, state)
-        batches = datasets.batches(images, vision.preprocess, args.batch_size, datasets.worker_count(args.num_workers),
-                                   args.skip_bad_images, numbers)
-        with tqdm(total=len(numbers), desc="batches", unit="batch", disable=not state.is_main_process) as progress:
-            for number, (pixels, labels, bad) in zip(numbers, clock.over(batches, "decode")):
-                values = {}
-                if len(labels):
-                    left_out = [index for index, _ in bad]
-                    first = number * args.batch_size
-                    with clock.counting("model and decomposition"), half:
-                        terms = read(pixels.to(state.device, non_blocking=True)).arrays
-                        check_finite(terms, images, [i for i in range(first, first + args.batch_size) if i not in left_out])
-                with clock.counting("write"):
-                    if len(labels) and moments:
-                        moments.add(terms["heads"], terms["scalars"])
-                    elif len(labels):
-                        values = {path(what): (some.cpu().numpy(), "float32" if what == "scalars" else args.save_dtype)
-                                  for what, some in terms.items()}
-                        values[path("labels")] = labels, "int64"
-                    rows.write(number, len(labels), values, bad)
-                if number == numbers[0]:
-                    rows.check_room()
-                progress.update()
+        with half:
+            harvest(images, vision.preprocess, read, keep, rows, path, args, state, clock)
         if datasets.fingerprint(images) != fingerprint:
             raise UserError(f"--data_path {args.data_path}: changed while it was read; begin anew, without --resume")
         parts = decompose(noise[:1])
@@ -162,12 +137,10 @@ def main(args) -> None:
             whole |= {path(what): values for what, values in moments.means().items()}
         count, skipped = rows.finish(about, whole)
     if state.is_main_process:
-        cost = max(1.0, found["cost"])  # of the decomposition over the model alone, as it was found at the start
-        both = clock.seconds.pop("model and decomposition", 0.0)
+        cost = max(1.0, found["cost"])
         arrays.write_json(path("time").with_suffix(".json"), {
             "images": count, "processes": state.num_processes, "device": str(state.device),
-            "cost_over_a_plain_forward_pass": cost,
-            "seconds": {**clock.seconds, "model": both / cost, "decomposition": both - both / cost}})
+            "cost_over_a_plain_forward_pass": cost, "seconds": seconds(clock, cost)})
         for _, error in skipped:
             print(f"skipped: {error}")
         print(f"{count} images -> {path('attn') if readout is None else path('readout')}")
