@@ -28,7 +28,7 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
     """A sheet of the images that score highest and lowest on each head's first text."""
     import numpy as np
 
-    from utils import arrays, datasets, plots
+    from utils import arrays, datasets, plots, stored
 
     terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
     attn = terms["attn"]
@@ -41,7 +41,7 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
         if not head["texts"]:
             continue
         column, text = attn.heads.index((head["layer"], head["head"])), pool[head["texts"][0]["index"]]
-        scores = np.concatenate([attn[block, column] @ text for block in arrays.blocks(len(attn))])
+        scores = np.concatenate([attn[block, column] @ text for block in stored.blocks(len(attn))])
         order = np.argsort(-scores, kind="stable")
         highest, lowest = ([images.read(i)[0] for i in indices[part]] for part in (order[:IMAGES], order[-IMAGES:]))
         title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])

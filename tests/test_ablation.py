@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from literal import with_heads
 
-from utils import ablation, arrays
+from utils import ablation, stored
 
 
 def random_run(seed=0, images=37, layers=4, heads=3, width=7, classes=5):
@@ -32,7 +32,7 @@ def literal_representations(run, means, heads, last_layers, mlps):
     ((), None, True), (((1, 2), (3, 0)), None, True), ((), 2, False), (((0, 0), (3, 1)), 1, True), ((), 4, False),
     (tuple((3, head) for head in range(3)), 1, True)])
 def test_representations_equal_the_definition(monkeypatch, block, heads, last_layers, mlps):
-    monkeypatch.setattr(arrays.blocks, "__defaults__", (block, "images"))
+    monkeypatch.setattr(stored.blocks, "__defaults__", (block, "images"))
     run, _ = random_run()
     means = ablation.means(with_heads(run))
     found = np.zeros((37, 7), np.float32)

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from utils import arrays
+from utils import arrays, stored
 from utils.datasets import Images
 from utils.script import UserError
 from utils.stored import Stored
@@ -195,7 +195,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 def test_blocks_cover_everything_once():
     for images in (0, 1, 255, 256, 257, 1000):
-        covered = np.concatenate([np.arange(images)[block] for block in arrays.blocks(images)] or [[]])
+        covered = np.concatenate([np.arange(images)[block] for block in stored.blocks(images)] or [[]])
         assert np.array_equal(covered, np.arange(images))
 
 
@@ -228,7 +228,7 @@ def test_what_was_read_does_not_stay_in_memory(tmp_path):
         file.truncate(file.tell() + 400_000_000)
     found = arrays.open_array(path, None, "")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for block in arrays.blocks(len(found)):
+    for block in stored.blocks(len(found)):
         assert not found[block].any()
     assert found[:, 5].shape == (1000, 100) and np.asarray(found[[3, 1]]).shape == (2, 1000, 100)
     # In KiB: one block is 102 MB, mapped and copied, where all of it would be 400 and a copy.

@@ -12,7 +12,7 @@ from conftest import load_script
 from literal import with_heads
 from PIL import Image
 
-from utils import arrays, datasets, models, report, script
+from utils import arrays, datasets, models, report, script, stored
 from utils.decomposition import decompose_tokens, read_tower
 
 TEXTS = "imagefolder_completeness_pool_top_3_heads_emojiclip.json"
@@ -231,7 +231,7 @@ def test_images_are_framed_as_the_model_sees_them(mode, size):
 
 @pytest.mark.parametrize("block", (1, 16, 256))
 def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
-    monkeypatch.setattr(arrays.blocks, "__defaults__", (block, "images"))
+    monkeypatch.setattr(stored.blocks, "__defaults__", (block, "images"))
     run = {what: np.load(made / "out" / f"imagefolder_{what}_emojiclip.npy")[:37] for what in ("attn", "mlp")}
     run["labels"] = np.load(made / "out" / "imagefolder_labels.npy")[:37]
     classifier, pool = (np.load(made / "out" / f"{name}_emojiclip.npy") for name in ("imagefolder_classifier", "pool"))

@@ -24,7 +24,7 @@ def literal_share(x, group):
 
 @pytest.mark.parametrize("block", (1, 50, 256))
 def test_shares_equal_the_analysis_of_variance(monkeypatch, block):
-    monkeypatch.setattr("utils.arrays.blocks.__defaults__", (block, "images"))
+    monkeypatch.setattr("utils.stored.blocks.__defaults__", (block, "images"))
     rng = np.random.default_rng(0)
     groups = {"color": rng.integers(3, size=120), "count": rng.integers(40, size=120)}
     terms = rng.normal(size=(120, 2, 5)).astype(np.float32) + 100  # a mean far from 0, as constant parts are

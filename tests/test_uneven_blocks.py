@@ -11,7 +11,7 @@ from test_spurious import literal_effect, literal_feature_score, literal_group_a
 from test_truth import literal_share
 from test_vision import folder_of
 
-from utils import ablation, arrays, datasets, groups, heads, probe, spurious, terms, truth
+from utils import ablation, arrays, datasets, groups, heads, probe, spurious, stored, terms, truth
 from utils.script import UserError
 
 HEADS = {1: 2, 2: 3, 4: 1}  # of each block that has some
@@ -79,7 +79,7 @@ def few_images_at_a_time(monkeypatch):
 
     def checked(self, key):
         found = read(self, key)
-        assert len(found) <= arrays.BLOCK
+        assert len(found) <= stored.BLOCK
         return found
 
     monkeypatch.setattr(terms.HeadTerms, "__getitem__", checked)
@@ -193,7 +193,7 @@ def test_ablations(run_script, made, tmp_path):
 @pytest.mark.parametrize("chosen, last, mlps", [((), None, True), (((2, 1), (4, 0)), 2, False), (((1, 1),), None, False),
                                                 (((4, 0),), 1, True)])
 def test_representations(made, monkeypatch, block, chosen, last, mlps):
-    monkeypatch.setattr("utils.arrays.blocks.__defaults__", (block, "images"))
+    monkeypatch.setattr("utils.stored.blocks.__defaults__", (block, "images"))
     run, _ = arrays.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
     values, *_ = load(made, "val")
     gone = list(HEADS)[:len(HEADS) - (3 if last is None else last)]

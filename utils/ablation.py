@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from utils import terms
-from utils.arrays import blocks
 from utils.heads import Head
+from utils.stored import blocks
 from utils.terms import HeadTerms, Run
 from utils.zeroshot import correct
 

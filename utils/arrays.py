@@ -17,11 +17,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.datasets import DEFAULT_SPLITS, Images
 from utils.models import TIMM, file_name
@@ -30,7 +28,6 @@ from utils.stored import Stored
 from utils.terms import WHAT, HeadTerms, Run
 
 PACKAGES = ("torch", "open-clip-torch", "numpy")
-BLOCK = 256  # images that are in memory at a time
 
 
 def run_name(dataset: str, split: str | None) -> str:
@@ -367,11 +364,3 @@ def own_clip(run: dict | None, model: str, instead: str) -> None:
     if run and "text_model" in run or (run or {}).get("model", model).startswith(TIMM):
         raise UserError(f"--model {model}: its arrays are not those of a CLIP, and pictures cannot be decomposed like them; "
                         f"{instead}")
-
-
-def blocks(images: int, size: int = BLOCK, description: str = "images") -> Iterator[slice]:
-    """Slices that cover all images in order, with a progress bar where it takes long."""
-    with tqdm(total=images, desc=description, unit="image", delay=3, leave=False) as progress:
-        for start in range(0, images, size):
-            yield slice(start, min(start + size, images))
-            progress.update(min(size, images - start))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.script import UserError
+from utils.stored import blocks
 from utils.terms import HeadTerms
 
 
@@ -39,8 +40,6 @@ class CompactTerms(HeadTerms):
 
     def moments(self, columns: slice) -> tuple[Tensor, Tensor]:
         """As of `HeadTerms`; from those of z."""
-        from utils.arrays import blocks  # which opens what is kept here
-
         readout = torch.from_numpy(self.readout[columns]).double()
         mean, second = 0, 0
         for block in blocks(len(self)):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from utils import arrays, maps, models, terms, truth, zeroshot
+from utils import arrays, maps, models, stored, terms, truth, zeroshot
 from utils.script import UserError, read_yaml
 from utils.terms import Component, Run
 
@@ -112,7 +112,7 @@ def agreements(run: Run, whole: Run, features: Sequence[np.ndarray]) -> tuple[np
     images = len(run["attn"])
     rows = np.linspace(0, images - 1, min(images, RANKED)).round().astype(int)
     own, wanted = None, np.empty((len(texts), len(rows)), np.float32)
-    for block in arrays.blocks(len(rows), terms.SMALL_BLOCK, "rankings"):
+    for block in stored.blocks(len(rows), terms.SMALL_BLOCK, "rankings"):
         products = terms.stack(run, rows[block]) @ texts.T                               # [b, c, m]
         own = np.empty((len(texts), products.shape[1], len(rows)), np.float32) if own is None else own
         own[..., block] = products.transpose(2, 1, 0)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import arrays, models, terms
+from utils import arrays, models, stored, terms
 from utils.models import Vision
 from utils.script import UserError
 from utils.terms import Run
@@ -54,7 +54,7 @@ def stack(run: Run, rows: np.ndarray | slice) -> Tensor:
 
 def sums(run: Run) -> Tensor:
     """Representations [b, k] of all images: the sums of their terms, float32."""
-    return torch.cat([stack(run, block).sum(dim=1) for block in arrays.blocks(len(run["mlp"]), description="sums")])
+    return torch.cat([stack(run, block).sum(dim=1) for block in stored.blocks(len(run["mlp"]), description="sums")])
 
 
 def hold_out(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +73,7 @@ def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean_x, mean_y = x.mean(dim=0, dtype=torch.float64), y.mean(dim=0, dtype=torch.float64)
     gram, cross = torch.zeros(x.shape[1], x.shape[1]).double(), torch.zeros(x.shape[1], y.shape[1]).double()
-    for block in arrays.blocks(len(x), size=4096):
+    for block in stored.blocks(len(x), size=4096):
         centred = x[block] - mean_x
         gram += centred.T @ centred
         cross += centred.T @ (y[block] - mean_y)
@@ -118,7 +118,7 @@ def mean_cosine(weight: Tensor, bias: Tensor, run: Run, targets: Tensor, rows: n
     """Mean cosine over some images, read in blocks."""
     total = 0.0
     with torch.no_grad():
-        for block in arrays.blocks(len(rows), description="cosines"):
+        for block in stored.blocks(len(rows), description="cosines"):
             chosen = rows[block]
             x, y = stack(run, chosen).to(weight.device), targets[chosen].to(weight.device)
             total += cosines(weight, bias, x, y).double().sum().item()
@@ -238,7 +238,7 @@ def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str,
     model = f"{about['model']}-as-{about['clip']}"
     weight, bias = maps.weight.to(device), maps.bias.to(device)
     with arrays.Writer(arrays.manifest_path(folder, name, model)) as writer, torch.no_grad():
-        for block in arrays.blocks(len(run["mlp"]), description="mapped images"):
+        for block in stored.blocks(len(run["mlp"]), description="mapped images"):
             found = mapped(weight, bias, stack(run, block).to(device))
             found = (found / found.sum(dim=1, keepdim=True).norm(dim=-1, keepdim=True)).cpu()
             if targets:

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from utils import heads, terms
-from utils.arrays import blocks
 from utils.datasets import Images
 from utils.decomposition import decompose, read_tower
 from utils.models import Clip
 from utils.script import UserError
+from utils.stored import blocks
 from utils.terms import HeadTerms, Run
 
 WHOLE = "whole"

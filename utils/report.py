@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils import arrays, models, terms
+from utils import arrays, models, stored, terms
 from utils.datasets import Images
 from utils.decomposition import decompose_tokens, read_tower
 from utils.heads import Head, name
@@ -152,7 +152,7 @@ def score_images(run: Run, classifier: np.ndarray, pool: np.ndarray, results: di
     scores = np.empty((len(heads), images), np.float32)
     origin = run["attn"][:1, first:][0].astype(np.float64)  # taken off: squares would drown in the mean's
     sums, squares, right = np.zeros(directions.shape), np.zeros(len(heads)), 0
-    for block in arrays.blocks(images, description="scores"):
+    for block in stored.blocks(images, description="scores"):
         attn = run["attn"][block]
         shown = attn[:, first:].astype(np.float32)                                                    # [b, k, d]
         scores[:, block] = np.einsum("bkd,kd->kb", shown, directions)

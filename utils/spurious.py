@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import ablation, arrays, datasets, features, groups, heads, terms, zeroshot
+from utils import ablation, arrays, datasets, features, groups, heads, stored, terms, zeroshot
 from utils.heads import Head
 from utils.script import UserError
 from utils.terms import HeadTerms, Run
@@ -49,7 +49,7 @@ def effect_shares(run: Run, classifier: np.ndarray, group: np.ndarray, places: i
     classes = classifier.shape[1]
     counts = np.bincount(group, minlength=classes * places)
     totals = {name: np.zeros((len(counts), *run[name].shape[1:])) for name in terms.WHAT if name in run}
-    for block in arrays.blocks(len(group)):
+    for block in stored.blocks(len(group)):
         member = (group[block] == np.arange(len(counts))[:, None]).astype(np.float32)  # [groups, b]
         for name, total in totals.items():
             total += np.tensordot(member, run[name][block].astype(np.float32, copy=False), 1)

@@ -1,7 +1,11 @@
-"""Arrays on disk of which no more is in memory than what is being read."""
+"""Arrays on disk, read block by block; no more of them is in memory than what is being read."""
 import mmap
+from collections.abc import Iterator
 
 import numpy as np
+from tqdm import tqdm
+
+BLOCK = 256  # images that are in memory at a time
 
 
 class Stored:
@@ -26,3 +30,11 @@ class Stored:
     def reshape(self, *shape: int) -> "Stored":
         """The same file in another shape."""
         return Stored(self.array.reshape(*shape))
+
+
+def blocks(images: int, size: int = BLOCK, description: str = "images") -> Iterator[slice]:
+    """Slices that cover all images in order, with a progress bar where it takes long."""
+    with tqdm(total=images, desc=description, unit="image", delay=3, leave=False) as progress:
+        for start in range(0, images, size):
+            yield slice(start, min(start + size, images))
+            progress.update(min(size, images - start))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from utils import ablation, terms, textspan
-from utils.arrays import blocks
 from utils.heads import Head
+from utils.stored import blocks
 from utils.terms import Run
 from utils.textspan import Span
 from utils.zeroshot import correct

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.heads import Head
+from utils.stored import blocks
 
 WHAT = ("attn", "mlp", "conv")  # the arrays whose rows are components, in their order
 SMALL_BLOCK = 64  # images whose every component is in memory at a time
@@ -86,8 +87,6 @@ def stack(run: Run, rows: np.ndarray | slice) -> np.ndarray:
 
 def stacks(run: Run, description: str = "images") -> Iterator[tuple[slice, np.ndarray]]:
     """The components of all images, in blocks: pairs of a slice of the images and their `stack`."""
-    from utils.arrays import blocks
-
     for block in blocks(len(run["attn"]), SMALL_BLOCK, description):
         yield block, stack(run, block)
 

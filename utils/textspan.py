@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from utils import terms
 from utils.ablation import mean as mean_over_images
-from utils.arrays import blocks
 from utils.compact import CompactTerms, MomentTerms
 from utils.heads import Head
+from utils.stored import blocks
 from utils.terms import HeadTerms, Run
 from utils.zeroshot import correct
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.arrays import blocks
 from utils.script import UserError
+from utils.stored import blocks
 from utils.terms import HeadTerms
 
 ATTRIBUTES = ("object", "style", "count", "position", "size", "color", "texture")
