@@ -16,9 +16,10 @@ Prints the cosine at the start and after each epoch, and writes to --output_dir,
     {dataset}_maps_{model}_to_{clip}.json               the training
     {dataset}_{attn|mlp|conv}_{model}-as-{clip}.npy     the mapped components of the --apply splits: a run like any other
 
-Scripts that read arrays alone take the mapped run as --model {model}-as-{clip}; texts and classifiers are the CLIP's. What
-loads the model itself (heat maps, queries by picture) does not take it. Its terms sum to unit length; it has no cls_attn,
-which sums heads whose maps differ. --maps FILE applies maps that are there already, also to another --dataset.
+Scripts that read arrays alone take the mapped run as --model {model}-as-{clip}; texts and classifiers are the CLIP's.
+Heat maps and segmentation load the model itself, and take --maps; queries by picture do not take it. Its terms sum to unit
+length; it has no cls_attn, which sums heads whose maps differ. Here, --maps FILE applies maps that are there already, also to
+another --dataset.
 """
 from utils.datasets import NAMES
 from utils.script import UserError, check_positive, make_parser, run
