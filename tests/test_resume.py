@@ -125,7 +125,8 @@ def test_a_run_told_to_end_stops_cleanly_and_goes_on(images, whole, tmp_path, to
     until(process, lambda: list(output.glob("*journal*")))
     os.kill(process.pid, told)
     process.join(60)
-    assert process.exitcode == code and log.read_text().rstrip().splitlines()[-1].startswith(f"error: {words}")
+    lines = log.read_text().replace("\r", "\n").splitlines()  # a worker that is cut off in its answer may have the last word
+    assert process.exitcode == code and sum(line.startswith(f"error: {words}") for line in lines) == 1
     assert all(path.name.endswith(".partial") for path in output.iterdir()) and not list(output.glob("*lock*"))
     process = start(arguments(images, output, "--resume"), log)
     process.join(120)
