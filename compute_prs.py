@@ -115,7 +115,8 @@ def main(args) -> None:
 
     def keep(terms: dict) -> dict:
         if moments:
-            return moments.add(terms["heads"], terms["scalars"])
+            moments.add(terms["heads"], terms["scalars"])
+            return {}
         return {what: (some.cpu().numpy(), "float32" if what == "scalars" else args.save_dtype) for what, some in terms.items()}
 
     fingerprint, clock = datasets.fingerprint(images), Clock(state.device)

@@ -8,7 +8,8 @@
 
 Of another split than the one that is read where none is asked for, the arrays are named {dataset}_{split}_...
 Beside each group lies a manifest (JSON) that says what made it; readers use it to refuse arrays
-that do not belong together. Everything is written under a `.partial` name and renamed when complete.
+that do not belong together. Everything is written under a `.partial` name and renamed when complete; what compute_prs.py
+writes can be gone on with (utils/resumable.py).
 """
 import contextlib
 import hashlib
@@ -188,7 +189,8 @@ def has_images(folder: str, dataset: str, model: str, split: str | None) -> bool
 
 def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
              split: str | None = None) -> tuple[Run, dict | None]:
-    """Terms of one run, mapped from disk, and its manifest (None for foreign arrays). `model` is as it was given.
+    """Terms of one run, read from disk as they are needed, and its manifest (None for foreign arrays). `model` is as it was
+    given.
 
     `names` are of "attn" (`HeadTerms`), "mlp" [b, m, d], which brings "conv" [b, n, d] where the model has convolution blocks,
     and "cls_attn" [b, l, d]; "labels" [b] come always. Raises UserError where one is missing, incomplete, or of another
@@ -199,7 +201,7 @@ def open_run(folder: str, dataset: str, model: str, names: tuple[str, ...],
 
 
 def open_terms(folder: str, dataset: str, model: str, split: str | None) -> tuple[Run, dict, dict | None]:
-    """All terms of a run, mapped from disk, its manifest, and what names its components where a file does.
+    """All terms of a run, read from disk as they are needed, its manifest, and what names its components where a file does.
 
     Raises UserError as `open_run` does, and for arrays without a manifest.
     """
@@ -223,19 +225,22 @@ def _open(folder: str, dataset: str, model: str, names: tuple[str, ...],
         return term_path(folder, dataset, what, model)
 
     made = manifest_path(folder, dataset, model)
-    kept = _storage(read_manifest(made)) if made.is_file() else "full"
+    manifest = read_manifest(made) if made.is_file() else None
+    kept = _storage(manifest)
     if kept != "full":
         from utils.compact import CompactTerms, MomentTerms  # not above: they need torch, which readers of other files have not
     if kept == "moments":
-        mean, second, readout = (open_array(path(what), read_manifest(made), hint) for what in ("mean", "second", "readout"))
-        run = {"attn": MomentTerms(read_manifest(made)["images"], mean, second, readout)}
-        return run if names == ("attn",) else run["attn"][:], read_manifest(made), None
+        parts = [open_array(path(what), manifest, hint) for what in ("mean", "second", "readout")]
+        run = {"attn": MomentTerms(manifest["images"], *parts)}
+        if names != ("attn",):
+            run["attn"][:]  # which says that there are no single images
+        return run, manifest, None
     if kept == "compact" and "attn" in names:
         names = ("heads", "scalars", *(name for name in names if name != "attn"))
     first = path(names[0])
     if not first.is_file():
         raise UserError(f"{first} does not exist; make it with: {hint}")
-    manifest = read_manifest(made)
+    manifest = manifest or read_manifest(made)  # which warns that there is none
     listed = path("conv").is_file() if manifest is None else path("conv").name in [
         entry["file"] for entry in manifest["arrays"]]
     if listed and "mlp" in names:

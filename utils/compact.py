@@ -54,14 +54,13 @@ class Moments:
     def __init__(self):
         self.images, self.mean, self.second = 0, 0, 0
 
-    def add(self, outputs: Tensor, scalars: Tensor) -> dict:
-        """Count a batch of outputs [b, l, h, k] and scalars [b, 3], as of `CompactTerms`. Returns what is kept of it: nothing."""
+    def add(self, outputs: Tensor, scalars: Tensor) -> None:
+        """Count a batch of outputs [b, l, h, k] and scalars [b, 3], as of `CompactTerms`."""
         wide = scalars[:, None, None].expand(*outputs.shape[:3], -1)
         z = torch.cat([outputs, wide], dim=3).double().permute(1, 2, 0, 3)  # [l, h, b, k + 3]
         self.images += len(outputs)
         self.mean = self.mean + z.sum(dim=2)
         self.second = self.second + z.transpose(2, 3) @ z
-        return {}
 
     def means(self) -> dict[str, np.ndarray]:
         """What is kept: "mean" [l, h, k + 3] and "second" [l, h, k + 3, k + 3], float64."""

@@ -80,7 +80,7 @@ class Rows:
         if self.lock:
             if not self._done():  # nothing to go on with
                 self._remove_partials()
-            Path(self.lock.name).unlink()
+            Path(self.lock.name).unlink(missing_ok=True)
             self.lock.close()
 
     def _take_lock(self) -> None:

@@ -28,17 +28,15 @@ from utils import readouts
 from utils.readouts import Axis, Readout, contract, lay, reading, refuse
 from utils.recorder import FROZEN, Edge, Node, Recorder
 from utils.script import UserError
+from utils.terms import Component as StoredComponent
 
 MOST_PATHS = 4  # times the operations of the pass may the walk have steps; a stream that branches at every block needs more
 
 
 @dataclass(frozen=True)
-class Component:
-    """One part of the model that writes to the residual stream."""
-    kind: str         # embed, attn, mlp or conv
-    block: int        # counted from 0; the embedding's is -1
-    head: int | None  # of an attention layer; None where its heads cannot be told apart, and for the other kinds
-    where: str        # the module that computes it
+class Component(StoredComponent):
+    """One part of the model that writes to the residual stream; its head is also None where heads cannot be told apart."""
+    where: str  # the module that computes it
 
 
 @dataclass
