@@ -10,8 +10,8 @@ layers 1 to k ablated, for every k (paper section 3.2, figure 2).
 
 Writes to --figures_dir (or else --input_dir): {dataset}_ablations_{model}.json and .png.
 """
-from utils.datasets import add_run_options
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
+from utils.data.datasets import add_run_options
 
 
 def get_args_parser():
@@ -24,14 +24,17 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import ablation, arrays, models, plots
+    from utils.analysis import ablation
+    from utils.models import names
+    from utils.plots import charts
+    from utils.runs import files
 
-    model = models.file_name(args.model)
-    name = arrays.run_name(args.dataset, args.split)
-    class_token = arrays.term_path(args.input_dir, name, "cls_attn", model).is_file()
+    model = names.file_name(args.model)
+    name = files.run_name(args.dataset, args.split)
+    class_token = files.term_path(args.input_dir, name, "cls_attn", model).is_file()
     parts = ("attn", "mlp", *(["cls_attn"] if class_token else []))
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, terms["attn"].shape[-1])
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
+    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, terms["attn"].shape[-1])
     found = ablation.accuracies(terms, classifier)
     print(f"Baseline: {found['baseline']}")
     print(f"+ MLPs ablation: {found['mlp_ablated']}")
@@ -45,8 +48,8 @@ def main(args) -> None:
     folder = Path(args.figures_dir or args.input_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_ablations_{model}.json"
-    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
-    plots.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
+    files.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
+    charts.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ Heat maps and segmentation load the model itself, and take --maps; queries by pi
 length; it has no cls_attn, which sums heads whose maps differ. Here, --maps FILE applies maps that are there already, also to
 another --dataset.
 """
-from utils.datasets import NAMES
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
@@ -63,51 +63,53 @@ def main(args) -> None:
 
     from pathlib import Path
 
-    from utils import arrays, maps, models
-    from utils.script import pick_device
+    from utils.analysis import alignment
+    from utils.cli import pick_device
+    from utils.models import names as models
+    from utils.runs import files
 
     device, model, clip = pick_device(args.device), models.file_name(args.model), models.file_name(args.clip)
 
     def there(name: str, split: str | None) -> bool:
-        return arrays.manifest_path(args.input_dir, arrays.run_name(args.dataset, split), name).is_file()
+        return files.manifest_path(args.input_dir, files.run_name(args.dataset, split), name).is_file()
 
     def opened(name: str, split: str | None):
-        return arrays.open_terms(args.input_dir, args.dataset, name, split)
+        return files.open_terms(args.input_dir, args.dataset, name, split)
 
     splits = args.apply or ([None] if args.maps or there(model, None) else [])
     sources = {split: opened(model, split) for split in splits}
     targets = {split: opened(clip, split) if there(clip, split) else None for split in splits}
     for split in splits:
         if targets[split]:
-            maps.same_images(sources[split][1], targets[split][1])
+            alignment.same_images(sources[split][1], targets[split][1])
     if args.maps:
         path = Path(args.maps)
     else:
         (terms, manifest, _), (clip_terms, clip_manifest, _) = opened(model, args.split), opened(clip, args.split)
-        maps.same_images(manifest, clip_manifest)
-        weight, bias, history = maps.train(terms, maps.sums(clip_terms), args.start, args.epochs, args.lr, args.batch_size,
-                                           args.penalty_weight, args.seed, device)
+        alignment.same_images(manifest, clip_manifest)
+        weight, bias, history = alignment.train(terms, alignment.sums(clip_terms), args.start, args.epochs, args.lr,
+                                                args.batch_size, args.penalty_weight, args.seed, device)
         best = max(history[1:], key=lambda entry: entry["validation_cosine"])
         for entry in history:
             print(f"epoch {entry['epoch']}: cosine {entry['train_cosine']:.4f}, {entry['validation_cosine']:.4f} held out; "
                   f"penalty {entry['penalty']:.4f}" + ("" if entry["epoch"] else f" ({args.start} start)"))
         chosen = {name: getattr(args, name) for name in ("start", "epochs", "lr", "batch_size", "penalty_weight", "seed")}
-        about = {**maps.describe_pair(manifest, model, terms, clip_manifest, clip), "dataset": args.dataset,
+        about = {**alignment.describe_pair(manifest, model, terms, clip_manifest, clip), "dataset": args.dataset,
                  "split": args.split, "images": manifest["images"], "best": best, "options": chosen}
-        path = Path(args.output_dir) / f"{arrays.run_name(args.dataset, args.split)}_maps_{model}_to_{clip}.safetensors"
-        maps.save(path, weight, bias, about)
-        arrays.write_json(path.with_suffix(".json"), {**about, "history": history})
+        path = Path(args.output_dir) / f"{files.run_name(args.dataset, args.split)}_maps_{model}_to_{clip}.safetensors"
+        alignment.save(path, weight, bias, about)
+        files.write_json(path.with_suffix(".json"), {**about, "history": history})
         print(f"-> {path}")
 
-    trained = maps.load(path)
+    trained = alignment.load(path)
     for split, (terms, manifest, _) in sources.items():
-        maps.check(trained, model, clip, terms, manifest, targets[split] and targets[split][1])
+        alignment.check(trained, model, clip, terms, manifest, targets[split] and targets[split][1])
     for split, (terms, manifest, names) in sources.items():
-        name = arrays.run_name(args.dataset, split)
-        aligned, cosine = maps.apply(trained, terms, manifest, names, args.output_dir, name,
+        name = files.run_name(args.dataset, split)
+        aligned, cosine = alignment.apply(trained, terms, manifest, names, args.output_dir, name,
                                      targets[split] and targets[split][0], device)
         print(f"{name}: {manifest['images']} images" + ("" if cosine is None else f", cosine {cosine:.4f}")
-              + f" -> {arrays.term_path(args.output_dir, name, 'attn', aligned)}")
+              + f" -> {files.term_path(args.output_dir, name, 'attn', aligned)}")
 
 
 if __name__ == "__main__":

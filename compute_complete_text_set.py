@@ -13,8 +13,8 @@ Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads
 report, and .json, with each text's share of its head's variance, and each head's consistency: how much alike its
 texts are, against those of heads that write in random directions. Of a run made with --moments_only there is no accuracy.
 """
-from utils.datasets import add_run_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import add_run_options
 
 
 def get_args_parser():
@@ -37,16 +37,18 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import arrays, models, textspan, zeroshot
+    from utils.analysis import textspan, zeroshot
+    from utils.models import names
+    from utils.runs import files
 
-    model = models.file_name(args.model)
+    model = names.file_name(args.model)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    images = arrays.has_images(args.input_dir, args.dataset, args.model, args.split)
+    images = files.has_images(args.input_dir, args.dataset, args.model, args.split)
     parts = ("attn", "mlp") if images else ("attn",)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
     attn, width = terms["attn"], terms["attn"].shape[-1]
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width) if images else None
-    pool = arrays.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
+    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width) if images else None
+    pool = files.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
     for name, most in (("num_of_last_layers", len(attn.layers)), ("texts_per_head", len(texts)), ("w_ov_rank", max(width, 80))):
         if not 1 <= getattr(args, name) <= most:
             raise UserError(f"--{name} is {getattr(args, name)}; choose from 1 to {most}")
@@ -61,11 +63,11 @@ def main(args) -> None:
     for (layer, head), span in spans.items():
         lines += [rule, f"Layer {layer}, Head {head}", rule, *(texts[pick] for pick in span.picks)]
     lines += [rule, f"Current accuracy: {accuracy}", f"Number of texts: {distinct}"]
-    path = arrays.spans_path(args.output_dir, arrays.run_name(args.dataset, args.split), args.text_descriptions,
+    path = files.spans_path(args.output_dir, files.run_name(args.dataset, args.split), args.text_descriptions,
                              args.texts_per_head, model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_text(path, "\n".join(lines) + "\n")
-    arrays.write_json(path.with_suffix(".json"), {
+    files.write_text(path, "\n".join(lines) + "\n")
+    files.write_json(path.with_suffix(".json"), {
         "model": args.model, "dataset": args.dataset, "images": len(attn), "pool": args.text_descriptions,
         "texts_per_head": args.texts_per_head, "num_of_last_layers": args.num_of_last_layers, "w_ov_rank": args.w_ov_rank,
         "accuracy": accuracy, "number_of_texts": distinct,

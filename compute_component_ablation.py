@@ -12,8 +12,8 @@ classifier: it is fitted to the whole representations of the train split (--spli
 Prints the accuracy after each step, in percent. Writes to --output_dir: {dataset}_component_ablation_{model}.json for each
 model, and {dataset}_component_ablation.png with all of them; with --probe, {dataset}_component_ablation_probe...
 """
-from utils.datasets import NAMES, add_split_option
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import NAMES, add_split_option
 
 
 def get_args_parser():
@@ -37,19 +37,22 @@ def main(args) -> None:
 
     import numpy as np
 
-    from utils import arrays, cumulative, models, plots, probe, terms
+    from utils.analysis import cumulative, probe
+    from utils.models import names as models
+    from utils.plots import charts
+    from utils.runs import files, terms
 
     given = args.model.split() if isinstance(args.model, str) else args.model  # text in a settings file
-    name, runs, heads, splits = arrays.run_name(args.dataset, args.split), {}, {}, {}
+    name, runs, heads, splits = files.run_name(args.dataset, args.split), {}, {}, {}
     for model in dict.fromkeys(given):
-        found, manifest, _ = runs[model] = arrays.open_terms(args.input_dir, args.dataset, model, args.split)
+        found, manifest, _ = runs[model] = files.open_terms(args.input_dir, args.dataset, model, args.split)
         if args.probe:
             splits[model] = probe.open_splits(args.input_dir, args.dataset, model, args.split)
         elif manifest["model"].startswith(models.TIMM):
             raise UserError(f"--model {manifest['model']} has no text side; give --probe, or map it to a CLIP with "
                             "compute_alignment.py")
         else:
-            classifier = arrays.open_classifier(args.input_dir, args.dataset, model, manifest, found["mlp"].shape[-1])
+            classifier = files.open_classifier(args.input_dir, args.dataset, model, manifest, found["mlp"].shape[-1])
             heads[model] = classifier, np.zeros(classifier.shape[1]), None
     for model, parts in splits.items():
         heads[model] = cumulative.fit_head(parts, args.seed)
@@ -70,10 +73,10 @@ def main(args) -> None:
         for entry in curves[model]:
             print(f"  {entry['ablated']:<10}{entry['accuracy']:6.1f}")
         path = folder / f"{stem}_{model}.json"
-        arrays.write_json(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(found["labels"]),
+        files.write_json(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(found["labels"]),
                                  "probe": fitted, "number_of_components": int(counts[-1]), "steps": curves[model]})
         print(f"-> {path}")
-    plots.cumulative_ablation(curves, "accuracy of a linear probe (%)" if args.probe else "zero-shot accuracy (%)", name,
+    charts.cumulative_ablation(curves, "accuracy of a linear probe (%)" if args.probe else "zero-shot accuracy (%)", name,
                               folder / f"{stem}.png")
     print(f"-> {folder / stem}.png")
 

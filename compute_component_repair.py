@@ -22,8 +22,8 @@ with the best worst group, and the mean of all).
 
 Writes to --output_dir: {dataset}_component_repair_{classifier}_{model}.json and .png.
 """
-from utils.datasets import add_run_options
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
+from utils.data.datasets import add_run_options
 
 COLUMNS = {"baseline": "before", "ablated": "ablated", "random_best": "best random", "random_mean": "mean random"}
 
@@ -58,17 +58,20 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import repair
+    from utils.analysis import repair
 
     check_positive(args, "components", "random_trials")
     repair.check_options(args)
 
     import numpy as np
 
-    from utils import arrays, cumulative, features, groups, models, plots, probe, retrieval, terms, zeroshot
+    from utils.analysis import cumulative, features, groups, probe, retrieval, zeroshot
+    from utils.models import names as models
+    from utils.plots import charts
+    from utils.runs import files, terms
 
     texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
-    found = arrays.open_terms(args.input_dir, args.dataset, args.model, args.split)
+    found = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
     ablated, manifest, names = found
     components, width = terms.components(ablated, names), ablated["mlp"].shape[-1]
     if args.components > len(components):
@@ -81,7 +84,7 @@ def main(args) -> None:
     group = groups.of_images(args.dataset, args.data_path, args.split, ablated["labels"], manifest)
     group_names = groups.names(args.dataset)
     if args.classifier == "texts":
-        zero_shot = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
+        zero_shot = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
         classifier, fitted = (zero_shot, np.zeros(zero_shot.shape[1], np.float32)), None
     else:
         splits = probe.open_splits(args.input_dir, args.dataset, space, args.split)
@@ -101,11 +104,11 @@ def main(args) -> None:
     print(f"Baseline: {before['overall']}\nReplaced: {after['overall']}")
     print(f"{len(chosen)} components ablated: {', '.join(labels[place] for place in chosen)}\n")
     print(groups.table(figures, sizes, COLUMNS))
-    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
     path = Path(args.output_dir or args.input_dir) / f"{name}_component_repair_{args.classifier}_{model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     options = ("classifier", "select_split", "spurious_texts", "core_texts", "random_trials", "seed")
-    arrays.write_json(path, {
+    files.write_json(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or "test", "images": len(ablated["labels"]),
         "ablated_in_the_space_of": space, "means": "the split that is reported", "linear_head": fitted,
         "images_of_groups": sizes, "components": [labels[place] for place in chosen],
@@ -113,7 +116,7 @@ def main(args) -> None:
         "options": {option: getattr(args, option) for option in options}, **figures,
         "random_best_components": [labels[place] for place in trials[best]]})
     head = "linear head" if fitted else "zero-shot"
-    plots.group_accuracies(figures, COLUMNS, f"{args.model} on {name}, {head}, {len(chosen)} components ablated",
+    charts.group_accuracies(figures, COLUMNS, f"{args.model} on {name}, {head}, {len(chosen)} components ablated",
                            path.with_suffix(".png"))
     print(f"-> {path}")
 

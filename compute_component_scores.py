@@ -16,8 +16,8 @@ correlation is noise. Constant components are left out, and counted.
 
 Writes to --output_dir: {dataset}_component_scores_{model}.json, with every score, and .png.
 """
-from utils.datasets import EMBEDDED, add_run_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import EMBEDDED, add_run_options
 
 BEST = 5  # components that are printed
 
@@ -42,20 +42,24 @@ def main(args) -> None:
     if args.truth and args.dataset not in EMBEDDED:
         raise UserError(f"--truth: that of the images of {args.dataset} is not known; it is of {', '.join(EMBEDDED)}")
 
-    from utils import arrays, datasets, features, models, plots, terms, truth
+    from utils.analysis import features, truth
+    from utils.data import datasets
+    from utils.models import names as models
+    from utils.plots import charts
+    from utils.runs import files, terms
 
     texts = features.read(args.features)
     attributes = [name for name in texts if name in truth.ATTRIBUTES]
     if args.truth and not attributes:
         raise UserError(f"--truth: {args.features} has no feature that is known of scenes; these are "
                         f"{', '.join(truth.ATTRIBUTES)}, as in configs/features_emoji.yaml")
-    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
-    found, manifest, names = arrays.open_terms(args.input_dir, args.dataset, args.model, args.split)
+    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
+    found, manifest, names = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
     whole, ranked_by = features.target(args.input_dir, args.dataset, args.split, found, manifest)
     groups = {}
     if args.truth:
         images = datasets.load_images(args.dataset, split=args.split)
-        known = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(found["attn"]), images)])
+        known = truth.codes([images.scenes[i] for i in files.image_indices(manifest, len(found["attn"]), images)])
         groups = {attribute: known[attribute] for attribute in attributes}
     embeddings = features.embed(args, manifest, list(texts.values()), found["mlp"].shape[-1])
 
@@ -83,7 +87,7 @@ def main(args) -> None:
 
     path = Path(args.output_dir or args.input_dir) / f"{name}_component_scores_{model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(path, {
+    files.write_json(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split, "images": len(found["attn"]), "features": rows,
         "rankings": {"images": ranked, "against": ranked_by},
         "components": [{"name": label, "kind": component.kind, "block": component.block, "head": component.head,
@@ -91,7 +95,7 @@ def main(args) -> None:
                         "rankings": dict(zip(texts, agreements[:, place].tolist())),
                         **({"truth": {feature: float(share[place]) for feature, share in shares.items()}} if groups else {})}
                        for place, (label, component) in enumerate(zip(labels, components))]})
-    plots.component_scores(components, dict(zip(texts, scores)), f"{args.model} on {name}", path.with_suffix(".png"))
+    charts.component_scores(components, dict(zip(texts, scores)), f"{args.model} on {name}", path.with_suffix(".png"))
     print(f"-> {path}")
 
 

@@ -7,7 +7,7 @@ background colour and texture. Reads what compute_prs.py and compute_complete_te
 texts: the truth, which is the attribute that explains most of the variance of what the head writes; the reading, which is
 the attribute that most of its texts are about, each text counted with its share of the head's variance; and whether they
 agree. Prints the table and one score for the model; Cohen's kappa is 0 for a reading no better than chance, and 1 for a
-perfect one. utils/truth.py says how the shares are computed.
+perfect one. utils/analysis/truth.py says how the shares are computed.
 
 What it does not show: that a head that varies with an attribute is also used for it (ablate it to see); what attributes
 do together; what the pool has no words for; and anything of images that these scenes do not resemble. A text counts as
@@ -15,8 +15,8 @@ about one attribute, by --text_attributes, whatever the model makes of it.
 
 Writes to --output_dir, or else --input_dir: {dataset}_head_truth_{model}.json and .png.
 """
-from utils.datasets import EMBEDDED, add_run_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import EMBEDDED, add_run_options
 
 
 def get_args_parser():
@@ -36,15 +36,19 @@ def main(args) -> None:
     import json
     from pathlib import Path
 
-    from utils import arrays, datasets, models, plots, truth
-    from utils.heads import name
+    from utils.analysis import truth
+    from utils.data import datasets
+    from utils.models import names
+    from utils.plots import charts
+    from utils.runs import files
+    from utils.runs.heads import name
 
     if args.dataset not in EMBEDDED:
         raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; it is of {', '.join(EMBEDDED)}")
-    model, run = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
+    model, run = names.file_name(args.model), files.run_name(args.dataset, args.split)
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
     attn = terms["attn"]
-    spans = arrays.spans_path(args.input_dir, run, args.text_descriptions, args.texts_per_head, model).with_suffix(".json")
+    spans = files.spans_path(args.input_dir, run, args.text_descriptions, args.texts_per_head, model).with_suffix(".json")
     if not spans.is_file():
         raise UserError(f"{spans} does not exist; make it with: python compute_complete_text_set.py --model {args.model} "
                         f"--dataset {args.dataset} --text_descriptions {args.text_descriptions} "
@@ -53,7 +57,7 @@ def main(args) -> None:
     attributes = truth.read_attributes(args.text_attributes)
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)
-    groups = truth.codes([images.scenes[i] for i in arrays.image_indices(manifest, len(attn), images)])
+    groups = truth.codes([images.scenes[i] for i in files.image_indices(manifest, len(attn), images)])
 
     shares = {}  # of each head, by attribute
     for layer in sorted({head["layer"] for head in heads}):
@@ -79,9 +83,9 @@ def main(args) -> None:
 
     path = Path(args.output_dir or args.input_dir) / f"{run}_head_truth_{model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(attn),
+    files.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(attn),
                              "pool": args.text_descriptions, "texts_per_head": args.texts_per_head, **found, "heads": rows})
-    plots.head_truth(rows, f"{args.model} on {args.dataset}", path.with_suffix(".png"))
+    charts.head_truth(rows, f"{args.model} on {args.dataset}", path.with_suffix(".png"))
     print(f"-> {path}")
 
 

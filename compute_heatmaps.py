@@ -18,8 +18,8 @@ embedding, which for a model with a class token is the same for every picture. W
 """
 import argparse
 
-from utils.models import add_model_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.models.names import add_model_options
 
 MOST_TEXTS = 24  # that a picture has room for
 
@@ -72,21 +72,25 @@ def main(args) -> None:
     args.output = args.output or f"./output_dir/{Path(args.image).stem}_heatmaps.png"
     check_options(args)
 
-    from utils import arrays, decomposition, heatmaps, maps, models, plots
-    from utils.script import pick_device
-    from utils.zeroshot import embed_texts
+    from utils.analysis import alignment, heatmaps
+    from utils.analysis.zeroshot import embed_texts
+    from utils.cli import pick_device
+    from utils.decompose import tower as decomposition
+    from utils.models import names
+    from utils.plots import charts
+    from utils.runs import files
 
     picture = heatmaps.read_picture(args.image)  # a wrong file is found before a large model is loaded
     device, tower = pick_device(args.device), None
     if args.maps:
-        trained = maps.load(Path(args.maps), "make them with compute_alignment.py")
-        vision = models.load_vision(args.model, args.pretrained, device, args.seed)
-        maps.check_model(trained, vision)
-        clip = models.load_text_side(args, maps.text_side(trained.about))
+        trained = alignment.load(Path(args.maps), "make them with compute_alignment.py")
+        vision = names.load_vision(args.model, args.pretrained, device, args.seed)
+        alignment.check_model(trained, vision)
+        clip = names.load_text_side(args, alignment.text_side(trained.about))
         carry = trained.weight.to(device), trained.bias.to(device)
     else:
-        clip = models.load_clip(args.model, args.pretrained, device, args.seed)
-        vision, carry = models.image_side(clip), None
+        clip = names.load_clip(args.model, args.pretrained, device, args.seed)
+        vision, carry = names.image_side(clip), None
         tower = decomposition.find_tower(vision)
     directions = embed_texts(clip, args.text, len(args.text))
     if tower:
@@ -102,11 +106,11 @@ def main(args) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model
     title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
-    plots.heat_maps(picture, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
+    charts.heat_maps(picture, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
-    arrays.write_json(path.with_suffix(".json"), {
-        "model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision), "image": args.image,
-        **({"maps": args.maps, "maps_sha256": trained.sha256, **maps.text_side(trained.about)} if args.maps else {}),
+    files.write_json(path.with_suffix(".json"), {
+        "model": args.model, "pretrained": vision.source, "weights_sha256": names.weights_hash(vision), "image": args.image,
+        **({"maps": args.maps, "maps_sha256": trained.sha256, **alignment.text_side(trained.about)} if args.maps else {}),
         "layer": args.layer, "head": args.head, "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
                   for one in found]})

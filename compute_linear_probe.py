@@ -15,8 +15,8 @@ reported, or else on a tenth of every class of train, held out by --seed; then t
 
 Prints a table, and writes to --output_dir: {dataset}_linear_probe_{model}.json.
 """
-from utils.datasets import add_run_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import add_run_options
 
 
 def get_args_parser():
@@ -33,7 +33,7 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import datasets, layouts
+    from utils.data import datasets, layouts
 
     if args.dataset in datasets.EMBEDDED:
         layouts.check_split(args.dataset, "train", datasets.SIZES[args.dataset])
@@ -41,9 +41,11 @@ def main(args) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from utils import ablation, arrays, models, probe
+    from utils.analysis import ablation, probe
+    from utils.models import names
+    from utils.runs import files
 
-    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
     runs = probe.open_splits(args.input_dir, args.dataset, args.model, args.split)
     layers = len(runs["train"]["attn"].layers)
     if not 1 <= args.keep_last_layers <= layers:
@@ -70,7 +72,7 @@ def main(args) -> None:
               + ("" if row["converged"] else f"; not converged in {row['iterations']} iterations"))
     path = Path(args.output_dir) / f"{name}_linear_probe_{model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(path, {
+    files.write_json(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split, "keep_last_layers": args.keep_last_layers,
         "images": images | ({} if held is None else {"validation": int(held.sum())}),
         "validation": "val split" if held is None else "held out of train", "seed": args.seed,

@@ -15,9 +15,9 @@ every image.
 Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
 .json, with indices, files, class names and similarities.
 """
-from utils.datasets import add_data_options, add_split_option
-from utils.models import add_model_options
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
+from utils.data.datasets import add_data_options, add_split_option
+from utils.models.names import add_model_options
 
 
 def get_args_parser():
@@ -50,23 +50,27 @@ def main(args) -> None:
         raise UserError("give the queries either by --index or by --image")
     check_positive(args, "neighbors")
 
-    from utils import arrays, contact_sheet, datasets, heads, heatmaps, models, neighbors
+    from utils.analysis import heatmaps, neighbors
+    from utils.data import datasets
+    from utils.models import names
+    from utils.plots import sheets
+    from utils.runs import files, heads
 
-    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
     list_path = Path(args.heads_file or heads.list_path(args.dataset, model))
     whole = neighbors.WHOLE in args.property or not (args.property or args.heads)
     parts = ("attn", "mlp") if whole else ("attn",)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
     if args.image:
-        arrays.own_clip(manifest, args.model, "give the queries by --index")
+        files.own_clip(manifest, args.model, "give the queries by --index")
     attn, labels = terms["attn"], terms["labels"]
     ways = neighbors.read_ways(args.property, args.heads, list_path, model, manifest)
-    contact_sheet.check_size(len(asked), len(ways), args.neighbors)
+    sheets.check_size(len(asked), len(ways), args.neighbors)
     for word, way in ways.items():
         heads.check(way or [], attn.heads, f"{list_path}, {word}" if word in args.property else "--heads")
     neighbors.check_queries(args.index, args.neighbors, len(labels))
-    images = datasets.load_images(args.dataset, args.data_path, contact_sheet.SIDE, split=args.split)
-    places = arrays.image_indices(manifest, len(labels), images)
+    images = datasets.load_images(args.dataset, args.data_path, sheets.SIDE, split=args.split)
+    places = files.image_indices(manifest, len(labels), images)
 
     def picture(index: int):
         return images.read(places[index])[0]
@@ -77,21 +81,21 @@ def main(args) -> None:
         queries = neighbors.of_rows(terms, args.index, compared)
     else:
         pictures = [heatmaps.read_picture(path) for path in args.image]
-        clip = models.load_same(args, manifest)
+        clip = names.load_same(args, manifest)
         queries = neighbors.of_pictures(clip, pictures, compared, attn.layout)
 
     found = neighbors.nearest(terms, queries, compared, args.neighbors, args.index)
     report = neighbors.report(images, places, labels, asked, ways, *found)
     path = Path(args.output_dir) / f"{name}_neighbors_{model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+    files.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
                              "queries": report})
-    contact_sheet.neighbors_sheet(report, pictures, picture, f"{args.model}: nearest among {len(labels)} images of {name}",
+    sheets.neighbors_sheet(report, pictures, picture, f"{args.model}: nearest among {len(labels)} images of {name}",
                                   path.with_suffix(".png"))
     for query, entry in zip(asked, report):
         for way in entry["ways"]:
             listed = ", ".join(f"{near['index']} {near['class']} ({near['similarity']:.2f})" for near in way["neighbors"])
-            print(f"{query}, {contact_sheet.title(way['by'], way['heads'])}: {listed}")
+            print(f"{query}, {sheets.title(way['by'], way['heads'])}: {listed}")
     print(f"-> {path.with_suffix('.png')}")
 
 

@@ -27,9 +27,9 @@ A run that was killed goes on with --resume, and ends with the same bytes. `acce
 runs it on several GPUs or machines with a common --output_dir, and leaves the files that one process leaves. Where the
 time went is in {dataset}_time_{model}.json.
 """
-from utils.datasets import add_data_options, add_split_option
-from utils.models import add_model_options
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
+from utils.data.datasets import add_data_options, add_split_option
+from utils.models.names import add_model_options
 
 # Of the sum of an image's terms against the model's own output, by the precision of the model.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -70,12 +70,15 @@ def get_args_parser():
 def main(args) -> None:
     import torch
 
-    from utils import arrays, datasets, models, processes
-    from utils.clock import Clock
-    from utils.compact import Moments
-    from utils.decomposition import check, compact_reader, find_tower, reader
-    from utils.harvest import harvest, seconds
-    from utils.resumable import Rows
+    from utils import processes
+    from utils.data import datasets
+    from utils.decompose.harvest import harvest, seconds
+    from utils.decompose.tower import check, compact_reader, find_tower, reader
+    from utils.models import names
+    from utils.runs import files
+    from utils.runs.clock import Clock
+    from utils.runs.compact import Moments
+    from utils.runs.writer import Rows
 
     check_positive(args, "batch_size")
     if args.moments_only and (args.compact or args.resume or processes.number() > 1):
@@ -83,7 +86,7 @@ def main(args) -> None:
     if not args.check:  # a wrong path is found before a large model is loaded
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
     state = processes.start(args.device)
-    vision = models.load_vision(args.model, args.pretrained, state.device, args.seed)
+    vision = names.load_vision(args.model, args.pretrained, state.device, args.seed)
     if (args.compile or args.precision != "float32") and find_tower(vision) is None:
         raise UserError(f"--model {args.model} is taken apart operation by operation, in float32 and as it is; leave --precision "
                         "and --compile out")
@@ -101,12 +104,12 @@ def main(args) -> None:
         return
 
     images.draw_at(vision.image_size[0])
-    name, total = arrays.run_name(args.dataset, args.split), len(images.samples)
+    name, total = files.run_name(args.dataset, args.split), len(images.samples)
 
     def path(what: str):
-        return arrays.term_path(args.output_dir, name, what, vision.name)
+        return files.term_path(args.output_dir, name, what, vision.name)
 
-    about = {"model": args.model, "pretrained": vision.source, "weights_sha256": models.weights_hash(vision),
+    about = {"model": args.model, "pretrained": vision.source, "weights_sha256": names.weights_hash(vision),
              "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": args.precision,
              "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
                          "storage": "compact" if args.compact else "moments" if args.moments_only else "full"}}
@@ -120,7 +123,7 @@ def main(args) -> None:
         return {what: (some.cpu().numpy(), "float32" if what == "scalars" else args.save_dtype) for what, some in terms.items()}
 
     fingerprint, clock = datasets.fingerprint(images), Clock(state.device)
-    manifest = arrays.manifest_path(args.output_dir, name, vision.name)
+    manifest = files.manifest_path(args.output_dir, name, vision.name)
     identity = {**about, "split": name, "data_sha256": fingerprint}  # the usual split by its name is the usual split
     with Rows(manifest, identity, total, args.batch_size, state, args.resume) as rows:
         if rows.complete:
@@ -132,14 +135,14 @@ def main(args) -> None:
             raise UserError(f"--data_path {args.data_path}: changed while it was read; begin anew, without --resume")
         parts = decompose(noise[:1])
         if state.is_main_process and (parts.arrays["attn"].ndim == 3 or "conv" in parts.arrays):
-            arrays.write_json(path("components").with_suffix(".json"), parts.names)  # shapes do not say which term is whose
+            files.write_json(path("components").with_suffix(".json"), parts.names)  # shapes do not say which term is whose
         whole = {path("readout"): readout.cpu().numpy()} if readout is not None else {}
         if moments:
             whole |= {path(what): values for what, values in moments.means().items()}
         count, skipped = rows.finish(about, whole)
     if state.is_main_process:
         cost = max(1.0, found["cost"])
-        arrays.write_json(path("time").with_suffix(".json"), {
+        files.write_json(path("time").with_suffix(".json"), {
             "images": count, "processes": state.num_processes, "device": str(state.device),
             "cost_over_a_plain_forward_pass": cost, "seconds": seconds(clock, cost)})
         for _, error in skipped:

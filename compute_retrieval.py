@@ -20,8 +20,8 @@ the query's value of the feature, where the feature is an attribute (color, posi
 Prints these, and writes to --output_dir: {dataset}_retrieval_{model}.png, a contact sheet, and .json, with indices, classes,
 similarities, and the components of each feature with their scores.
 """
-from utils.datasets import add_run_options
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
+from utils.data.datasets import add_run_options
 
 
 def get_args_parser():
@@ -59,17 +59,21 @@ def main(args) -> None:
         raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
     check_positive(args, "components", "neighbors")
 
-    from utils import arrays, contact_sheet, datasets, features, models, neighbors, retrieval, terms
+    from utils.analysis import features, neighbors, retrieval
+    from utils.data import datasets
+    from utils.models import names as models
+    from utils.plots import sheets
+    from utils.runs import files, terms
 
-    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
     listed = features.read(args.features)
     for feature in args.feature:
         if feature not in listed:
             raise UserError(f"--feature {feature}: {args.features} has no such feature; choose from {', '.join(listed)}")
     if args.index and len(listed) < 2:
         raise UserError(f"{args.features}: --index compares a feature with others, and there is one; add another")
-    contact_sheet.check_size(len(args.text or args.index), len(args.feature) + 1, args.neighbors)
-    aligned = arrays.open_terms(args.input_dir, args.dataset, args.model, args.split)
+    sheets.check_size(len(args.text or args.index), len(args.feature) + 1, args.neighbors)
+    aligned = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
     found, manifest, names = aligned
     parts, labels, width = terms.components(found, names), found["labels"], found["mlp"].shape[-1]
     if args.components > len(parts):
@@ -79,8 +83,8 @@ def main(args) -> None:
     if args.index and "-as-" in model:
         source = args.source_model or model.partition("-as-")[0]
         compared, _ = retrieval.open_source(args.input_dir, args.dataset, args.split, source, aligned)
-    images = datasets.load_images(args.dataset, args.data_path, contact_sheet.SIDE, split=args.split)
-    places = arrays.image_indices(manifest, len(labels), images)
+    images = datasets.load_images(args.dataset, args.data_path, sheets.SIDE, split=args.split)
+    places = files.image_indices(manifest, len(labels), images)
 
     *texts, queries = features.embed(args, manifest, [*listed.values(), args.text or ["a text"]], width)
     scores = features.feature_scores((stack for _, stack in terms.stacks(found, "scores")), texts)
@@ -102,13 +106,13 @@ def main(args) -> None:
 
     path = Path(args.output_dir) / f"{name}_retrieval_{model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+    files.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
                              "features": args.features, "components": args.components, "queries": report})
 
     def picture(index: int):
         return images.read(places[index])[0]
 
-    contact_sheet.neighbors_sheet(report, [None if args.text else picture(index) for index in asked], picture,
+    sheets.neighbors_sheet(report, [None if args.text else picture(index) for index in asked], picture,
                                   f"{args.model}: {len(labels)} images of {name}", path.with_suffix(".png"), retrieval.title)
     for query, entry in zip(asked, report):
         for way in entry["ways"]:

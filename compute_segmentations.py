@@ -28,8 +28,8 @@ Writes to --output_dir:
 `accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with a
 common --output_dir, and leaves the files that one process leaves.
 """
-from utils.models import add_model_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.models.names import add_model_options
 
 DATASETS = ("imagenet_seg", "emoji_seg", "masks_folder")
 METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
@@ -75,8 +75,12 @@ def main(args) -> None:
 
     from tqdm import tqdm
 
-    from utils import arrays, datasets, models, processes, segmentation
-    from utils.script import check_positive
+    from utils import processes
+    from utils.analysis import segmentation
+    from utils.cli import check_positive
+    from utils.data import datasets
+    from utils.models import names
+    from utils.runs import files
 
     check_positive(args, "batch_size")
     if not 0 <= args.thr <= 1:
@@ -85,7 +89,7 @@ def main(args) -> None:
     state = processes.start(args.device)
     device = state.device
     subject = segmentation.load_subject(args, device)
-    vision, weights = subject.vision, models.weights_hash(subject.vision)
+    vision, weights = subject.vision, names.weights_hash(subject.vision)
     prepare, image_size = segmentation.transform(vision, subject.tower, args.image_size)
     mask_resize = args.mask_resize or ("published" if subject.tower else "aligned")
     classifier, classes = segmentation.load_classifier(args.model, subject.run, subject.width, args.classifier_dir,
@@ -94,7 +98,7 @@ def main(args) -> None:
     methods = METHODS if args.method == "all" else (args.method,)
     if methods != ("decomposition",):
         segmentation.check_baselines(subject, args.method)
-        from utils.relevance import METHODS as baselines
+        from utils.analysis.relevance import METHODS as baselines
 
     scores = {method: segmentation.Scores(args.thr, device) for method in methods}
     pictures = Path(args.output_dir, f"{args.train_dataset}_{args.method}_pictures_{subject.name}")
@@ -125,12 +129,12 @@ def main(args) -> None:
         return
     figures = {method: score.figures() for method, score in scores.items()}
     published = segmentation.PUBLISHED.get((args.model, vision.source), {}) if args.train_dataset == "imagenet_seg" else {}
-    path = arrays.manifest_path(args.output_dir, args.train_dataset, "segmentation", args.method, subject.name)
-    with arrays.Writer(path) as writer:
+    path = files.manifest_path(args.output_dir, args.train_dataset, "segmentation", args.method, subject.name)
+    with files.Writer(path) as writer:
         for score in scores.values():
             for what, values in zip(("precision", "recall"), score.curve()):
                 name = f"{args.method}_{what}"
-                writer.append(arrays.term_path(args.output_dir, args.train_dataset, name, subject.name), values[None])
+                writer.append(files.term_path(args.output_dir, args.train_dataset, name, subject.name), values[None])
         writer.finish({"model": args.model, "pretrained": vision.source, "weights_sha256": weights, **subject.about,
                        "dataset": args.train_dataset, "images": total, "images_without_foreground": without_foreground,
                        "classifier": args.classifier_dataset, "classes": classifier.shape[1],

@@ -7,9 +7,9 @@ Writes {dataset}_classifier_{model}.npy [d, classes] to --output_dir: for each c
 its prompts, normalised, averaged and normalised again. Class names of imagefolder, CIFAR10, CIFAR100 and cub
 come with their images (--data_path). Prompts are open_clip's 80 ImageNet templates, and short ones for the emoji sets.
 """
-from utils.datasets import add_data_options
-from utils.models import add_model_options
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
+from utils.data.datasets import add_data_options
+from utils.models.names import add_model_options
 
 
 def get_args_parser():
@@ -23,16 +23,19 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from utils import arrays, datasets, models, zeroshot
-    from utils.script import pick_device
+    from utils.analysis import zeroshot
+    from utils.cli import pick_device
+    from utils.data import datasets
+    from utils.models import names
+    from utils.runs import files
 
     classes = datasets.class_names(args.dataset, args.data_path)
-    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    clip = names.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
     columns = zeroshot.classifier(clip, classes, datasets.templates(args.dataset), args.batch_size)
-    path = arrays.term_path(args.output_dir, args.dataset, "classifier", clip.name)
-    with arrays.Writer(arrays.manifest_path(args.output_dir, args.dataset, "classifier", clip.name)) as writer:
+    path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)
+    with files.Writer(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name)) as writer:
         writer.append(path, columns)
-        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip),
+        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
                        "dataset": args.dataset, "classes": classes, "options": {"seed": args.seed}})
     print(f"{len(classes)} classes -> {path}")
 

@@ -6,8 +6,8 @@
 
 Writes {pool}_{model}.npy [m, d] to --output_dir: the unit embedding of every line.
 """
-from utils.models import add_model_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.models.names import add_model_options
 
 
 def get_args_parser():
@@ -26,25 +26,29 @@ def main(args) -> None:
 
     import numpy as np
 
-    from utils import arrays, datasets, models, processes, zeroshot
+    from utils import processes
+    from utils.analysis import zeroshot
+    from utils.data import datasets
+    from utils.models import names
+    from utils.runs import files
 
     pool = Path(args.data_path)
     if pool.stem in datasets.NAMES:
         raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
     texts = zeroshot.read_texts(pool)
     state = processes.start(args.device)
-    clip = models.load_clip(args.model, args.pretrained, state.device, args.seed)
+    clip = names.load_clip(args.model, args.pretrained, state.device, args.seed)
     batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     found = {number: zeroshot.embed_texts(clip, batches[number], args.batch_size)
              for number in processes.share(range(len(batches)), state)}
     embeddings = np.concatenate(list(processes.gather(found).values()))
     if not state.is_main_process:
         return
-    path = arrays.text_path(args.output_dir, pool.stem, clip.name)
-    with arrays.Writer(arrays.manifest_path(args.output_dir, pool.stem, clip.name)) as writer:
+    path = files.text_path(args.output_dir, pool.stem, clip.name)
+    with files.Writer(files.manifest_path(args.output_dir, pool.stem, clip.name)) as writer:
         writer.append(path, embeddings)
-        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": models.weights_hash(clip),
-                       "texts": len(texts), "texts_sha256": arrays.texts_hash(texts),
+        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
+                       "texts": len(texts), "texts_sha256": files.texts_hash(texts),
                        "options": {"seed": args.seed}})
     print(f"{len(texts)} texts -> {path}")
 

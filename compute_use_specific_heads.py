@@ -20,8 +20,8 @@ whole model, with the rest of the recipe but no heads ablated, with the heads ab
 
 Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
-from utils.datasets import DEFAULT_SPLITS, add_run_options
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
+from utils.data.datasets import DEFAULT_SPLITS, add_run_options
 
 COLUMNS = {"baseline": "before", "no_heads": "no heads", "heads_ablated": "heads ablated", "random_best": "best random",
            "random_mean": "mean random"}
@@ -59,16 +59,19 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import ablation, arrays, groups, heads, models, plots, spurious
+    from utils.analysis import ablation, groups, spurious
+    from utils.models import names as models
+    from utils.plots import charts
+    from utils.runs import files, heads
 
     check_positive(args, "random_trials")
     spurious.check_options(args)
-    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
     attn = terms["attn"]
     if not 1 <= args.keep_last_layers <= len(attn.layers):
         raise UserError(f"--keep_last_layers is {args.keep_last_layers}; choose from 1 to {len(attn.layers)}")
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, attn.shape[-1])
+    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, attn.shape[-1])
     group = groups.of_images(args.dataset, args.data_path, args.split, terms["labels"], manifest)
     names = groups.names(args.dataset)
     if args.select:
@@ -94,12 +97,12 @@ def main(args) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_specific_heads_{model}.json"
     options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials", "seed")
-    arrays.write_json(path, {
+    files.write_json(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or DEFAULT_SPLITS.get(args.dataset, "test"),
         "images": len(attn), "images_of_groups": sizes, "heads": list(map(heads.name, chosen)), "chosen": how,
         "options": {option: getattr(args, option) for option in options}, **found,
         "random_best_heads": list(map(heads.name, trials[best]))})
-    plots.group_accuracies(found, COLUMNS, f"{args.model} on {name}, {len(chosen)} heads ablated", path.with_suffix(".png"))
+    charts.group_accuracies(found, COLUMNS, f"{args.model} on {name}, {len(chosen)} heads ablated", path.with_suffix(".png"))
     print(f"-> {path}")
 
 

@@ -10,9 +10,9 @@ One description a concept and question. Writes --output_filepath X.json, a list 
 beside it X.jsonl, one line a description: concept, question, description, seed, reward (null where not scored), and
 X.manifest.json, which says what made them. A run that was cut off goes on where it stopped.
 """
-from utils.concepts import add_concept_options
-from utils.models import add_vlm_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.concepts import add_concept_options
+from utils.models.names import add_vlm_options
 
 
 def get_args_parser():
@@ -48,9 +48,12 @@ def add_generation_options(parser) -> None:
 def main(args) -> None:
     import importlib.util
 
-    from utils import concepts, descriptions, models, processes, script
+    from utils import cli, processes
+    from utils.data import concepts
+    from utils.ex2 import descriptions
+    from utils.models import names as models
 
-    script.check_positive(args, "max_new_tokens", "batch_size")
+    cli.check_positive(args, "max_new_tokens", "batch_size")
 
     if args.descriptions and not args.score:
         raise UserError("--descriptions FILE is for scoring; add --score VLM_NAME")
@@ -84,13 +87,15 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     """Descriptions of the concepts with these names as rows of the JSONL, and what made them."""
     from tqdm import tqdm
 
-    from utils import descriptions, generation, language_models, processes, queries
+    from utils import processes
+    from utils.ex2 import descriptions, queries
+    from utils.language import generation, loading
 
-    base, adapter = language_models.resolve(args.model_name, args.base_model_name)
+    base, adapter = loading.resolve(args.model_name, args.base_model_name)
     if args.backend == "server" and not args.base_url:
         raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
     questions = queries.read_questions(args.questions)
-    tokenizer = language_models.load_tokenizer(base)
+    tokenizer = loading.load_tokenizer(base)
     backend = generation.pick_backend(args.backend)
     if backend != "hf" and processes.number() > 1:
         raise UserError(f"--backend {backend} uses several GPUs by itself; start one process, or give --backend hf")
@@ -99,13 +104,13 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
         row["seed"] = args.seed + i
     manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": dataset,
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
-                "weights_sha256": language_models.adapter_hash(adapter)}
+                "weights_sha256": loading.adapter_hash(adapter)}
     state = processes.start(args.device) if backend == "hf" else None
     done = descriptions.begun(output, manifest) if processes.leads() else None
     if state:
         done = processes.gather({0: done} if state.is_main_process else {})[0]
     todo = rows[len(done):]
-    prompts, seeds = [language_models.prompt_ids(tokenizer, row["question"]) for row in todo], [row["seed"] for row in todo]
+    prompts, seeds = [loading.prompt_ids(tokenizer, row["question"]) for row in todo], [row["seed"] for row in todo]
     if not todo:
         chunks = iter(())
     elif backend == "server":
@@ -131,8 +136,10 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
 
 def score(args, rows: list[dict], manifest: dict) -> None:
     """Fill in the rewards of rows, and the VLM in the manifest."""
-    from utils import concepts, models, rewards
-    from utils.script import pick_device
+    from utils.cli import pick_device
+    from utils.data import concepts
+    from utils.ex2 import rewards
+    from utils.models import names as models
 
     images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
     unknown = sorted({row["concept"] for row in rows} - set(images.classes))

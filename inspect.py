@@ -25,7 +25,7 @@ if __name__ == "inspect":
 
 # Imports are inside the functions: while the guard above does its work, nothing of ours may be imported.
 def get_args_parser():
-    from utils.script import make_parser
+    from utils.cli import make_parser
 
     parser = make_parser(__doc__)
     parser.add_argument("--input_filepath", metavar="FILE.jsonl",
@@ -69,12 +69,13 @@ def ask(args) -> None:
     import json
     from pathlib import Path
 
-    from utils import answers, arrays, inspection
-    from utils.script import UserError
+    from utils.cli import UserError
+    from utils.language import answers, chat
+    from utils.runs import files as arrays
 
     if not args.input_filepath:
         raise UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
-    inspection.check_numbers(args)
+    chat.check_numbers(args)
     sheet = answers.read_sheet(args.inspection)
     source, descriptions = answers.read_descriptions(args.input_filepath)
     header = answers.make_header(args, source, descriptions, sheet)
@@ -90,9 +91,9 @@ def ask(args) -> None:
               f"to write\nnothing was sent")
         return
 
-    key = inspection.api_key(args.base_url)
+    key = chat.api_key(args.base_url)
     with answers.Record(path, header) as record:
-        sent = asyncio.run(inspection.ask_all(args, key, sheet, descriptions, record))
+        sent = asyncio.run(chat.ask_all(args, key, sheet, descriptions, record))
     answered = total - len(answers.missing(descriptions, record.answers))
     print(f"{answered} of {total} questions answered, {len(record.answers) - answered} asked in vain; {sent} requests sent")
     if sent == args.max_requests and answered < total:
@@ -107,7 +108,8 @@ def ask(args) -> None:
 def summarize(args) -> None:
     from pathlib import Path
 
-    from utils import arrays, verdicts
+    from utils.ex2 import verdicts
+    from utils.runs import files as arrays
 
     files = verdicts.read_files(args.summarize)
     rows, trust = verdicts.summarize(files), verdicts.agreement(files)
@@ -117,14 +119,14 @@ def summarize(args) -> None:
     arrays.write_json(folder / "summary.json", {"rows": rows, "agreement": trust})
     print(folder / "summary.json")
     if rows:
-        from utils import plots
+        from utils.plots import charts
 
         arrays.write_text(folder / "summary.csv", verdicts.as_csv(rows))
-        plots.inspection_shares(rows, verdicts.MEASURES, folder / "summary.png")
+        charts.inspection_shares(rows, verdicts.MEASURES, folder / "summary.png")
         print(folder / "summary.csv", folder / "summary.png", sep="\n")
 
 
 if __name__ == "__main__":
-    from utils.script import run
+    from utils.cli import run
 
     run(main, get_args_parser())

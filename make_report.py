@@ -16,8 +16,8 @@ Writes to --output_dir: index.html, images/, heat/, and report.json, which holds
 has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is refused.
 Prints where the page is, and the folder's size.
 """
-from utils.datasets import add_run_options
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
+from utils.data.datasets import add_run_options
 
 LARGE = 30e6  # bytes, above which a report is a burden to send
 
@@ -49,37 +49,41 @@ def main(args) -> None:
     import sys
     from pathlib import Path
 
-    from utils import ablation, arrays, datasets, models, report, zeroshot
+    from utils.analysis import ablation, zeroshot
+    from utils.data import datasets
+    from utils.models import names
+    from utils.report import page
+    from utils.runs import files
 
     check_positive(args, "texts_per_head", "images_per_head", "thumbnail_size")
     if not 0 <= args.heat_maps <= args.images_per_head:
         raise UserError(f"--heat_maps is {args.heat_maps}; choose from 0 to --images_per_head, {args.images_per_head}")
-    model, name = models.file_name(args.model), arrays.run_name(args.dataset, args.split)
+    model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
     folder = Path(args.output_dir or Path(args.input_dir) / f"{name}_report_{model}")
-    report.check_folder(folder)
+    page.check_folder(folder)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
     attn, width = terms["attn"], terms["attn"].shape[-1]
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
-    pool = arrays.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
-    hints = report.commands(args, manifest, {"num_of_last_layers": min(4, len(attn.layers))})
-    results = report.read_results(args, model, attn, texts, hints)
+    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
+    pool = files.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
+    hints = page.commands(args, manifest, {"num_of_last_layers": min(4, len(attn.layers))})
+    results = page.read_results(args, model, attn, texts, hints)
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
-    indices = arrays.image_indices(manifest, len(terms["labels"]), images)
-    clip = report.load_clip(args, manifest)
+    indices = files.image_indices(manifest, len(terms["labels"]), images)
+    clip = page.load_clip(args, manifest)
 
-    scored = report.score_images(terms, classifier, pool, results, hints)
+    scored = page.score_images(terms, classifier, pool, results, hints)
     alone = ablation.single_heads(terms, classifier, results["texts"]["num_of_last_layers"])
-    heads = report.describe_heads(results, scored, alone, args.images_per_head, indices, terms["labels"], images,
+    heads = page.describe_heads(results, scored, alone, args.images_per_head, indices, terms["labels"], images,
                                   args.data_path)
-    lines = report.commands(args, manifest, {key: results["texts"][key] for key in ("num_of_last_layers", "w_ov_rank")})
-    with report.complete_folder(folder) as partial:
-        shape = report.save_thumbnails(heads, images, 2 * args.thumbnail_size, clip, partial)
+    lines = page.commands(args, manifest, {key: results["texts"][key] for key in ("num_of_last_layers", "w_ov_rank")})
+    with page.complete_folder(folder) as partial:
+        shape = page.save_thumbnails(heads, images, 2 * args.thumbnail_size, clip, partial)
         if clip:
-            report.save_heat_maps(heads, args.heat_maps, pool, images, clip, partial)
-        content = report.describe_run(args, manifest, results, heads, lines, thumbnail=shape, texts=len(texts),
+            page.save_heat_maps(heads, args.heat_maps, pool, images, clip, partial)
+        content = page.describe_run(args, manifest, results, heads, lines, thumbnail=shape, texts=len(texts),
                                       classes=classifier.shape[1])
-        size = report.save_page(content, partial)
+        size = page.save_page(content, partial)
     print(f"{len(heads)} heads, {size / 1e6:.1f} MB -> {folder / 'index.html'}")
     if size > LARGE:
         print(f"warning: {size / 1e6:.0f} MB is much to send; smaller with fewer --images_per_head or a smaller "

@@ -15,9 +15,9 @@ images of its concept. Writes to --output_dir:
     top_descriptions.jsonl                           the ten best-rewarded descriptions at every log step
     train.json                                       the run's settings
 """
-from utils.concepts import add_concept_options
-from utils.models import add_vlm_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.concepts import add_concept_options
+from utils.models.names import add_vlm_options
 
 FREE = ("config", "debug", "resume", "report_to", "output_dir")  # options that may change between a run and its continuation
 
@@ -68,8 +68,13 @@ def main(args) -> None:
     from functools import partial
     from pathlib import Path
 
-    from utils import arrays, concepts, language_models, models, queries, script
-    from utils.script import pick_device
+    from utils import cli
+    from utils.cli import pick_device
+    from utils.data import concepts
+    from utils.ex2 import queries
+    from utils.language import loading
+    from utils.models import names
+    from utils.runs import files
 
     folder = Path(args.output_dir)
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
@@ -84,17 +89,17 @@ def main(args) -> None:
     if (folder / "adapter_model.safetensors").is_file():
         print(f"finished already -> {folder}")
         return
-    script.check_positive(args, "steps", "epochs_per_batch", "max_new_tokens", "lora_r", "save_freq", "log_freq")
+    cli.check_positive(args, "steps", "epochs_per_batch", "max_new_tokens", "lora_r", "save_freq", "log_freq")
     if not (args.num_generations >= 2 and min(args.batch_size, args.per_device_batch_size) >= 1
             and args.batch_size % args.num_generations == 0 and args.batch_size % args.per_device_batch_size == 0):
         raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations {args.num_generations} (2 or "
                         f"more) and of --per_device_batch_size {args.per_device_batch_size} (times the processes)")
     questions = queries.read_questions(args.questions)
     images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
-    models.check_vlm_name(args.vlm_name)
+    names.check_vlm_name(args.vlm_name)
     quantization = "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
-    language_models.check_use(args.model_name, quantization, args.use_vllm)
-    tokenizer = language_models.load_tokenizer(args.model_name)
+    loading.check_use(args.model_name, quantization, args.use_vllm)
+    tokenizer = loading.load_tokenizer(args.model_name)
 
     import torch
     from accelerate import PartialState
@@ -103,7 +108,7 @@ def main(args) -> None:
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-    from utils import alignment, rewards
+    from utils.ex2 import rewards, training
 
     # At every checkpoint, peft looks for the base model on the hub, where a .gguf file's is not.
     warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
@@ -112,20 +117,20 @@ def main(args) -> None:
     if args.batch_size % pass_size:
         raise UserError(f"--batch_size {args.batch_size} must be a multiple of --per_device_batch_size x processes, {pass_size}")
     device = pick_device(str(state.device))
-    vlm = models.load_vlm(args.vlm_name, device, args.vlm_16bit)
+    vlm = names.load_vlm(args.vlm_name, device, args.vlm_16bit)
     with state.main_process_first():
         means = rewards.kept_image_means(folder, args.dataset_name, vlm, images,
                                          {"split": args.split, "vlm_16bit": args.vlm_16bit})
-    model = language_models.load_model(args.model_name, torch.bfloat16, quantization)
+    model = loading.load_model(args.model_name, torch.bfloat16, quantization)
     recent: list[dict] = []
     number = args.steps * args.batch_size // args.num_generations
-    rows = alignment.lay_out(images.classes, questions, tokenizer, number, args.seed)
+    rows = training.lay_out(images.classes, questions, tokenizer, number, args.seed)
     config, trainer_class = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}[args.algorithm]
     trainer = trainer_class(
         model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
-        reward_funcs=alignment.reward_function(partial(rewards.score, vlm, means), images.classes, recent),
+        reward_funcs=training.reward_function(partial(rewards.score, vlm, means), images.classes, recent),
         peft_config=LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, task_type="CAUSAL_LM"),
-        callbacks=[alignment.Log(folder, recent, args.epochs_per_batch, args.report_to == "csv")],
+        callbacks=[training.Log(folder, recent, args.epochs_per_batch, args.report_to == "csv")],
         args=config(
             output_dir=str(folder), max_steps=args.steps * args.epochs_per_batch, num_iterations=args.epochs_per_batch,
             per_device_train_batch_size=args.per_device_batch_size, gradient_accumulation_steps=args.batch_size // pass_size,
@@ -137,15 +142,15 @@ def main(args) -> None:
             report_to="tensorboard" if args.report_to == "tensorboard" else "none", disable_tqdm=True))
     trainer.remove_callback(PrinterCallback)  # the log's own lines say it better
     if state.is_main_process:
-        arrays.write_json(folder / "train.json", settings)
-    last = alignment.complete_checkpoints(folder)[-1:]
+        files.write_json(folder / "train.json", settings)
+    last = training.complete_checkpoints(folder)[-1:]
     trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
     trainer.save_model(str(folder / "final.partial"))
     if state.is_main_process:
         for path in sorted((folder / "final.partial").iterdir(), key=lambda path: path.name == "adapter_model.safetensors"):
             path.replace(folder / path.name)
         (folder / "final.partial").rmdir()
-        alignment.draw_log(folder, f"{args.model_name} rewarded by {args.vlm_name} on {args.dataset_name}")
+        training.draw_log(folder, f"{args.model_name} rewarded by {args.vlm_name} on {args.dataset_name}")
         print(f"{args.steps} steps -> {folder}")
 
 

@@ -6,7 +6,7 @@
 Random weights. The two take turns; the ratio of the fastest of each is printed, by the clock and by processor time
 (which other programs on the machine disturb less).
 """
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
 
 MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
           "vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "maxvit_tiny_rw_224"]
@@ -28,7 +28,7 @@ def main(args) -> None:
     import torch
     import torch.nn.functional as F
 
-    from utils.walk import decompose
+    from utils.decompose.walk import decompose
 
     torch.set_num_threads(args.threads)
     print(f"{'model':<36}{'components':>12}{'plain, s':>10}{'clock':>8}{'processor':>11}{'error':>9}")

@@ -7,8 +7,8 @@ Both loops read the same images from the same loader (drawn beforehand and kept 
 loop only encodes; the other decomposes and streams every array to disk. They take turns over a batch at a
 time, so that a machine that slows down slows both; the ratio of the medians is printed.
 """
-from utils.models import add_model_options
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
+from utils.models.names import add_model_options
 
 
 def get_args_parser():
@@ -30,13 +30,15 @@ def main(args) -> None:
     import torch
     from PIL import Image
 
-    from utils import arrays, datasets, models, scenes
-    from utils.decomposition import by_tower, check, decompose, read_tower
-    from utils.script import pick_device
+    from utils.cli import pick_device
+    from utils.data import datasets, scenes
+    from utils.decompose.tower import by_tower, check, decompose, read_tower
+    from utils.models import names
+    from utils.runs import files
 
     device = pick_device(args.device)
     pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
-    clip = models.load_clip(args.model, pretrained, device, args.seed)
+    clip = names.load_clip(args.model, pretrained, device, args.seed)
     tower = read_tower(clip.model.visual)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +61,7 @@ def main(args) -> None:
                 yield
 
         def decomposed():
-            with arrays.Writer(Path(folder, "manifest.json")) as writer:
+            with files.Writer(Path(folder, "manifest.json")) as writer:
                 for pixels, labels, _ in loader():
                     terms = decompose(tower, pixels.to(device))
                     for what in ("attn", "mlp", "cls_attn"):

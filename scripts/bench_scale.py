@@ -8,7 +8,7 @@ Each script runs as a user starts it, on the embedded model and on pictures that
 resident memory of the largest of its processes, as the operating system counts it. Processes share the larger number of
 images; each has one thread, and so has the one that they are compared with.
 """
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
 
 MODEL = "emojiclip"
 TRAIN = 1000  # images of the train split, whatever that of test has
@@ -67,7 +67,7 @@ def draw(root: str, number: int) -> None:
     from pathlib import Path
 
     from scripts.write_emoji import write_folders
-    from utils import scenes
+    from utils.data import scenes
 
     drawn = scenes.sample_scenes(number, seed=20)
     write_folders(drawn, 64, [Path(root) / scene.attributes()["color"] / f"{i:06d}.png" for i, scene in enumerate(drawn)])

@@ -6,8 +6,8 @@
 Both take the same batch of random images and a random classifier of 1,000 classes, in turns, so that a machine that slows
 down slows both. Of each the fastest repeat counts, as other work on the machine only ever adds time; the ratio is printed.
 """
-from utils.models import add_model_options
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
+from utils.models.names import add_model_options
 
 
 def get_args_parser():
@@ -24,13 +24,14 @@ def main(args) -> None:
 
     import torch
 
-    from utils import models, segmentation
-    from utils.decomposition import decompose_tokens, read_tower
-    from utils.script import pick_device
+    from utils.analysis import segmentation
+    from utils.cli import pick_device
+    from utils.decompose.tower import decompose_tokens, read_tower
+    from utils.models import names
 
     device = pick_device(args.device)
     pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
-    clip = models.load_clip(args.model, pretrained, device, args.seed)
+    clip = names.load_clip(args.model, pretrained, device, args.seed)
     tower = read_tower(clip.model.visual)
     generator = torch.Generator().manual_seed(args.seed)
     images = torch.randn(args.batch_size, 3, *clip.image_size, generator=generator).to(device)

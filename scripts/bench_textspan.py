@@ -5,7 +5,7 @@
 One head: 5,000 images x 768 dimensions x 3,498 texts x 20 texts a head. The literal algorithm (that of the
 tests) projects every image on every text anew for each pick.
 """
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
 
 
 def get_args_parser():
@@ -26,7 +26,7 @@ def main(args) -> None:
     import numpy as np
     import torch
 
-    from utils import textspan
+    from utils.analysis import textspan
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     import literal

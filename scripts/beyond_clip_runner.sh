@@ -20,7 +20,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-output_dir/beyond_clip}
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 run() { echo "+ python $*" >&2; python "$@"; }
-names=$(python -c 'import sys; from utils.models import file_name; print(*map(file_name, sys.argv[1:]))' "$MODEL" "$CLIP")
+names=$(python -c 'import sys; from utils.models.names import file_name; print(*map(file_name, sys.argv[1:]))' "$MODEL" "$CLIP")
 read -r model clip <<< "$names"
 mapped=$model-as-$clip
 maps=$OUTPUT_DIR/${DATASET}_train_maps_${model}_to_$clip.safetensors
@@ -73,7 +73,7 @@ if [ "$DATASET" = emoji ]; then
     run compute_segmentations.py --model "$MODEL" --maps "$maps" --train_dataset emoji_seg --classifier_dataset emoji \
         --classifier_dir "$OUTPUT_DIR" "${to[@]}"
     scene=$OUTPUT_DIR/scene.png
-    python -c 'import sys; from utils import datasets; datasets.load_images("emoji").read(5)[0].save(sys.argv[1])' "$scene"
+    python -c 'import sys; from utils.data import datasets; datasets.load_images("emoji").read(5)[0].save(sys.argv[1])' "$scene"
     run compute_heatmaps.py --model "$MODEL" --maps "$maps" --image "$scene" --text "a tiger" "a black background" \
         --output "$OUTPUT_DIR/scene_heatmaps.png"
 fi

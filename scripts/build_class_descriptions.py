@@ -14,9 +14,9 @@ they came in X.jsonl and X.json, the files of inference.py.
 import re
 
 from inference import add_generation_options
-from utils.collapse import words
-from utils.datasets import add_data_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import add_data_options
+from utils.ex2.collapse import words
 
 MOST_WORDS = 20
 RUN = 4  # words in a row that a line may not share with its question, the class's name left out
@@ -90,9 +90,12 @@ def main(args) -> None:
     from pathlib import Path
 
     from inference import generate
-    from utils import arrays, datasets, descriptions, script
+    from utils import cli
+    from utils.data import datasets
+    from utils.ex2 import descriptions
+    from utils.runs import files
 
-    script.check_positive(args, "max_new_tokens", "batch_size")
+    cli.check_positive(args, "max_new_tokens", "batch_size")
     output = Path(args.output_filepath or f"./output_dir/{args.dataset}_class_descriptions.txt")
     if output.suffix != ".txt":
         raise UserError(f"--output_filepath {output}: a text pool is a .txt file; let the name end with .txt")
@@ -108,7 +111,7 @@ def main(args) -> None:
     lines, dropped = pool(rows)
     if not lines:
         raise UserError(f"none of {len(rows)} answers can be a line of a pool ({dropped}); take another --model_name")
-    arrays.write_text(output, "\n".join(lines) + "\n")
+    files.write_text(output, "\n".join(lines) + "\n")
     counts = {"generated": len(rows), "kept": len(lines), "dropped": dropped, "most_words": MOST_WORDS}
     descriptions.write(str(output), rows, manifest | counts)
     reasons = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 16

@@ -5,7 +5,7 @@
 Prints mean rewards with standard errors, the signs of collapse, and examples; writes the same as comparison.md
 beside --after.
 """
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
 
 
 def get_args_parser():
@@ -19,7 +19,8 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
-    from utils import arrays, descriptions
+    from utils.ex2 import descriptions
+    from utils.runs import files as arrays
 
     files = {"before": descriptions.read(args.before)[0], "after": descriptions.read(args.after)[0]}
     lines = ["| | mean reward | words | duplicates | repeated phrases | copies | shared phrase |",

@@ -3,7 +3,7 @@
     python -m scripts.export_model --model_name smollm2-135m --output_dir output_dir/smollm2-135m
     vllm serve output_dir/smollm2-135m --generation-config vllm
 """
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
 
 
 def get_args_parser():
@@ -19,10 +19,10 @@ def get_args_parser():
 def main(args) -> None:
     import torch
 
-    from utils import language_models
+    from utils.language import loading
 
-    base, adapter = language_models.resolve(args.model_name, args.base_model_name)
-    language_models.save_merged(base, adapter, torch.bfloat16, args.output_dir)
+    base, adapter = loading.resolve(args.model_name, args.base_model_name)
+    loading.save_merged(base, adapter, torch.bfloat16, args.output_dir)
     print(f"{args.model_name} -> {args.output_dir}")
 
 

@@ -6,8 +6,8 @@ Top-1 accuracy, in percent, at naming the object (of all concepts), in seen styl
 training never showed, and at naming every other attribute of the scenes of `emoji`. Chance is what
 guessing would reach. Prints a table (that of models/emojiclip/README.md), and writes JSON with --json FILE.
 """
-from utils.models import add_model_options
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
+from utils.models.names import add_model_options
 
 
 def get_args_parser():
@@ -20,8 +20,8 @@ def get_args_parser():
 
 def attribute_prompts() -> dict[str, dict]:
     """For every attribute but the object: prompts of each of its values."""
-    from utils.captions import NUMBERS, STYLE_WORDS, with_article
-    from utils.scenes import COLORS, POSITIONS, SIZES, TEXTURES, styles
+    from utils.data.captions import NUMBERS, STYLE_WORDS, with_article
+    from utils.data.scenes import COLORS, POSITIONS, SIZES, TEXTURES, styles
 
     return {
         "count": {number: [f"{word} things" if number > 1 else "one thing", f"a picture of {word} objects"]
@@ -53,8 +53,10 @@ def main(args) -> None:
 
     import torch
 
-    from utils import arrays, datasets, models, scenes
-    from utils.script import pick_device
+    from utils.cli import pick_device
+    from utils.data import datasets, scenes
+    from utils.models import names as models
+    from utils.runs import files
 
     clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
     names = [[template(concept["name"]) for template in datasets.templates("emoji")] for concept in scenes.concepts()]
@@ -75,7 +77,7 @@ def main(args) -> None:
     for name, (accuracy, classes) in rows.items():
         print(f"| {name} | {accuracy:.1f} | {100 / classes:.1f} |")
     if args.json:
-        arrays.write_json(Path(args.json), {name: accuracy for name, (accuracy, _) in rows.items()})
+        files.write_json(Path(args.json), {name: accuracy for name, (accuracy, _) in rows.items()})
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 What each part of the model is worth, the texts of the heads that vary most, and where the files are. Draws
 {dataset}_heads_{model}.png: for these heads, the images that score highest and lowest on the head's first text.
 """
-from utils.datasets import add_run_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import add_run_options
 
 HEADS = 8  # with the largest variance
 TEXTS = 4
@@ -28,13 +28,15 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
     """A sheet of the images that score highest and lowest on each head's first text."""
     import numpy as np
 
-    from utils import arrays, datasets, plots, stored
+    from utils.data import datasets
+    from utils.plots import charts
+    from utils.runs import files, stored
 
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
     attn = terms["attn"]
     images = datasets.load_images(args.dataset, args.data_path, 96, split=args.split)
-    indices = arrays.image_indices(manifest, len(attn), images)
-    pool = np.load(arrays.text_path(args.input_dir, args.text_descriptions, (manifest or {}).get("text_model", model)),
+    indices = files.image_indices(manifest, len(attn), images)
+    pool = np.load(files.text_path(args.input_dir, args.text_descriptions, (manifest or {}).get("text_model", model)),
                    mmap_mode="r", allow_pickle=False)
     rows = []
     for head in heads:
@@ -46,18 +48,18 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
         highest, lowest = ([images.read(i)[0] for i in indices[part]] for part in (order[:IMAGES], order[-IMAGES:]))
         title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
         rows.append((f"layer {head['layer']}, head {head['head']}:  {title}", highest, lowest))
-    plots.head_sheet(rows, path)
+    charts.head_sheet(rows, path)
 
 
 def main(args) -> None:
     import json
     from pathlib import Path
 
-    from utils import arrays
-    from utils.models import file_name
+    from utils.models.names import file_name
+    from utils.runs import files
 
-    folder, model, name = Path(args.input_dir), file_name(args.model), arrays.run_name(args.dataset, args.split)
-    spans = arrays.spans_path(args.input_dir, name, args.text_descriptions, args.texts_per_head, model)
+    folder, model, name = Path(args.input_dir), file_name(args.model), files.run_name(args.dataset, args.split)
+    spans = files.spans_path(args.input_dir, name, args.text_descriptions, args.texts_per_head, model)
     paths = {"ablations": folder / f"{name}_ablations_{model}.json", "texts": spans.with_suffix(".json")}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:

@@ -13,8 +13,8 @@ number_of_texts (distinct ones, of all heads) and explained (share of a head's v
 .json with two more accuracies: the whole model's, and that with the earlier heads ablated and the last ones as they are,
 which many texts come to.
 """
-from utils.datasets import add_run_options
-from utils.script import UserError, make_parser, run
+from utils.cli import UserError, make_parser, run
+from utils.data.datasets import add_run_options
 
 RANK = 80  # singular directions of a head at most, as compute_complete_text_set.py has it by default
 
@@ -39,20 +39,23 @@ def main(args) -> None:
     import io
     from pathlib import Path
 
-    from utils import arrays, models, plots, sweeps, zeroshot
+    from utils.analysis import sweeps, zeroshot
+    from utils.models import names
+    from utils.plots import charts
+    from utils.runs import files
 
-    model, numbers = models.file_name(args.model), sorted(set(args.texts_per_head))
+    model, numbers = names.file_name(args.model), sorted(set(args.texts_per_head))
     texts = {name: zeroshot.read_texts(Path(args.text_dir) / f"{name}.txt") for name in args.pools}
     for name, lines in texts.items():
         wrong = [number for number in numbers if not 1 <= number <= len(lines)]
         if wrong:
             raise UserError(f"--texts_per_head {wrong[0]}: {name} has {len(lines)} texts; choose from 1 to {len(lines)}")
-    terms, manifest = arrays.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
+    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
     layers, width = len(terms["attn"].layers), terms["attn"].shape[-1]
     if not 1 <= args.num_of_last_layers <= layers:
         raise UserError(f"--num_of_last_layers is {args.num_of_last_layers}; choose from 1 to {layers}")
-    classifier = arrays.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
-    pools = {name: arrays.open_texts(args.input_dir, name, args.model, manifest, width, lines) for name, lines in texts.items()}
+    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
+    pools = {name: files.open_texts(args.input_dir, name, args.model, manifest, width, lines) for name, lines in texts.items()}
 
     without, rows = sweeps.sweep(terms, classifier, pools, args.num_of_last_layers, numbers, RANK)
     print("Whole model: {whole_model:.2f}\nEarlier heads mean-ablated, no texts: {last_layers:.2f}".format(**without))
@@ -60,18 +63,18 @@ def main(args) -> None:
     for row in rows:
         print("{pool:<30} {texts_per_head:>12}  {accuracy:>8.2f}  {number_of_texts:>14}  {explained:>9.3f}".format(**row))
 
-    path = Path(args.output_dir) / f"{arrays.run_name(args.dataset, args.split)}_textspan_sweep_{model}.csv"
+    path = Path(args.output_dir) / f"{files.run_name(args.dataset, args.split)}_textspan_sweep_{model}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    arrays.write_text(path, table.getvalue())
-    arrays.write_json(path.with_suffix(".json"), {
+    files.write_text(path, table.getvalue())
+    files.write_json(path.with_suffix(".json"), {
         "model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), "w_ov_rank": RANK,
         "num_of_last_layers": args.num_of_last_layers, **without, "rows": rows})
     title = f"{args.model} on {args.dataset}: heads of the last {args.num_of_last_layers} layers as texts"
-    plots.textspan_sweep(rows, without, title, path.with_suffix(".png"))
+    charts.textspan_sweep(rows, without, title, path.with_suffix(".png"))
     print(f"-> {path}")
 
 

@@ -18,7 +18,7 @@ TEXTS=${TEXTS:-10 20 30 40 50 60}                    # numbers of texts a head
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 run() { echo "+ python $*" >&2; python "$@"; }
-name=$(python -c 'import sys; from utils.models import file_name; print(file_name(sys.argv[1]))' "$MODEL")
+name=$(python -c 'import sys; from utils.models.names import file_name; print(file_name(sys.argv[1]))' "$MODEL")
 model=(--model "$MODEL" --output_dir "$OUTPUT_DIR")
 [ -n "${PRETRAINED:-}" ] && model+=(--pretrained "$PRETRAINED")
 [ -n "${DEVICE:-}" ] && model+=(--device "$DEVICE")

@@ -18,7 +18,7 @@ import json
 import time
 from pathlib import Path
 
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 64  # scenes of a batch that share their object with another: only attributes tell them apart
@@ -47,8 +47,8 @@ def training_batch(rng, size: int, difficulty: float, agreement: float):
     """Scenes and captions of one step. `difficulty` in [0, 1] is the share of full-difficulty scenes."""
     import numpy as np
 
-    from utils.captions import caption
-    from utils.scenes import HABITATS, concepts, sample_scene
+    from utils.data.captions import caption
+    from utils.data.scenes import HABITATS, concepts, sample_scene
 
     order = rng.permutation(len(concepts()))
     objects = np.resize(order, size - PAIRS).tolist() + order[:PAIRS].tolist()
@@ -79,9 +79,9 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from scripts.measure_emojiclip import attribute_prompts, naming_accuracy
-    from utils import plots
-    from utils.datasets import templates
-    from utils.scenes import UNSEEN_STYLE, concepts, draw, sample_scenes
+    from utils.data.datasets import templates
+    from utils.data.scenes import UNSEEN_STYLE, concepts, draw, sample_scenes
+    from utils.plots import charts
 
     folder = Path(args.output_dir)
     config = json.loads((folder / "open_clip_config.json").read_text())
@@ -164,7 +164,7 @@ def main(args: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, row)
             writer.writeheader()
             writer.writerows(history)
-        plots.training_curve(history, folder / "training_curve.png")
+        charts.training_curve(history, folder / "training_curve.png")
         if row["object_seen"] > best:
             best = row["object_seen"]
             save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()

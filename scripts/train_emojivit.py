@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.script import UserError, check_positive, make_parser, run
+from utils.cli import UserError, check_positive, make_parser, run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def named() -> dict[str, Sequence]:
     """What the model learns to tell of a scene, and the values of each, in the order of its head's outputs."""
-    from utils.scenes import COLORS, POSITIONS, SIZES, TEXTURES, concepts, styles
+    from utils.data.scenes import COLORS, POSITIONS, SIZES, TEXTURES, concepts, styles
 
     return {"object": range(len(concepts())), "count": range(1, 5), "position": POSITIONS, "size": SIZES,
             "color": tuple(COLORS), "texture": TEXTURES, "style": styles()}
@@ -83,9 +83,9 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from scripts.train_emojiclip import PAIRS, training_batch
-    from utils.arrays import write_json
-    from utils.datasets import embedded_scenes
-    from utils.scenes import draw
+    from utils.data.datasets import embedded_scenes
+    from utils.data.scenes import draw
+    from utils.runs.files import write_json
 
     check_positive(args, "steps", "eval_every", "eval_scenes")
     if args.batch_size < PAIRS:

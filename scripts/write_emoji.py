@@ -6,8 +6,8 @@
 
 Beside the images, scenes.jsonl holds every scene's attributes, caption and nuisances, one a line, in order.
 """
-from utils.datasets import EMBEDDED
-from utils.script import make_parser, run
+from utils.cli import make_parser, run
+from utils.data.datasets import EMBEDDED
 
 
 def get_args_parser():
@@ -24,7 +24,7 @@ def write_folders(drawn: list, image_size: int, names: list) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from utils import scenes
+    from utils.data import scenes
 
     for start in tqdm(range(0, len(drawn), 64), desc="images", unit="batch"):
         images, _ = scenes.draw(drawn[start:start + 64], image_size)
@@ -37,7 +37,7 @@ def write_waterbirds(root, image_size: int) -> list:
     """All splits of emoji_spurious: one folder a kind of animal, and Waterbirds' metadata.csv."""
     import csv
 
-    from utils import datasets, layouts, scenes
+    from utils.data import datasets, layouts, scenes
 
     drawn, rows = [], []
     for split, name in enumerate(layouts.SPLITS):
@@ -60,7 +60,7 @@ def write_segmentation(path, drawn: list, image_size: int) -> None:
     """A MATLAB v7.3 file: /value/img refers to images (3, width, height), /value/gt to references to masks (width, height)."""
     import h5py
 
-    from utils import scenes
+    from utils.data import scenes
 
     with h5py.File(path, "w") as file:
         value, data = file.create_group("value"), file.create_group("#refs#")
@@ -82,7 +82,7 @@ def main(args) -> None:
 
     import numpy as np
 
-    from utils import captions, datasets
+    from utils.data import captions, datasets
 
     root = Path(args.output_dir)
     root.mkdir(parents=True, exist_ok=True)

@@ -61,14 +61,14 @@ def load_script(name: str):
 def run_script(monkeypatch, capsys):
     """Run a script's main as the command line does: returns (exit code, stdout, stderr)."""
     def call(name: str, *arguments) -> tuple[int, str, str]:
-        from utils import script
+        from utils import cli
 
         module = load_script(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
         code = 0
         try:
-            script.run(module.main, module.get_args_parser())
+            cli.run(module.main, module.get_args_parser())
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()
@@ -112,7 +112,8 @@ def emoji_run(tmp_path_factory):
     """The embedded model's arrays on 130 images of the embedded data, made by the scripts themselves."""
     from PIL import Image
 
-    from utils import scenes, script
+    from utils import cli
+    from utils.data import scenes
 
     folder = tmp_path_factory.mktemp("emoji_run")
     drawn = scenes.sample_scenes(130, seed=7)
@@ -131,7 +132,7 @@ def emoji_run(tmp_path_factory):
                             ("compute_text_projection", [*common, *data]),
                             ("compute_text_set_projection", [*common, "--data_path", str(pool)])):
         module = importlib.import_module(name)
-        module.main(script.parse(module.get_args_parser(), arguments))
+        module.main(cli.parse(module.get_args_parser(), arguments))
     return folder
 
 
@@ -140,10 +141,10 @@ def tiny_lm(tmp_path_factory):
     """A folder with a random language model of two small layers, and SmolLM2's tokenizer with its chat template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from utils import language_models
+    from utils.language import loading
 
     folder = tmp_path_factory.mktemp("tiny_lm")
-    tokenizer = language_models.load_tokenizer("smollm2-135m")
+    tokenizer = loading.load_tokenizer("smollm2-135m")
     torch.manual_seed(0)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -162,10 +163,10 @@ def save_adapter(base: str, folder) -> str:
     """Save a LoRA adapter of that base, both of its matrices random; an untrained one would change nothing."""
     from peft import LoraConfig, get_peft_model
 
-    from utils import language_models
+    from utils.language import loading
 
     torch.manual_seed(1)
-    model = get_peft_model(language_models.load_model(base, torch.float32), LoraConfig(r=4, task_type="CAUSAL_LM"))
+    model = get_peft_model(loading.load_model(base, torch.float32), LoraConfig(r=4, task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)

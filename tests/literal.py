@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from utils.terms import HeadTerms
+from utils.runs.terms import HeadTerms
 
 
 def with_heads(run):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from literal import with_heads
 
-from utils import ablation, stored
+from utils.analysis import ablation
+from utils.runs import stored
 
 
 def random_run(seed=0, images=37, layers=4, heads=3, width=7, classes=5):

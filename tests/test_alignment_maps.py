@@ -7,8 +7,9 @@ import torch
 from sklearn.linear_model import LinearRegression, Ridge
 from test_vision import folder_of
 
-from utils import arrays, maps
-from utils.terms import HeadTerms
+from utils.analysis import alignment
+from utils.runs import files
+from utils.runs.terms import HeadTerms
 
 D = 12  # of the CLIP's space
 
@@ -32,10 +33,10 @@ def literal_loss(weight, bias, x, y, penalty_weight):
 
 def write_run(folder, dataset, model, parts, labels, seed=0, skipped=(), classes=("a", "b"), dtype="float32"):
     """Arrays with a manifest, as compute_prs.py writes them."""
-    with arrays.Writer(arrays.manifest_path(folder, dataset, model)) as writer:
+    with files.Writer(files.manifest_path(folder, dataset, model)) as writer:
         for what, values in parts.items():
-            writer.append(arrays.term_path(folder, dataset, what, model), values, dtype)
-        writer.append(arrays.term_path(folder, dataset, "labels", model), labels, "int64")
+            writer.append(files.term_path(folder, dataset, what, model), values, dtype)
+        writer.append(files.term_path(folder, dataset, "labels", model), labels, "int64")
         writer.finish({"model": model, "pretrained": f"seed {seed}", "weights_sha256": f"{model} {seed}", "dataset": dataset,
                        "images": len(labels), "classes": list(classes), "skipped_images": [], "skipped_indices": list(skipped)})
 
@@ -87,17 +88,17 @@ def test_the_loss_is_the_literal_one(k, d):
     rng = np.random.default_rng(0)
     weight, bias, x, y = (rng.normal(size=shape) for shape in ((5, k, d), (d,), (2, 5, k), (2, d)))
     w, b, *xy = (torch.from_numpy(part) for part in (weight, bias, x, y))
-    ours = 1 - maps.cosines(w, b, *xy).mean() + 0.7 * maps.penalty(w)
+    ours = 1 - alignment.cosines(w, b, *xy).mean() + 0.7 * alignment.penalty(w)
     assert ours.item() == pytest.approx(literal_loss(weight, bias, x, y, 0.7), rel=1e-12)
     literal = np.stack([[x[i, c] @ weight[c] + bias / 5 for c in range(5)] for i in range(2)])
-    np.testing.assert_allclose(maps.mapped(w, b, xy[0]).numpy(), literal, rtol=1e-12)
+    np.testing.assert_allclose(alignment.mapped(w, b, xy[0]).numpy(), literal, rtol=1e-12)
 
 
 def test_orthogonal_maps_cost_nothing_and_narrow_models_cannot_reach_it():
     turns = torch.linalg.qr(torch.randn(3, 8, 8).double())[0]
-    assert maps.penalty(turns).item() < 1e-12
-    assert maps.penalty(turns[:, :, :5]).item() < 1e-12                    # k 8, d 5
-    assert maps.penalty(turns[:, :5]).item() == pytest.approx(3 / 8)      # k 5, d 8: three of eight directions are missing
+    assert alignment.penalty(turns).item() < 1e-12
+    assert alignment.penalty(turns[:, :, :5]).item() < 1e-12                    # k 8, d 5
+    assert alignment.penalty(turns[:, :5]).item() == pytest.approx(3 / 8)      # k 5, d 8: three of eight directions are missing
 
 
 def test_the_ridge_start_is_sklearns(monkeypatch):
@@ -105,26 +106,26 @@ def test_the_ridge_start_is_sklearns(monkeypatch):
     x = rng.normal(size=(300, 6)).astype(np.float32) * [1, 2, 3, 1, 1, .1] + 4
     y = (x @ rng.normal(size=(6, 4)) + rng.normal(size=(300, 4))).astype(np.float32)
     given = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
-    for strength in (maps.RIDGE, 0.3):
-        monkeypatch.setattr(maps, "RIDGE", strength)
-        weight, bias = maps.ridge(*given)
+    for strength in (alignment.RIDGE, 0.3):
+        monkeypatch.setattr(alignment, "RIDGE", strength)
+        weight, bias = alignment.ridge(*given)
         other = Ridge(alpha=strength * 300 * x.var(axis=0).mean()).fit(x, y)
         np.testing.assert_allclose(weight.numpy(), other.coef_.T, atol=1e-5)
         np.testing.assert_allclose(bias.numpy(), other.intercept_, atol=1e-4)
-    monkeypatch.setattr(maps, "RIDGE", 0)
-    np.testing.assert_allclose(maps.ridge(*given)[0].numpy(), LinearRegression().fit(x, y).coef_.T, atol=1e-5)
+    monkeypatch.setattr(alignment, "RIDGE", 0)
+    np.testing.assert_allclose(alignment.ridge(*given)[0].numpy(), LinearRegression().fit(x, y).coef_.T, atol=1e-5)
 
 
 def test_the_start_has_the_cosine_of_ridge_and_the_scale_of_least_penalty():
     rng = np.random.default_rng(2)
     x = torch.from_numpy(flat(unit_terms(rng, 50, 6, {"attn": (2, 2), "mlp": (3,)})))
     y = torch.randn(50, 4)
-    weight, bias = maps.start("ridge", 7, x.sum(dim=1), y, 0)
-    plain, intercept = maps.ridge(x.sum(dim=1), y)
+    weight, bias = alignment.start("ridge", 7, x.sum(dim=1), y, 0)
+    plain, intercept = alignment.ridge(x.sum(dim=1), y)
     expected = torch.nn.functional.cosine_similarity(x.sum(dim=1) @ plain + intercept, y, dim=-1)
-    torch.testing.assert_close(maps.cosines(weight, bias, x, y), expected)
-    least = maps.penalty(weight).item()
-    assert least < min(maps.penalty(weight * 0.99).item(), maps.penalty(weight * 1.01).item())
+    torch.testing.assert_close(alignment.cosines(weight, bias, x, y), expected)
+    least = alignment.penalty(weight).item()
+    assert least < min(alignment.penalty(weight * 0.99).item(), alignment.penalty(weight * 1.01).item())
 
 
 def test_training_recovers_a_planted_alignment_and_the_mapped_run_is_the_literal_one(run_script, planted):
@@ -138,12 +139,12 @@ def test_training_recovers_a_planted_alignment_and_the_mapped_run_is_the_literal
     assert f"epoch 0: cosine {history[0]['train_cosine']:.4f}, {history[0]['validation_cosine']:.4f} held out" in out
     assert told["components"] == {"attn": [2, 3, D], "mlp": [3, D]}
 
-    found = maps.load(folder / "emoji_train_maps_m_to_clip.safetensors")
+    found = alignment.load(folder / "emoji_train_maps_m_to_clip.safetensors")
     assert found.weight.shape == (9, D, D) and found.bias.shape == (D,)
     assert {key: value for key, value in told.items() if key != "history"} == found.about
-    mapped, manifest = arrays.open_run(folder, "emoji", "m-as-clip", ("attn", "mlp"))
-    terms, own = arrays.open_run(planted, "emoji", "m", ("attn", "mlp"))
-    target, clip = arrays.open_run(planted, "emoji", "clip", ("attn", "mlp"))
+    mapped, manifest = files.open_run(folder, "emoji", "m-as-clip", ("attn", "mlp"))
+    terms, own = files.open_run(planted, "emoji", "m", ("attn", "mlp"))
+    target, clip = files.open_run(planted, "emoji", "clip", ("attn", "mlp"))
     assert mapped["attn"].layout == (2, 3, D) and mapped["mlp"].shape == (70, 3, D)
     np.testing.assert_array_equal(mapped["labels"], terms["labels"])
     weight, bias = found.weight.double().numpy(), found.bias.double().numpy()
@@ -167,17 +168,17 @@ def test_training_recovers_a_planted_alignment_and_the_mapped_run_is_the_literal
 
 
 def test_the_held_out_images_are_not_trained_on():
-    rows, held = maps.hold_out(101, 4)
+    rows, held = alignment.hold_out(101, 4)
     assert len(held) == 10 and sorted([*rows, *held]) == list(range(101))
-    assert not np.array_equal(held, maps.hold_out(101, 5)[1])
+    assert not np.array_equal(held, alignment.hold_out(101, 5)[1])
     rng = np.random.default_rng(0)
     terms = unit_terms(rng, 101, 5, {"attn": (2, 2), "mlp": (1,)})
     targets = torch.randn(101, 4)
-    first = maps.train(with_heads(terms), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
+    first = alignment.train(with_heads(terms), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
     changed = {what: part.copy() for what, part in terms.items()}
     for part in (*changed.values(), targets):
         part[held] += 5
-    second = maps.train(with_heads(changed), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
+    second = alignment.train(with_heads(changed), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
     assert torch.equal(first[0], second[0]) and first[2][1]["train_cosine"] == second[2][1]["train_cosine"]
     assert first[2][1]["validation_cosine"] != second[2][1]["validation_cosine"]
 
@@ -186,10 +187,10 @@ def test_the_epoch_of_the_highest_held_out_cosine_is_kept():
     rng = np.random.default_rng(6)
     terms = with_heads(unit_terms(rng, 40, 6, {"attn": (2, 2), "mlp": (3,)}))
     targets = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
-    weight, bias, history = maps.train(terms, targets, "ridge", 12, 0.05, 8, 0.0, 0, "cpu")
+    weight, bias, history = alignment.train(terms, targets, "ridge", 12, 0.05, 8, 0.0, 0, "cpu")
     best = max(history[1:], key=lambda entry: entry["validation_cosine"])
     assert best["epoch"] < 12  # noise is learnt by heart later
-    assert maps.mean_cosine(weight, bias, terms, targets, maps.hold_out(40, 0)[1]) == best["validation_cosine"]
+    assert alignment.mean_cosine(weight, bias, terms, targets, alignment.hold_out(40, 0)[1]) == best["validation_cosine"]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run_script, planted):
@@ -226,11 +227,11 @@ def test_components_of_uneven_blocks_and_half_precision(run_script, tmp_path):
     labels = np.zeros(300, np.int64)
     names = {what: [{"kind": what, "block": 0, "head": i} for i in range(len(part[0]))] for what, part in parts.items()}
     write_run(tmp_path, "emoji", "m", parts, labels, dtype="float16")
-    arrays.write_json(tmp_path / "emoji_components_m.json", names)
+    files.write_json(tmp_path / "emoji_components_m.json", names)
     write_run(tmp_path, "emoji", "clip", unit_terms(rng, 300, 9, {"attn": (2, 2), "mlp": (3,)}), labels)
     code, out, err = run_script("compute_alignment", *options(tmp_path, "--split", "test"))
     assert code == 0, err
-    found = maps.load(tmp_path / "out" / "emoji_maps_m_to_clip.safetensors")
+    found = alignment.load(tmp_path / "out" / "emoji_maps_m_to_clip.safetensors")
     mapped = {what: np.load(tmp_path / "out" / f"emoji_{what}_m-as-clip.npy") for what in parts}
     assert {what: part.shape for what, part in mapped.items()} == {"attn": (300, 5, 9), "mlp": (300, 2, 9), "conv": (300, 3, 9)}
     assert all(part.dtype == np.float16 for part in mapped.values())
@@ -251,11 +252,11 @@ def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of
     code, printed, err = run_script("compute_alignment", *data, "--input_dir", out, "--model", f"timm:local-dir:{folder}",
                                     "--split", "", "--batch_size", 4)
     assert code == 0, err
-    mapped, manifest = arrays.open_run(out, "imagefolder", "vit-as-emojiclip", ("attn", "mlp"))
+    mapped, manifest = files.open_run(out, "imagefolder", "vit-as-emojiclip", ("attn", "mlp"))
     assert mapped["attn"].layout == (3, 4, 128) and mapped["mlp"].shape == (15, 4, 128)
     unit = mapped["attn"][:].sum(axis=1) + mapped["mlp"][:].sum(axis=1)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
-    clip, _ = arrays.open_run(out, "imagefolder", "emojiclip", ("attn", "mlp"))
+    clip, _ = files.open_run(out, "imagefolder", "emojiclip", ("attn", "mlp"))
     whole = clip["attn"][:].sum(axis=1) + clip["mlp"][:].sum(axis=1)
     assert manifest["cosine"] == pytest.approx((unit * whole).sum(axis=1).mean(), abs=1e-5)
     assert f"imagefolder: 15 images, cosine {manifest['cosine']:.4f} -> " in printed

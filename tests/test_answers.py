@@ -5,8 +5,8 @@ import yaml
 from conftest import ROOT
 from fault_server import GOOD
 
-from utils import answers
-from utils.script import UserError
+from utils.cli import UserError
+from utils.language import answers
 
 SHEET = yaml.safe_load((ROOT / "configs/inspection.yaml").read_text())
 

@@ -4,34 +4,34 @@ import os
 import numpy as np
 import pytest
 
-from utils import arrays, stored
-from utils.datasets import Images
-from utils.script import UserError
-from utils.stored import Stored
+from utils.cli import UserError
+from utils.data.datasets import Images
+from utils.runs import files, stored
+from utils.runs.stored import Stored
 
 
 def write_run(folder, images=10, l=2, h=3, d=6, weights="aa", dataset="emoji", model="m", **changes):
     rng = np.random.default_rng(images)
     shapes = {"attn": (images, l, h, d), "mlp": (images, l + 1, d), "cls_attn": (images, l, d)} | changes
-    with arrays.Writer(arrays.manifest_path(folder, dataset, model)) as writer:
+    with files.Writer(files.manifest_path(folder, dataset, model)) as writer:
         for what, shape in shapes.items():
             values = rng.normal(size=shape).astype(np.float32)
-            writer.append(arrays.term_path(folder, dataset, what, model), values[:3])
-            writer.append(arrays.term_path(folder, dataset, what, model), values[3:])
-        writer.append(arrays.term_path(folder, dataset, "labels", model), rng.integers(0, 4, images), "int64")
+            writer.append(files.term_path(folder, dataset, what, model), values[:3])
+            writer.append(files.term_path(folder, dataset, what, model), values[3:])
+        writer.append(files.term_path(folder, dataset, "labels", model), rng.integers(0, 4, images), "int64")
         writer.finish({"weights_sha256": weights, "pretrained": "tag", "classes": list("abcd"), "images": images})
 
 
 def open_run(folder, names=("attn", "mlp", "cls_attn")):
-    return arrays.open_run(str(folder), "emoji", "m", names)
+    return files.open_run(str(folder), "emoji", "m", names)
 
 
 def test_names_are_the_published_ones(tmp_path):
     write_run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "emoji_attn_m.npy", "emoji_cls_attn_m.npy", "emoji_labels.npy", "emoji_m.json", "emoji_mlp_m.npy"]
-    assert arrays.text_path("x", "pool", "m").name == "pool_m.npy"
-    assert arrays.term_path("x", "imagenet", "classifier", "ViT-L-14").name == "imagenet_classifier_ViT-L-14.npy"
+    assert files.text_path("x", "pool", "m").name == "pool_m.npy"
+    assert files.term_path("x", "imagenet", "classifier", "ViT-L-14").name == "imagenet_classifier_ViT-L-14.npy"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
@@ -39,7 +39,7 @@ def test_names_are_the_published_ones(tmp_path):
 def test_a_streamed_array_is_the_whole_one(tmp_path, dtype, sizes):
     values = (np.random.default_rng(0).normal(size=(sum(sizes), 2, 3)) * 100).astype(dtype)
     path, start = tmp_path / "x.npy", 0
-    with arrays.Writer(tmp_path / "x.json") as writer:
+    with files.Writer(tmp_path / "x.json") as writer:
         for size in sizes:
             writer.append(path, values[start:start + size], dtype)
             start += size
@@ -60,8 +60,8 @@ def test_a_run_reads_back_from_disk_with_its_manifest(tmp_path):
 def test_what_is_not_finished_leaves_nothing(tmp_path):
     write_run(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(KeyboardInterrupt), arrays.Writer(arrays.manifest_path(tmp_path, "emoji", "m")) as writer:
-        writer.append(arrays.term_path(tmp_path, "emoji", "attn", "m"), np.zeros((5, 2, 3, 6)))
+    with pytest.raises(KeyboardInterrupt), files.Writer(files.manifest_path(tmp_path, "emoji", "m")) as writer:
+        writer.append(files.term_path(tmp_path, "emoji", "attn", "m"), np.zeros((5, 2, 3, 6)))
         raise KeyboardInterrupt
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -69,7 +69,7 @@ def test_what_is_not_finished_leaves_nothing(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: a full disk was not covered")
 def test_a_full_disk_leaves_nothing(tmp_path):
     (tmp_path / "x.npy.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError), arrays.Writer(tmp_path / "x.json") as writer:
+    with pytest.raises(OSError), files.Writer(tmp_path / "x.json") as writer:
         for _ in range(100):
             writer.append(tmp_path / "x.npy", np.zeros((100, 100)))
         writer.finish({})
@@ -132,31 +132,31 @@ def test_foreign_arrays_are_read_with_a_warning(tmp_path, capsys):
 def test_published_imagenet_runs_without_labels(tmp_path):
     rng = np.lib.format.open_memmap(tmp_path / "imagenet_attn_m.npy", "w+", np.float16, (50_000, 1, 1, 2))
     del rng
-    run, _ = arrays.open_run(str(tmp_path), "imagenet", "m", ("attn",))
+    run, _ = files.open_run(str(tmp_path), "imagenet", "m", ("attn",))
     assert run["labels"][0] == 0 and run["labels"][49] == 0 and run["labels"][50] == 1 and run["labels"][-1] == 999
     np.save(tmp_path / "imagenet_attn_m.npy", np.zeros((40, 1, 1, 2), np.float16))
     with pytest.raises(UserError, match="imagenet_labels.npy does not exist"):
-        arrays.open_run(str(tmp_path), "imagenet", "m", ("attn",))
+        files.open_run(str(tmp_path), "imagenet", "m", ("attn",))
 
 
 def write_texts(folder, texts, weights="aa", d=6):
-    with arrays.Writer(arrays.manifest_path(folder, "pool", "m")) as writer:
-        writer.append(arrays.text_path(folder, "pool", "m"), np.ones((len(texts), d)))
-        writer.finish({"weights_sha256": weights, "pretrained": "other", "texts_sha256": arrays.texts_hash(texts)})
+    with files.Writer(files.manifest_path(folder, "pool", "m")) as writer:
+        writer.append(files.text_path(folder, "pool", "m"), np.ones((len(texts), d)))
+        writer.finish({"weights_sha256": weights, "pretrained": "other", "texts_sha256": files.texts_hash(texts)})
 
 
 def test_texts_of_another_model_or_another_file_are_refused(tmp_path):
     write_run(tmp_path)
     _, run = open_run(tmp_path)
     write_texts(tmp_path, ["a", "b"])
-    assert arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b"]).shape == (2, 6)
+    assert files.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b"]).shape == (2, 6)
     with pytest.raises(UserError, match="other texts"):
-        arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "c"])
+        files.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "c"])
     with pytest.raises(UserError, match="3 texts"):
-        arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b", "c"])
+        files.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b", "c"])
     write_texts(tmp_path, ["a", "b"], weights="bb")
     with pytest.raises(UserError, match="other weights"):
-        arrays.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b"])
+        files.open_texts(str(tmp_path), "pool", "m", run, 6, ["a", "b"])
 
 
 def test_a_classifier_of_other_classes_or_width_is_refused(tmp_path):
@@ -164,18 +164,18 @@ def test_a_classifier_of_other_classes_or_width_is_refused(tmp_path):
     _, run = open_run(tmp_path)
 
     def write(classes, d=6):
-        with arrays.Writer(arrays.manifest_path(tmp_path, "emoji", "classifier", "m")) as writer:
-            writer.append(arrays.term_path(tmp_path, "emoji", "classifier", "m"), np.ones((d, len(classes))))
+        with files.Writer(files.manifest_path(tmp_path, "emoji", "classifier", "m")) as writer:
+            writer.append(files.term_path(tmp_path, "emoji", "classifier", "m"), np.ones((d, len(classes))))
             writer.finish({"weights_sha256": "aa", "pretrained": "tag", "classes": classes})
 
     write(list("abcd"))
-    assert arrays.open_classifier(str(tmp_path), "emoji", "m", run, 6).shape == (6, 4)
+    assert files.open_classifier(str(tmp_path), "emoji", "m", run, 6).shape == (6, 4)
     write(list("abce"))
     with pytest.raises(UserError, match="other classes"):
-        arrays.open_classifier(str(tmp_path), "emoji", "m", run, 6)
+        files.open_classifier(str(tmp_path), "emoji", "m", run, 6)
     write(list("abcd"), d=5)
     with pytest.raises(UserError, match="6 wide"):
-        arrays.open_classifier(str(tmp_path), "emoji", "m", run, 6)
+        files.open_classifier(str(tmp_path), "emoji", "m", run, 6)
 
 
 def test_a_manifest_that_is_no_json_is_refused(tmp_path):
@@ -187,9 +187,9 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path):
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
-    arrays.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        arrays.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1} and not list(tmp_path.glob("*.partial"))
 
 
@@ -200,9 +200,9 @@ def test_blocks_cover_everything_once():
 
 
 def test_another_split_is_part_of_a_runs_name():
-    assert arrays.run_name("emoji", None) == arrays.run_name("emoji", "test") == "emoji"
-    assert arrays.run_name("emoji", "train") == "emoji_train" and arrays.run_name("imagenet", "val") == "imagenet"
-    assert arrays.run_name("imagefolder", "test") == "imagefolder_test" and arrays.run_name("imagefolder", None) == "imagefolder"
+    assert files.run_name("emoji", None) == files.run_name("emoji", "test") == "emoji"
+    assert files.run_name("emoji", "train") == "emoji_train" and files.run_name("imagenet", "val") == "imagenet"
+    assert files.run_name("imagefolder", "test") == "imagefolder_test" and files.run_name("imagefolder", None) == "imagefolder"
 
 
 def held(number):
@@ -210,12 +210,12 @@ def held(number):
 
 
 def test_rows_of_a_run_are_known_in_the_data_set():
-    assert arrays.image_indices(None, 4, held(4)).tolist() == [0, 1, 2, 3]
-    assert arrays.image_indices({"skipped_indices": [1, 3], "classes": ["a"]}, 3, held(5)).tolist() == [0, 2, 4]
+    assert files.image_indices(None, 4, held(4)).tolist() == [0, 1, 2, 3]
+    assert files.image_indices({"skipped_indices": [1, 3], "classes": ["a"]}, 3, held(5)).tolist() == [0, 2, 4]
     with pytest.raises(UserError, match="has 6 images, and the arrays hold 3 of 5; give the --data_path and --split"):
-        arrays.image_indices({"skipped_indices": [1, 3], "classes": ["a"]}, 3, held(6))
+        files.image_indices({"skipped_indices": [1, 3], "classes": ["a"]}, 3, held(6))
     with pytest.raises(UserError, match="has other classes than the arrays"):
-        arrays.image_indices({"classes": ["b"]}, 6, held(6))
+        files.image_indices({"classes": ["b"]}, 6, held(6))
 
 
 def test_what_was_read_does_not_stay_in_memory(tmp_path):
@@ -226,7 +226,7 @@ def test_what_was_read_does_not_stay_in_memory(tmp_path):
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1000, 1000, 100)})
         file.truncate(file.tell() + 400_000_000)
-    found = arrays.open_array(path, None, "")
+    found = files.open_array(path, None, "")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for block in stored.blocks(len(found)):
         assert not found[block].any()

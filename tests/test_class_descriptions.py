@@ -13,7 +13,10 @@ from conftest import ROOT
 from fault_server import FaultServer
 
 from scripts import build_class_descriptions as build
-from utils import datasets, descriptions, generation, queries, zeroshot
+from utils.analysis import zeroshot
+from utils.data import datasets
+from utils.ex2 import descriptions, queries
+from utils.language import generation
 
 SCRIPT = "scripts.build_class_descriptions"
 QUESTIONS = ["Which colors does {concept} have? At most ten words.", "What is {concept}?", "Where is {concept} usually seen?",

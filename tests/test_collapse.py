@@ -1,7 +1,7 @@
 """Signs of reward hacking, against values counted by hand."""
 import pytest
 
-from utils import collapse
+from utils.ex2 import collapse
 
 QUERY = "What is a zebra?"
 

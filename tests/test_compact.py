@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from utils import arrays, models, textspan
-from utils.compact import CompactTerms
-from utils.decomposition import compact_reader, decompose, read_tower, readout
+from utils.analysis import textspan
+from utils.decompose.tower import compact_reader, decompose, read_tower, readout
+from utils.models import names
+from utils.runs import files
+from utils.runs.compact import CompactTerms
 
 FULL, COMPACT, MOMENTS = "out", "compact", "moments"
 
@@ -39,12 +41,12 @@ def stored(emoji_run, tmp_path_factory):
     """The images of `emoji_run` in all three kinds of storage, each with classifier and pool."""
     import importlib
 
-    from utils import script
+    from utils import cli
 
     folder = tmp_path_factory.mktemp("stored")
     for name, more in ((COMPACT, ["--compact"]), (MOMENTS, ["--moments_only"])):
         module = importlib.import_module("compute_prs")
-        module.main(script.parse(module.get_args_parser(), [
+        module.main(cli.parse(module.get_args_parser(), [
             "--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path", str(emoji_run / "images"),
             "--batch_size", "32", "--num_workers", "0", "--output_dir", str(folder / name), *more]))
         for path in (emoji_run / "out").iterdir():
@@ -140,8 +142,8 @@ def test_compact_and_half_precision(run_script, folder_of_images, tmp_path):
               "--num_workers", 0)
     assert run_script("compute_prs", *common, "--output_dir", tmp_path / "a")[0] == 0
     assert run_script("compute_prs", *common, "--output_dir", tmp_path / "b", "--compact", "--save_dtype", "float16")[0] == 0
-    full, _ = arrays.open_run(str(tmp_path / "a"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
-    half, _ = arrays.open_run(str(tmp_path / "b"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
+    full, _ = files.open_run(str(tmp_path / "a"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
+    half, _ = files.open_run(str(tmp_path / "b"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
     np.testing.assert_allclose(half["attn"][:], full["attn"][:], atol=2e-4)
     np.testing.assert_allclose(half["mlp"][:].astype(np.float32).sum(1), full["mlp"][:].sum(1), atol=1e-3)
     np.testing.assert_allclose(half["cls_attn"][:, 0].astype(np.float32), full["cls_attn"][:].sum(1), atol=1e-3)
@@ -158,7 +160,7 @@ def test_bad_options_are_one_line(refused, arguments, message, folder_of_images,
 
 
 def test_the_compact_reader_gives_what_the_full_one_gives():
-    vision = models.load_vision("emojiclip", None, torch.device("cpu"))
+    vision = names.load_vision("emojiclip", None, torch.device("cpu"))
     read, _ = compact_reader(vision)
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     parts, terms = read(pixels), decompose(read_tower(vision.tower), pixels)

@@ -7,9 +7,10 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from test_component_scores import NAMES, opened, uneven, write_run
 
-from utils import ablation, arrays, cumulative, terms
-from utils.script import UserError
-from utils.terms import Component, HeadTerms
+from utils.analysis import ablation, cumulative
+from utils.cli import UserError
+from utils.runs import files, terms
+from utils.runs.terms import Component, HeadTerms
 
 ORDER = ["embed", "mlp 3", "attn 3", "conv 2", "mlp 1", "attn 1", "mlp 0", "attn 0", "conv 0"]
 # The rows of `uneven` in the order in which they go: attn 0 to 5, embed and MLPs 6 to 9, conv 10 and 11.
@@ -60,8 +61,8 @@ def test_the_curve_is_the_literal_one(images):
 
 
 def test_its_ends_are_the_whole_model_and_a_constant_answer(emoji_run):
-    run, manifest, names = arrays.open_terms(emoji_run / "out", "imagefolder", "emojiclip", None)
-    classifier = arrays.open_classifier(emoji_run / "out", "imagefolder", "emojiclip", manifest, 128)
+    run, manifest, names = files.open_terms(emoji_run / "out", "imagefolder", "emojiclip", None)
+    classifier = files.open_classifier(emoji_run / "out", "imagefolder", "emojiclip", manifest, 128)
     found = cumulative.curve(run, cumulative.steps(terms.components(run, names)), classifier, np.zeros(classifier.shape[1]))
     assert len(found) == 14
     assert found[0] == pytest.approx(ablation.accuracies(run, classifier)["baseline"]) and found[0] > 30
@@ -130,8 +131,8 @@ def folder(tmp_path):
         write_run(tmp_path, dataset, "clip", {"attn": halves[:, :2, None], "mlp": np.stack(
             [halves[:, 2], total - halves.sum(axis=1), 0 * total], axis=1)}, labels, classes=list("abcd"))
     parts, labels, weight, bias = labelled(131)
-    with arrays.Writer(arrays.manifest_path(tmp_path, "emoji", "classifier", "clip")) as writer:
-        writer.append(arrays.term_path(tmp_path, "emoji", "classifier", "clip"), weight)
+    with files.Writer(files.manifest_path(tmp_path, "emoji", "classifier", "clip")) as writer:
+        writer.append(files.term_path(tmp_path, "emoji", "classifier", "clip"), weight)
         writer.finish({"weights_sha256": "aa", "pretrained": "w", "classes": list("abcd")})
     return tmp_path
 

@@ -9,7 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from test_retrieval import UNEVEN, WAYS, uneven_run, write_run
 from test_spurious import literal_feature_score, literal_group_accuracies
 
-from utils import arrays, datasets, models, repair, zeroshot
+from utils.analysis import repair, zeroshot
+from utils.data import datasets
+from utils.models import names
+from utils.runs import files
 
 GROUPS = ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
 LABELS = [*(f"attn {block}.{head}" for block, head in UNEVEN), "embed", "mlp 0", "mlp 2", "conv 0", "conv 1"]
@@ -68,8 +71,8 @@ def runs(tmp_path_factory):
     """Runs of the scenes of emoji_spurious, with random components that code class and place: of a model "m" (uneven heads,
     width 7) and of "m-as-emojiclip" (width 128), on all three splits; a classifier."""
     folder, rng = tmp_path_factory.mktemp("repair"), np.random.default_rng(0)
-    clip = models.load_clip("emojiclip", None, "cpu")
-    own = models.weights_hash(clip)
+    clip = names.load_clip("emojiclip", None, "cpu")
+    own = names.weights_hash(clip)
     cue, core = (zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99) for i in (1, 3))
     turns = {"m": rng.normal(size=(2, 7)), "m-as-emojiclip": np.stack([cue[1] - cue[2], core[0] - core[1]]) * 3}
     coding = rng.normal(size=(2, 11))  # how much of the place and of the class each component writes
@@ -83,18 +86,18 @@ def runs(tmp_path_factory):
         for model, turn in turns.items():
             flat = amounts @ turn + constant[model] + rng.normal(size=(len(labels), 11, turn.shape[1])) * 0.3
             more = text if model != "m" else {}
-            write_run(folder, arrays.run_name("emoji_spurious", split), model, flat, np.array(labels), NAMES,
+            write_run(folder, files.run_name("emoji_spurious", split), model, flat, np.array(labels), NAMES,
                       {**about, "weights_sha256": model, "images": len(labels), **more})
     direction = turns["m-as-emojiclip"][1] + turns["m-as-emojiclip"][0]
-    with arrays.Writer(arrays.manifest_path(folder, "emoji_spurious", "classifier", "emojiclip")) as writer:
-        path = arrays.term_path(folder, "emoji_spurious", "classifier", "emojiclip")
+    with files.Writer(files.manifest_path(folder, "emoji_spurious", "classifier", "emojiclip")) as writer:
+        path = files.term_path(folder, "emoji_spurious", "classifier", "emojiclip")
         writer.append(path, np.stack([-direction, direction], axis=1))
         writer.finish({**about, "weights_sha256": own})
     return folder
 
 
 def loaded(folder, model, split):
-    run, *_ = arrays.open_terms(folder, "emoji_spurious", model, split)
+    run, *_ = files.open_terms(folder, "emoji_spurious", model, split)
     _, labels, places = datasets.embedded_scenes("emoji_spurious", split or "test")
     return (np.concatenate([run[what][:] for what in ("attn", "mlp", "conv")], axis=1), np.array(labels),
             np.array(labels) * 2 + np.array(places))
@@ -108,7 +111,7 @@ def call(folder, out, *more):
 def literal_choice(folder, split):
     """The scores of every component on a split, and all components by their difference."""
     flat, _, _ = loaded(folder, "m-as-emojiclip", split)
-    clip, whole = models.load_clip("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
+    clip, whole = names.load_clip("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
     scores = np.array([[literal_feature_score(flat[:, c], whole, zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99))
                         for c in range(11)] for i in (1, 3)])
     return scores, sorted(range(11), key=lambda c: scores[1, c] - scores[0, c])

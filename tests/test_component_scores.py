@@ -10,9 +10,12 @@ from conftest import ROOT
 from PIL import Image
 from scipy.stats import spearmanr
 
-from utils import arrays, captions, features, models, scenes, terms, truth
-from utils.script import UserError
-from utils.terms import Component, HeadTerms
+from utils.analysis import features, truth
+from utils.cli import UserError
+from utils.data import captions, scenes
+from utils.models import names as models
+from utils.runs import files, terms
+from utils.runs.terms import Component, HeadTerms
 
 HEADS = [(0, 0), (0, 1), (1, 0), (3, 0), (3, 1), (3, 2)]  # of blocks with different numbers, and one without
 NAMES = {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in HEADS],
@@ -50,12 +53,12 @@ def literal_share(x, group):
 
 
 def write_run(folder, dataset, model, parts, labels, names=None, given=None, **about):
-    with arrays.Writer(arrays.manifest_path(folder, dataset, model)) as writer:
+    with files.Writer(files.manifest_path(folder, dataset, model)) as writer:
         for what, values in parts.items():
-            writer.append(arrays.term_path(folder, dataset, what, model), values)
-        writer.append(arrays.term_path(folder, dataset, "labels", model), labels, "int64")
+            writer.append(files.term_path(folder, dataset, what, model), values)
+        writer.append(files.term_path(folder, dataset, "labels", model), labels, "int64")
         if names:
-            arrays.write_json(arrays.term_path(folder, dataset, "components", model).with_suffix(".json"), names)
+            files.write_json(files.term_path(folder, dataset, "components", model).with_suffix(".json"), names)
         writer.finish({"model": given or model, "pretrained": "w", "weights_sha256": "aa", "images": len(labels),
                        "classes": ["a", "b"], "skipped_indices": [], **about})
 
@@ -118,12 +121,12 @@ def test_constant_components_are_left_out_and_counted():
 def test_the_clip_ranks_where_its_arrays_are_there(tmp_path):
     labels, about = np.zeros(30, np.int64), {"text_model": "clip", "text_option": "clip", "text_weights_sha256": "aa"}
     write_run(tmp_path, "emoji", "m-as-clip", uneven(30), labels, NAMES, **about)
-    run, manifest, _ = arrays.open_terms(tmp_path, "emoji", "m-as-clip", None)
+    run, manifest, _ = files.open_terms(tmp_path, "emoji", "m-as-clip", None)
     assert features.target(tmp_path, "emoji", None, run, manifest) == (run, "m-as-clip")
     write_run(tmp_path, "emoji", "clip", {"attn": np.ones((30, 2, 2, 7)), "mlp": np.ones((30, 3, 7))}, labels)
     found, name = features.target(tmp_path, "emoji", None, run, manifest)
     assert name == "clip" and found["attn"].shape == (30, 4, 7)
-    own, manifest_of_clip, _ = arrays.open_terms(tmp_path, "emoji", "clip", None)
+    own, manifest_of_clip, _ = files.open_terms(tmp_path, "emoji", "clip", None)
     assert features.target(tmp_path, "emoji", None, own, manifest_of_clip) == (own, "clip")
     with pytest.raises(UserError, match="the arrays of clip have other weights .* than those that m-as-clip was mapped to"):
         features.target(tmp_path, "emoji", None, run, manifest | {"text_weights_sha256": "bb"})
@@ -163,13 +166,14 @@ def scenes_run(tmp_path_factory):
     """Arrays of the embedded model on 140 scenes of emoji_seg, and of a random model with uneven heads, mapped to it."""
     import importlib
 
-    from utils import datasets, script
+    from utils import cli
+    from utils.data import datasets
 
     folder = tmp_path_factory.mktemp("scores")
     sizes, datasets.SIZES["emoji_seg"] = datasets.SIZES["emoji_seg"], {"test": 140}
     try:
         module = importlib.import_module("compute_prs")
-        module.main(script.parse(module.get_args_parser(), [
+        module.main(cli.parse(module.get_args_parser(), [
             "--model", "emojiclip", "--dataset", "emoji_seg", "--batch_size", "70", "--num_workers", "0", "--device", "cpu",
             "--output_dir", str(folder)]))
         manifest = json.loads((folder / "emoji_seg_emojiclip.json").read_text())
@@ -192,14 +196,14 @@ def test_the_script_tells_scores_and_both_correlations(run_script, scenes_run, t
                                                                      tmp_path))
     assert code == 0, err
     told = json.loads((tmp_path / f"emoji_seg_component_scores_{model}.json").read_text())
-    run, manifest, names = arrays.open_terms(scenes_run, "emoji_seg", model, None)
-    clip, *_ = arrays.open_terms(scenes_run, "emoji_seg", "emojiclip", None)
+    run, manifest, names = files.open_terms(scenes_run, "emoji_seg", model, None)
+    clip, *_ = files.open_terms(scenes_run, "emoji_seg", "emojiclip", None)
     x, components = terms.stack(run, slice(None)).astype(np.float64), terms.components(run, names)
     whole = terms.stack(clip, slice(None)).astype(np.float64).sum(axis=1)
     assert [Component(part["kind"], part["block"], part["head"]) for part in told["components"]] == components
     assert told["images"] == 140 and told["rankings"] == {"images": 140, "against": "emojiclip"}
     loaded = models.load_clip("emojiclip", None, torch.device("cpu"))
-    from utils import datasets
+    from utils.data import datasets
     drawn = datasets.load_images("emoji_seg").scenes
     for feature in ("color", "size"):
         row = told["features"][feature]
@@ -237,7 +241,7 @@ def test_without_truth_and_with_features_that_are_not_known(run_script, scenes_r
 
 
 def test_bad_input_is_one_line(refused, scenes_run, tmp_path, monkeypatch):
-    from utils import datasets
+    from utils.data import datasets
 
     def line(folder, *more):
         return refused("compute_component_scores", *options(folder, "--truth", *more))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import datasets, models
+from utils.data import datasets
+from utils.models import names
 
 
 def run_arguments(folder, output, *more):
@@ -26,7 +27,7 @@ def test_arrays_equal_the_definition_and_sum_to_the_models_output(run_script, fo
     code, out, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / "o", "--batch_size", 4))
     assert code == 0, err
     assert "15 images -> " in out
-    clip = models.load_clip("emojiclip", None, torch.device("cpu"))
+    clip = names.load_clip("emojiclip", None, torch.device("cpu"))
     images = datasets.load_images("imagefolder", str(folder_of_images))
     pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, clip.preprocess, 15, 0)])
     slow = literal.decompose(clip.model.visual, pixels)
@@ -40,7 +41,7 @@ def test_arrays_equal_the_definition_and_sum_to_the_models_output(run_script, fo
 
     manifest = json.loads((tmp_path / "o" / "imagefolder_emojiclip.json").read_text())
     assert manifest["images"] == 15 and manifest["classes"] == ["big dog", "cat", "owl"]
-    assert manifest["weights_sha256"] == models.weights_hash(clip) and manifest["skipped_images"] == []
+    assert manifest["weights_sha256"] == names.weights_hash(clip) and manifest["skipped_images"] == []
     assert not list((tmp_path / "o").glob("*.partial"))
 
 

@@ -14,18 +14,18 @@ SCENES = 11
 @pytest.fixture(scope="module")
 def classifier_dir(tmp_path_factory):
     """A folder with the embedded model's classifier of the embedded concepts, made by the script itself."""
-    from utils import script
+    from utils import cli
 
     folder = tmp_path_factory.mktemp("classifier")
     module = load_script("compute_text_projection")
-    module.main(script.parse(module.get_args_parser(), ["--model", "emojiclip", "--dataset", "emoji", "--device", "cpu",
+    module.main(cli.parse(module.get_args_parser(), ["--model", "emojiclip", "--dataset", "emoji", "--device", "cpu",
                                                         "--output_dir", str(folder)]))
     return folder
 
 
 @pytest.fixture
 def drawn():
-    from utils import scenes
+    from utils.data import scenes
 
     return scenes.sample_scenes(SCENES, seed=5)
 
@@ -51,7 +51,7 @@ def mat_file(drawn, tmp_path):
 @pytest.fixture
 def mask_folder(drawn, tmp_path):
     """The scenes as PNG files, at 64 pixels."""
-    from utils import scenes
+    from utils.data import scenes
 
     for part in ("images", "masks"):
         (tmp_path / "data" / part).mkdir(parents=True)
@@ -74,7 +74,8 @@ def result(run_script, options, tmp_path):
 
 
 def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_path, monkeypatch):
-    from utils import datasets, segmentation
+    from utils.analysis import segmentation
+    from utils.data import datasets
 
     monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": SCENES})
     code, out, err = run_script("compute_segmentations", *options("emoji_seg", "--save_img", "--batch_size", 4))
@@ -113,7 +114,7 @@ def test_the_figures_equal_the_literal_ones(result, mask_folder, classifier_dir)
     import literal
     import torch
 
-    from utils.models import load_clip
+    from utils.models.names import load_clip
 
     figures = result("masks_folder", "--data_path", mask_folder)["methods"]["decomposition"]
     clip = load_clip("emojiclip", None, torch.device("cpu"))
@@ -136,7 +137,7 @@ def test_another_image_size_and_thr(result, mat_file, tmp_path):
 
 
 def test_all_methods_in_one_table(result, run_script, options, mat_file, tmp_path):
-    from utils.relevance import METHODS
+    from utils.analysis.relevance import METHODS
 
     script = load_script("compute_segmentations")
     assert {"decomposition", *METHODS} == set(script.METHODS)
@@ -151,7 +152,7 @@ def test_all_methods_in_one_table(result, run_script, options, mat_file, tmp_pat
 
 
 def test_published_figures_stand_beside_ours():
-    from utils import segmentation
+    from utils.analysis import segmentation
 
     ours = {"pixel_accuracy": 0.75, "mean_iou": 0.5, "mean_ap": 0.8, "foreground_iou": 0.25, "foreground_ap": 0.625}
     published = segmentation.PUBLISHED["ViT-L-14", "laion2b_s32b_b82k"]
@@ -311,7 +312,7 @@ def test_wrong_options_are_refused(refused, options, mask_folder, more, reason):
 
 
 def test_the_names_offered_are_those_that_can_be_read():
-    from utils import segmentation
+    from utils.analysis import segmentation
 
     script = load_script("compute_segmentations")
     assert set(script.DATASETS) == set(segmentation.READERS)
@@ -321,9 +322,9 @@ def test_the_names_offered_are_those_that_can_be_read():
 
 def test_the_benchmark_prints_a_ratio(capsys):
     from scripts import bench_segmentation
-    from utils import script
+    from utils import cli
 
-    bench_segmentation.main(script.parse(bench_segmentation.get_args_parser(), [
+    bench_segmentation.main(cli.parse(bench_segmentation.get_args_parser(), [
         "--model", "emojiclip", "--batch_size", "2", "--repeats", "2", "--device", "cpu"]))
     assert re.search(r"ratio +\d+\.\d{3}\n", capsys.readouterr().out)
 
@@ -336,18 +337,20 @@ def maps_file(tmp_path_factory):
     """Maps of emojivit to the embedded CLIP: one ridge solution of the representations of 400 scenes, for every component."""
     import torch
 
-    from utils import maps, models, scenes
+    from utils.analysis import alignment
+    from utils.data import scenes
+    from utils.models import names
 
     path = tmp_path_factory.mktemp("maps") / "maps.safetensors"
     images, _ = scenes.draw(scenes.sample_scenes(400, seed=11), 64)
     pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
-    vision, clip = (models.load_vision(name, None, torch.device("cpu")) for name in (EMOJIVIT, "emojiclip"))
+    vision, clip = (names.load_vision(name, None, torch.device("cpu")) for name in (EMOJIVIT, "emojiclip"))
     with torch.no_grad():
         x, y = (model.encode(torch.stack([model.preprocess(picture) for picture in pictures])) for model in (vision, clip))
-    weight, bias = maps.start("ridge", 43, x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True), 0)
-    maps.save(path, weight, bias, {
-        "model": "emojivit", "pretrained": vision.source, "weights_sha256": models.weights_hash(vision), "clip": "emojiclip",
-        "clip_option": "emojiclip", "clip_pretrained": clip.source, "clip_weights_sha256": models.weights_hash(clip)})
+    weight, bias = alignment.start("ridge", 43, x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True), 0)
+    alignment.save(path, weight, bias, {
+        "model": "emojivit", "pretrained": vision.source, "weights_sha256": names.weights_hash(vision), "clip": "emojiclip",
+        "clip_option": "emojiclip", "clip_pretrained": clip.source, "clip_weights_sha256": names.weights_hash(clip)})
     return path
 
 
@@ -362,7 +365,7 @@ def mapped(classifier_dir, maps_file, tmp_path):
 
 
 def test_a_mapped_model_finds_the_objects(run_script, mapped, tmp_path, monkeypatch):
-    from utils import datasets
+    from utils.data import datasets
 
     monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 40})
     found, name = {}, "emojivit-as-emojiclip"
@@ -396,7 +399,7 @@ def test_a_mapped_models_figures_are_the_same_at_any_batch_size(run_script, mapp
 
 
 def test_the_true_class_is_explained_by_every_method(result, monkeypatch):
-    from utils import datasets
+    from utils.data import datasets
 
     monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 12})
     predicted, true = (result("emoji_seg", "--target", target, method="all")["methods"] for target in ("predicted", "true"))

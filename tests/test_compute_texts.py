@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from utils import datasets, models
+from utils.data import datasets
+from utils.models import names
 
 FUNCTION_WORDS = set("""
     a the an of in on at with and or by to from for under over behind beside between into its their his her one two three
@@ -25,7 +26,7 @@ def test_a_column_is_the_mean_of_its_prompts(run_script, tmp_path):
     assert run_script("compute_text_projection", "--model", "emojiclip", "--dataset", "emoji_spurious", "--output_dir", tmp_path,
                       "--batch_size", 7)[0] == 0
     columns = np.load(tmp_path / "emoji_spurious_classifier_emojiclip.npy")
-    clip = models.load_clip("emojiclip", None, torch.device("cpu"))
+    clip = names.load_clip("emojiclip", None, torch.device("cpu"))
     for i, name in enumerate(("land animal", "sea animal")):
         prompts = [clip.model.encode_text(clip.tokenizer([template(name)]))[0]
                    for template in datasets.templates("emoji_spurious")]
@@ -39,7 +40,7 @@ def test_a_text_pool_is_embedded_line_by_line(run_script, tmp_path):
     assert run_script("compute_text_set_projection", "--model", "emojiclip", "--data_path", pool, "--output_dir", tmp_path,
                       "--batch_size", 2)[0] == 0
     found = np.load(tmp_path / "my pool_emojiclip.npy")
-    clip = models.load_clip("emojiclip", None, torch.device("cpu"))
+    clip = names.load_clip("emojiclip", None, torch.device("cpu"))
     for row, text in zip(found, pool.read_text().splitlines()):
         embedding = clip.model.encode_text(clip.tokenizer([text]))[0]
         np.testing.assert_allclose(row, embedding / embedding.norm(), atol=1e-5)
@@ -68,7 +69,7 @@ def test_a_missing_pool_is_refused(refused, tmp_path):
     ("image_descriptions_general", 3400), ("google_3498_english", 3498), ("emoji_descriptions", 300),
     ("emoji_descriptions_balanced", 115)])
 def test_the_pools_are_clean(name, least):
-    from utils.zeroshot import read_texts
+    from utils.analysis.zeroshot import read_texts
 
     texts = read_texts(ROOT / "text_descriptions" / f"{name}.txt")
     assert len(texts) >= least and len({text.lower() for text in texts}) == len(texts)

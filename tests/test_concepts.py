@@ -9,8 +9,8 @@ from PIL import Image
 from scipy.io import savemat
 from test_layouts import WRITERS, cells, picture
 
-from utils import concepts, datasets, scenes
-from utils.script import UserError
+from utils.cli import UserError
+from utils.data import concepts, datasets, scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -142,7 +142,7 @@ def test_names_need_neither_torch_nor_torchvision_nor_open_clip(tmp_path):
 import sys
 for name in ("torch", "torchvision", "open_clip"):
     sys.modules[name] = None
-from utils import concepts, datasets, layouts
+from utils.data import concepts, datasets, layouts
 print(concepts.concept_names("imagefolder", {root!r}, "train", None))
 print(concepts.concept_names("emoji", None, "test", 2))
 """

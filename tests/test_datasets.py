@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import datasets, scenes
-from utils.script import UserError
+from utils.cli import UserError
+from utils.data import datasets, scenes
 
 
 def to_tensor(image):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import VISION, random_clip
 
-from utils.decomposition import by_tower, check, decompose, read_tower
-from utils.script import UserError
+from utils.cli import UserError
+from utils.decompose.tower import by_tower, check, decompose, read_tower
 
 
 def images_for(model, number=3, seed=1):
@@ -45,7 +45,7 @@ def test_a_batch_of_one_equals_its_place_in_a_larger_batch():
 
 
 def test_the_embedded_model_is_exact():
-    from utils.models import load_clip
+    from utils.models.names import load_clip
 
     clip = load_clip("emojiclip", None, torch.device("cpu"))
     images = images_for(clip.model, 2)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from utils import descriptions, queries, script
-from utils.script import UserError
+from utils import cli
+from utils.cli import UserError
+from utils.ex2 import descriptions, queries
 
 AWKWARD = ["plain", "", "two\nlines\r\nand\ttabs", 'quotes " and \' and \\n', "line\u2028separator\u2029and\x85next",
            "ünïcödé 🦓", "a | b", " spaces "]
@@ -66,9 +67,9 @@ QUESTIONS = ["What is {concept}?", "Describe {concept}.", "Where is {concept}?"]
 
 
 def lay_out(number, seed=0, tokenizer=PLAIN, concepts=("cat", "dog"), questions=QUESTIONS):
-    from utils import alignment
+    from utils.ex2 import training
 
-    return alignment.lay_out(list(concepts), list(questions), tokenizer, number, seed)
+    return training.lay_out(list(concepts), list(questions), tokenizer, number, seed)
 
 
 def test_every_pair_comes_once_before_any_comes_again():
@@ -185,9 +186,9 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path):
 
 @pytest.mark.parametrize("last", ["d.manifest.json", "d.jsonl", "d.json"])
 def test_what_was_made_survives_a_disk_that_is_full_at_the_end(tmp_path, monkeypatch, last):
-    from utils import arrays
+    from utils.runs import files
 
-    own = arrays.os.replace
+    own = files.os.replace
 
     def replace(source, target):
         if target.name == last:
@@ -196,7 +197,7 @@ def test_what_was_made_survives_a_disk_that_is_full_at_the_end(tmp_path, monkeyp
 
     path, _ = begin(tmp_path, AWKWARD)
     with monkeypatch.context() as full:
-        full.setattr(arrays.os, "replace", replace)
+        full.setattr(files.os, "replace", replace)
         with pytest.raises(OSError, match="No space left"):
             descriptions.write(path, rows_of(AWKWARD), MANIFEST)
     assert descriptions.begun(path, MANIFEST) == AWKWARD
@@ -265,7 +266,7 @@ def compare(capsys, tmp_path, before, after, *more):
     for name, rows in (("before", before), ("after", after)):
         descriptions.write(str(tmp_path / f"{name}.json"), rows, {})
     arguments = ["--before", str(tmp_path / "before.json"), "--after", str(tmp_path / "after.json"), *more]
-    module.main(script.parse(module.get_args_parser(), arguments))
+    module.main(cli.parse(module.get_args_parser(), arguments))
     out = capsys.readouterr().out
     assert (tmp_path / "comparison.md").read_text() == out
     return out.splitlines()
@@ -306,6 +307,6 @@ def test_descriptions_need_no_torch():
     """They are read where there is only an inspector, or only an engine for language models."""
     import subprocess
 
-    code = "import sys; sys.modules['torch'] = None; from utils import collapse, descriptions, queries"
+    code = "import sys; sys.modules['torch'] = None; from utils.ex2 import collapse, descriptions, queries"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT, load_script
 
-from utils import script
+from utils import cli
 
 # The command lines of the decomposition paper's README for the steps that are here.
 PUBLISHED = """
@@ -40,7 +40,7 @@ def test_every_command_in_the_readme_and_in_the_paper_is_understood(command):
     words = shlex.split(command)[1:]
     name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
     module = load_script(name)
-    args = script.parse(module.get_args_parser(), rest)
+    args = cli.parse(module.get_args_parser(), rest)
     pool = getattr(args, "data_path", None)
     if pool and pool.startswith("text_descriptions/"):
         assert (ROOT / pool).is_file()

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from utils import models
+from utils.models import names
 
 
 def test_the_model_names_what_its_card_says(run_script, tmp_path):
@@ -14,7 +14,7 @@ def test_the_model_names_what_its_card_says(run_script, tmp_path):
     assert code == 0, err
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["object, emoji"] >= 70 and found["object, emoji_unseen_style"] >= 35 and found["color, emoji"] >= 80
-    card = (models.EMOJICLIP / "README.md").read_text(encoding="utf-8")
+    card = (names.EMOJICLIP / "README.md").read_text(encoding="utf-8")
     for name, value in found.items():
         row = next(line for line in card.splitlines() if line.startswith(f"| {name} |"))
         assert abs(float(row.split("|")[2]) - value) < 0.3, row  # another machine's rounding may tip a scene or two
@@ -22,12 +22,12 @@ def test_the_model_names_what_its_card_says(run_script, tmp_path):
 
 
 def test_the_model_is_small_and_its_files_agree():
-    config = json.loads((models.EMOJICLIP / "open_clip_config.json").read_text())
+    config = json.loads((names.EMOJICLIP / "open_clip_config.json").read_text())
     vision = config["model_cfg"]["vision_cfg"]
-    assert (models.EMOJICLIP / "open_clip_model.safetensors").stat().st_size < 20e6
+    assert (names.EMOJICLIP / "open_clip_model.safetensors").stat().st_size < 20e6
     assert vision["layers"] >= 6 and vision["width"] // vision["head_width"] >= 6 and 48 <= vision["image_size"] <= 64
-    rows = list(csv.DictReader((models.EMOJICLIP / "training_log.csv").open()))
-    best = json.loads((models.EMOJICLIP / "training.json").read_text())["best"]
+    rows = list(csv.DictReader((names.EMOJICLIP / "training_log.csv").open()))
+    best = json.loads((names.EMOJICLIP / "training.json").read_text())["best"]
     assert max(float(row["object_seen"]) for row in rows) == best["object_seen"]
 
 
@@ -35,8 +35,8 @@ def test_the_model_is_small_and_its_files_agree():
 def test_a_step_of_training_changes_the_weights_and_leaves_a_model_that_loads(run_script, tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
-    shutil.copy(models.EMOJICLIP / "open_clip_config.json", folder)
-    start = models.EMOJICLIP / "open_clip_model.safetensors"
+    shutil.copy(names.EMOJICLIP / "open_clip_config.json", folder)
+    start = names.EMOJICLIP / "open_clip_model.safetensors"
     code, _, err = run_script("scripts.train_emojiclip", "--output_dir", folder, "--steps", 1, "--batch_size", 130, "--warmup", 1,
                               "--ramp", 0, "--lr", 1e-5, "--init", start)
     assert code == 0, err
@@ -44,6 +44,6 @@ def test_a_step_of_training_changes_the_weights_and_leaves_a_model_that_loads(ru
                                                         "training_log.csv", "training_curve.png", "training.json"}
     row = next(csv.DictReader((folder / "training_log.csv").open()))
     assert float(row["object_seen"]) > 60  # a step this small does not unlearn
-    trained, given = (models.load_clip(f"local-dir:{path}", None, torch.device("cpu")) for path in (folder, models.EMOJICLIP))
+    trained, given = (names.load_clip(f"local-dir:{path}", None, torch.device("cpu")) for path in (folder, names.EMOJICLIP))
     moved = (trained.model.visual.proj - given.model.visual.proj).abs().max()
     assert 0 < moved < 1e-2

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from timm.data import create_transform, resolve_model_data_config
 
-from utils import datasets, scenes
+from utils.data import datasets, scenes
 
 FOLDER = ROOT / "models" / "emojivit"
 

@@ -13,8 +13,8 @@ import torch
 from fault_server import FaultServer, status
 from scipy import stats
 
-from utils import generation, language_models
-from utils.script import UserError
+from utils.cli import UserError
+from utils.language import generation, loading
 
 CPU = torch.device("cpu")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: its absence was not covered")
@@ -67,8 +67,8 @@ QUERIES = ["What is a cat?", "Describe the colors that a very careful painter wo
 
 @pytest.fixture
 def prompts(tiny_lm):
-    tokenizer = language_models.load_tokenizer(tiny_lm)
-    return [language_models.prompt_ids(tokenizer, query) for query in QUERIES]
+    tokenizer = loading.load_tokenizer(tiny_lm)
+    return [loading.prompt_ids(tokenizer, query) for query in QUERIES]
 
 
 def generate(base, prompts, seeds, batch_size=4, adapter=None, max_new_tokens=8):
@@ -80,14 +80,14 @@ def generate(base, prompts, seeds, batch_size=4, adapter=None, max_new_tokens=8)
 @pytest.fixture
 def exact(monkeypatch):
     """Models in float32, in which padding changes nothing that matters; a list that gets every model loaded."""
-    load, loaded = language_models.load_with_adapter, []
+    load, loaded = loading.load_with_adapter, []
 
     def in_full(base, adapter, dtype):
         assert dtype == torch.bfloat16
         loaded.append(load(base, adapter, torch.float32))
         return loaded[-1]
 
-    monkeypatch.setattr(language_models, "load_with_adapter", in_full)
+    monkeypatch.setattr(loading, "load_with_adapter", in_full)
     return loaded
 
 
@@ -113,7 +113,7 @@ def test_the_adapter_speaks(tiny_lm, tiny_adapter, prompts):
 
 
 def test_descriptions_end_where_the_model_says_or_at_the_limit(tiny_lm, prompts, exact, monkeypatch):
-    load, made, ends = language_models.load_with_adapter, [], 12.0
+    load, made, ends = loading.load_with_adapter, [], 12.0
 
     def load_recording(*arguments):
         model = load(*arguments)
@@ -124,7 +124,7 @@ def test_descriptions_end_where_the_model_says_or_at_the_limit(tiny_lm, prompts,
             [options["input_ids"], made[-1]], dim=1)
         return model
 
-    monkeypatch.setattr(language_models, "load_with_adapter", load_recording)
+    monkeypatch.setattr(loading, "load_with_adapter", load_recording)
     said = generate(tiny_lm, prompts * 4, list(range(16)), batch_size=16, max_new_tokens=6)
     (tokens,) = made
     assert tokens.shape[1] <= 6

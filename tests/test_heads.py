@@ -1,7 +1,7 @@
 import pytest
 
-from utils import heads
-from utils.script import UserError
+from utils.cli import UserError
+from utils.runs import heads
 
 
 def every(layers, number):

@@ -12,9 +12,12 @@ from test_walk import FAMILIES, SWIN, random_model, representation_of
 from test_walk import images_for as family_images
 from timm.data import create_transform
 
-from utils import decomposition, heatmaps, maps, models, walk
-from utils.decomposition import read_tower
-from utils.script import UserError
+from utils.analysis import alignment, heatmaps
+from utils.cli import UserError
+from utils.decompose import tower as decomposition
+from utils.decompose import walk
+from utils.decompose.tower import read_tower
+from utils.models import names as models
 
 SELECTIONS = [(None, None), (1, None), (1, 2)]
 
@@ -79,8 +82,8 @@ def test_heads_sum_to_their_layer_and_layers_to_the_whole(emojiclip, photo):
     def maps(layer=None, head=None):
         return np.stack([one.patches for one in heatmaps.explain(tower, pixels, ["a", "b"], directions, layer, head)])
 
-    np.testing.assert_allclose(sum(maps(2, head) for head in range(tower.blocks[0].heads)), maps(2), atol=1e-5)
-    np.testing.assert_allclose(sum(maps(layer) for layer in range(len(tower.blocks))), maps(), atol=1e-5)
+    np.testing.assert_allclose(sum(alignment(2, head) for head in range(tower.blocks[0].heads)), alignment(2), atol=1e-5)
+    np.testing.assert_allclose(sum(alignment(layer) for layer in range(len(tower.blocks))), alignment(), atol=1e-5)
 
 
 def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, photo):
@@ -223,9 +226,9 @@ def test_a_number_in_a_settings_file_is_no_text(refused, photo_file, tmp_path):
 
 
 def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
-    from utils import plots
+    from utils.plots import charts
 
-    plots.heat_maps(photo, [("nothing", np.zeros((2, 3), np.float32), "a table")], "title", tmp_path / "x.png")
+    charts.heat_maps(photo, [("nothing", np.zeros((2, 3), np.float32), "a table")], "title", tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
@@ -318,7 +321,7 @@ def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
                         for what in ("attn", "mlp", "conv") if what in parts.arrays])
     order = [name for what in ("attn", "mlp", "conv") for name in parts.names.get(what, [])]
     weight, bias = random_maps(len(stored), stored.shape[-1])
-    whole = maps.mapped(weight, bias, stored[None]).sum(dim=1)[0]
+    whole = alignment.mapped(weight, bias, stored[None]).sum(dim=1)[0]
     directions, length = random_directions(10), whole.norm()
     scored = {}  # (layer, head) -> [m, n]
     for place, name in enumerate(order):
@@ -427,7 +430,7 @@ def maps_file(emojivit, emojiclip, tmp_path):
         about = {"model": "emojivit", "pretrained": emojivit.source, "weights_sha256": models.weights_hash(emojivit),
                  "clip": "emojiclip", "clip_option": "emojiclip", "clip_pretrained": "emojiclip",
                  "clip_weights_sha256": models.weights_hash(emojiclip), "components": {"attn": [6, 6, 192], "mlp": [7, 192]}}
-        maps.save(tmp_path / "maps.safetensors", *random_maps(43, 192, 128), about | changes)
+        alignment.save(tmp_path / "maps.safetensors", *random_maps(43, 192, 128), about | changes)
         return tmp_path / "maps.safetensors"
     return write
 
@@ -436,7 +439,7 @@ EMOJIVIT = ("--model", f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", "--devi
 
 
 def test_a_mapped_models_picture_and_numbers(run_script, photo, photo_file, maps_file, emojivit, emojiclip, tmp_path):
-    from utils.zeroshot import embed_texts
+    from utils.analysis.zeroshot import embed_texts
 
     file, parts = maps_file(), {}
     for name, options in (("all", ()), ("head", ("--layer", "5", "--head", "1"))):
@@ -451,10 +454,10 @@ def test_a_mapped_models_picture_and_numbers(run_script, photo, photo_file, maps
         parts[name] = found["texts"]
     with Image.open(tmp_path / "all.png") as drawn:
         assert min(drawn.size) > 300
-    trained, pixels = maps.load(file), emojivit.preprocess(photo)[None]
+    trained, pixels = alignment.load(file), emojivit.preprocess(photo)[None]
     stored = decomposition.by_walk(emojivit, pixels).arrays
     terms = torch.cat([stored["attn"].flatten(1, 2), stored["mlp"]], dim=1)
-    whole = torch.nn.functional.normalize(maps.mapped(trained.weight, trained.bias, terms).sum(dim=1), dim=-1)[0].numpy()
+    whole = torch.nn.functional.normalize(alignment.mapped(trained.weight, trained.bias, terms).sum(dim=1), dim=-1)[0].numpy()
     for entry, text in zip(parts["all"], embed_texts(emojiclip, ["a dog", "red"], 2)):
         assert entry["similarity"] == pytest.approx(float(whole @ text), abs=1e-5)
 

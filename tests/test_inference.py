@@ -8,7 +8,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from utils import concepts, descriptions, generation, language_models, models, queries, rewards
+from utils.data import concepts
+from utils.ex2 import descriptions, queries, rewards
+from utils.language import generation, loading
+from utils.models import names
 
 QUESTIONS = ["What is {concept}?", "Describe the colors of {concept} to a careful painter.", "Where?  {concept}!"]
 JUDGE = "r-open-clip:emojiclip"
@@ -53,7 +56,7 @@ def header(manifest):
 
 
 def score(rows, number=3, split="train"):
-    vlm = models.load_vlm(JUDGE, torch.device("cpu"))
+    vlm = names.load_vlm(JUDGE, torch.device("cpu"))
     images = concepts.load_concepts("emoji", None, split, 2, number)
     return rewards.score(vlm, rewards.image_means(vlm, images, num_workers=0), [row["description"] for row in rows],
                          [images.classes.index(row["concept"]) for row in rows])
@@ -78,8 +81,8 @@ def test_one_description_a_concept_and_question(run_script, options, tiny_lm, tm
     assert "words a description" in out and f"6 descriptions -> {tmp_path / 'out' / 'd.json'}" in out
     assert "mean reward" not in out
 
-    tokenizer = language_models.load_tokenizer(tiny_lm)
-    prompts = [language_models.prompt_ids(tokenizer, row["question"]) for row in rows]
+    tokenizer = loading.load_tokenizer(tiny_lm)
+    prompts = [loading.prompt_ids(tokenizer, row["question"]) for row in rows]
     chunks = list(generation.with_transformers(tiny_lm, None, prompts, list(range(6)), 5, 2, torch.device("cpu")))
     assert [text for chunk in chunks for text in chunk] == said
 
@@ -100,7 +103,7 @@ def test_an_adapter_brings_its_base(run_script, options, tiny_lm, tiny_adapter, 
     assert [row["description"] for row in read(tmp_path / "out" / "d.jsonl")] != [row["description"] for row in plain]
     manifest = json.loads((tmp_path / "out" / "d.manifest.json").read_text())
     assert (manifest["model_name"], manifest["base_model_name"]) == (tiny_adapter, tiny_lm)
-    assert manifest["weights_sha256"] == language_models.adapter_hash(tiny_adapter)
+    assert manifest["weights_sha256"] == loading.adapter_hash(tiny_adapter)
 
 
 def test_descriptions_are_scored_as_they_are_made_or_later(run_script, options, tmp_path, monkeypatch):
@@ -116,7 +119,7 @@ def test_descriptions_are_scored_as_they_are_made_or_later(run_script, options, 
     assert run_script("inference", *options, "--output_filepath", plain)[0] == 0
     before = {path.name: path.read_bytes() for path in plain.parent.iterdir()}
     for name in ("load_tokenizer", "load_model"):
-        monkeypatch.setattr(language_models, name, None)  # no language model is needed any more
+        monkeypatch.setattr(loading, name, None)  # no language model is needed any more
     later = ["--descriptions", plain, "--score", JUDGE, "--num_concepts", 2, "--num_images_for_reward", 3, "--device", "cpu"]
     code, out, err = run_script("inference", *later, "--output_filepath", tmp_path / "scored.json")
     assert code == 0, err

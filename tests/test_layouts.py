@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from utils import datasets, layouts
-from utils.script import UserError
+from utils.cli import UserError
+from utils.data import datasets, layouts
 
 
 def picture(path):

@@ -7,8 +7,11 @@ from literal import with_heads
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from utils import ablation, arrays, probe, scenes, script
-from utils.script import UserError
+from utils import cli
+from utils.analysis import ablation, probe
+from utils.cli import UserError
+from utils.data import scenes
+from utils.runs import files
 
 SPLITS = {"train": (14, 41), "val": (4, 42), "test": (6, 43)}  # images of each class, and the seed
 OBJECTS = (3, 40, 90, 160, 220)
@@ -38,10 +41,10 @@ def random_run(images, seed=0, dtype=np.float32):
 
 def write_run(folder, split, run, classes="abcd", weights="aa"):
     """A run of flowers, whose names of splits are train, val and test."""
-    name = arrays.run_name("flowers", split)
-    with arrays.Writer(arrays.manifest_path(folder, name, "m")) as writer:
+    name = files.run_name("flowers", split)
+    with files.Writer(files.manifest_path(folder, name, "m")) as writer:
         for what, values in run.items():
-            writer.append(arrays.term_path(folder, name, what, "m"), values, values.dtype.name)
+            writer.append(files.term_path(folder, name, what, "m"), values, values.dtype.name)
         writer.finish({"weights_sha256": weights, "pretrained": "tag", "classes": list(classes), "images": len(run["labels"])})
 
 
@@ -82,7 +85,7 @@ def folder(tmp_path_factory):
             drawn, _ = scenes.draw(scenes.sample_scenes(number, seed, object=object_), 64)
             for i, image in enumerate(drawn.permute(0, 2, 3, 1).numpy()):
                 Image.fromarray(image).save(place / f"{i}.png")
-        compute_prs.main(script.parse(compute_prs.get_args_parser(), [
+        compute_prs.main(cli.parse(compute_prs.get_args_parser(), [
             "--model", "emojiclip", "--dataset", "imagefolder", "--data_path", str(root / "images"), "--split", split,
             "--output_dir", str(root / "out"), "--batch_size", "32", "--num_workers", "0", "--device", "cpu"]))
     return root / "out"

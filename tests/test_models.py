@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import random_clip
 
-from utils import models
-from utils.script import UserError
+from utils.cli import UserError
+from utils.models import names
 
 CPU = torch.device("cpu")
 
@@ -16,22 +16,22 @@ CPU = torch.device("cpu")
     ("local-dir:models/emojiclip", "emojiclip"), ("local-dir:models/emojiclip/", "emojiclip"), ("a b//c:d", "a-b-c-d"),
     ("EVA02-E-14-plus", "EVA02-E-14-plus")])
 def test_names_in_file_names(model, name):
-    assert models.file_name(model) == name
+    assert names.file_name(model) == name
 
 
 def test_emojiclip_is_its_folder_for_model_and_tokenizer_alike():
-    clip = models.load_clip("emojiclip", None, CPU)
+    clip = names.load_clip("emojiclip", None, CPU)
     tokens = clip.tokenizer(["an owl"])
     assert tokens.shape == (1, 32) and clip.image_size == (64, 64) and clip.name == "emojiclip"
     assert clip.model.encode_text(tokens).shape == (1, 128)
     assert not clip.model.training
-    same = models.load_clip(f"local-dir:{models.EMOJICLIP}", None, CPU)
-    assert models.weights_hash(clip) == models.weights_hash(same)
+    same = names.load_clip(f"local-dir:{names.EMOJICLIP}", None, CPU)
+    assert names.weights_hash(clip) == names.weights_hash(same)
 
 
 def test_random_weights_come_from_the_seed():
-    one, same, other = (models.load_clip("ViT-M-32-alt", "none", CPU, seed) for seed in (0, 0, 1))
-    assert models.weights_hash(one) == models.weights_hash(same) != models.weights_hash(other)
+    one, same, other = (names.load_clip("ViT-M-32-alt", "none", CPU, seed) for seed in (0, 0, 1))
+    assert names.weights_hash(one) == names.weights_hash(same) != names.weights_hash(other)
     assert one.source == "random weights, seed 0"
 
 
@@ -47,20 +47,20 @@ def test_random_weights_come_from_the_seed():
 ])
 def test_wrong_names_are_refused_with_what_to_do(model, pretrained, message):
     with pytest.raises(UserError, match=message):
-        models.load_clip(model, pretrained, CPU)
+        names.load_clip(model, pretrained, CPU)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    shutil.copy(models.EMOJICLIP / "open_clip_config.json", tmp_path)
+    shutil.copy(names.EMOJICLIP / "open_clip_config.json", tmp_path)
     with pytest.raises(UserError, match="no weights there"):
-        models.load_clip(f"local-dir:{tmp_path}", None, CPU)
+        names.load_clip(f"local-dir:{tmp_path}", None, CPU)
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="cannot be loaded"):
-        models.load_clip("ViT-B-32", str(path), CPU)
+        names.load_clip("ViT-B-32", str(path), CPU)
 
 
 def test_a_pickle_with_code_is_refused(tmp_path):
@@ -70,7 +70,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 
     torch.save({"state_dict": Evil()}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="cannot be loaded"):
-        models.load_clip("ViT-B-32", str(tmp_path / "weights.pt"), CPU)
+        names.load_clip("ViT-B-32", str(tmp_path / "weights.pt"), CPU)
     assert not (tmp_path / "ran").exists()
 
 
@@ -79,7 +79,7 @@ def test_a_checkpoint_file_is_loaded(tmp_path):
 
     model = open_clip.create_model("ViT-M-32-alt")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    clip = models.load_clip("ViT-M-32-alt", str(tmp_path / "weights.pt"), CPU)
+    clip = names.load_clip("ViT-M-32-alt", str(tmp_path / "weights.pt"), CPU)
     assert torch.equal(clip.model.visual.proj, model.visual.proj)
 
 
@@ -95,17 +95,17 @@ def test_openai_weights_get_their_quick_gelu(monkeypatch):
     monkeypatch.setattr(open_clip, "create_model_and_transforms", stop)
     for tag, quick in (("openai", True), ("laion2b_s32b_b82k", False)):
         with pytest.raises(UserError, match="no hub in this test"):
-            models.load_clip("ViT-L-14", tag, CPU)
+            names.load_clip("ViT-L-14", tag, CPU)
         assert asked["force_quick_gelu"] is quick and asked["weights_only"] is True
 
 
 def test_the_hash_covers_every_weight():
-    clip = models.Clip(random_clip(), None, None, "m", "s", (32, 32), CPU)
-    before = models.weights_hash(clip)
+    clip = names.Clip(random_clip(), None, None, "m", "s", (32, 32), CPU)
+    before = names.weights_hash(clip)
     clip.model.token_embedding.weight[7, 3] += 1e-3
-    assert models.weights_hash(clip) != before
+    assert names.weights_hash(clip) != before
 
 
 @pytest.mark.skip(reason="no model hub here: downloading a published tag was not covered")
 def test_a_published_tag_is_downloaded():
-    assert models.load_clip("ViT-B-32", "laion2b_s34b_b79k", CPU).image_size == (224, 224)
+    assert names.load_clip("ViT-B-32", "laion2b_s34b_b79k", CPU).image_size == (224, 224)

@@ -6,7 +6,9 @@ import pytest
 from literal import with_heads
 from PIL import Image
 
-from utils import arrays, contact_sheet, neighbors
+from utils.analysis import neighbors
+from utils.plots import sheets
+from utils.runs import files as arrays
 
 WAYS = [None, [(1, 2)], [(0, 1), (2, 0), (2, 3)]]
 
@@ -227,7 +229,8 @@ def test_an_image_that_can_no_longer_be_read_is_named(refused, run_with_a_bad_im
 
 
 def test_an_embedded_set_is_drawn_and_its_list_is_found(run_script, tmp_path):
-    from utils import datasets, heads
+    from utils.data import datasets
+    from utils.runs import heads
 
     roles = heads.read_list(heads.list_path("emoji_spurious", "emojiclip"), "emojiclip")
     labels = datasets.load_images("emoji_spurious", split="val").samples.labels
@@ -318,16 +321,16 @@ def test_weights_that_are_not_those_of_the_run_are_refused(refused, emoji_run, t
 
 
 def test_names_on_the_sheet():
-    assert contact_sheet.title("whole", None) == "whole representation"
-    assert contact_sheet.title("color", ["5.4", "5.3"]) == "color: heads 5.4, 5.3"
-    assert contact_sheet.title("object", ["5.1"]) == "object: head 5.1"
-    assert contact_sheet.title("5.1,5.5", ["5.1", "5.5"]) == "heads 5.1, 5.5"
+    assert sheets.title("whole", None) == "whole representation"
+    assert sheets.title("color", ["5.4", "5.3"]) == "color: heads 5.4, 5.3"
+    assert sheets.title("object", ["5.1"]) == "object: head 5.1"
+    assert sheets.title("5.1,5.5", ["5.1", "5.5"]) == "heads 5.1, 5.5"
 
 
 def test_a_sheet_of_odd_pictures_and_long_names(tmp_path):
     near = {"index": 0, "class": "great $white$ shark, Carcharodon carcharias", "similarity": -0.5}
     report = [{"query": {"path": "some/where/a photo.jpg"}, "ways": [{"by": "whole", "heads": None, "neighbors": [near]}]}]
-    contact_sheet.neighbors_sheet(report, [Image.new("L", (900, 30))], lambda index: Image.new("RGBA", (3, 7)), "a $title$",
+    sheets.neighbors_sheet(report, [Image.new("L", (900, 30))], lambda index: Image.new("RGBA", (3, 7)), "a $title$",
                                   tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as sheet:
         assert sheet.format == "PNG" and len(np.unique(np.asarray(sheet.convert("L")))) > 10

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, load_script
 from nbclient import NotebookClient
 
-from utils import script
+from utils import cli
 
 NOTEBOOKS = {"demo": (8, 2), "nns": (3, 3)}  # numbers of code cells, and of commands in the text
 
@@ -95,4 +95,4 @@ def test_the_commands_in_a_notebook_are_understood(name):
     commands = re.findall(r"(?m)^python (\w+)\.py (.*)$", text)
     assert len(commands) == NOTEBOOKS[name][1]
     for script_name, rest in commands:
-        script.parse(load_script(script_name).get_args_parser(), shlex.split(rest))
+        cli.parse(load_script(script_name).get_args_parser(), shlex.split(rest))

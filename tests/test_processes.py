@@ -92,7 +92,7 @@ def test_a_run_that_lost_one_of_its_processes_goes_on(folder_of_images, tmp_path
 @pytest.fixture
 def segmentations(run_script, tmp_path):
     """Options of a run over 11 scenes with masks, one of them without foreground, and more."""
-    from utils import scenes
+    from utils.data import scenes
 
     code, _, err = run_script("compute_text_projection", "--model", "emojiclip", "--dataset", "emoji", "--device", "cpu",
                               "--output_dir", tmp_path / "classifier")

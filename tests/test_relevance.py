@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import random_clip
 
-from utils import relevance
-from utils.decomposition import read_tower
-from utils.script import UserError
+from utils.analysis import relevance
+from utils.cli import UserError
+from utils.decompose.tower import read_tower
 
 METHODS = ("raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
 
@@ -159,8 +159,9 @@ def scenes_of_the_embedded_model():
     """The embedded model, 24 scenes, where their objects are [24, 8, 8], and the concepts' classifier."""
     from PIL import Image
 
-    from utils import scenes, zeroshot
-    from utils.models import load_clip
+    from utils.analysis import zeroshot
+    from utils.data import scenes
+    from utils.models.names import load_clip
 
     clip = load_clip("emojiclip", None, torch.device("cpu"))
     drawn = scenes.sample_scenes(24, seed=11)

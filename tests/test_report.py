@@ -12,15 +12,20 @@ from conftest import load_script
 from literal import with_heads
 from PIL import Image
 
-from utils import arrays, datasets, models, report, script, stored
-from utils.decomposition import decompose_tokens, read_tower
+from utils import cli
+from utils.data import datasets
+from utils.decompose.tower import decompose_tokens, read_tower
+from utils.models import names as models
+from utils.report import page as report
+from utils.runs import files as arrays
+from utils.runs import stored
 
 TEXTS = "imagefolder_completeness_pool_top_3_heads_emojiclip.json"
 
 
 def call(name, *arguments):
     module = importlib.import_module(name)
-    module.main(script.parse(module.get_args_parser(), [str(word) for word in arguments]))
+    module.main(cli.parse(module.get_args_parser(), [str(word) for word in arguments]))
 
 
 def options(run, *more):
@@ -296,7 +301,7 @@ def test_the_commands_on_the_page_are_understood(made):
     for line in [*found["commands"], found["command_for_several"].replace("{heads}", "5.4,4.0")]:
         words = shlex.split(line)
         names.append(words[1].removesuffix(".py"))
-        args = script.parse(load_script(names[-1]).get_args_parser(), words[2:])
+        args = cli.parse(load_script(names[-1]).get_args_parser(), words[2:])
         folders = {getattr(args, "input_dir", None), getattr(args, "output_dir", None)}
         assert args.model == "emojiclip" and str(made / "out") in folders
     assert names == ["compute_prs", "compute_text_projection", "compute_text_set_projection", "compute_ablations",
@@ -360,7 +365,7 @@ def test_truth_about_other_texts_is_left_out_with_a_warning(run_script, truth_ru
 
 
 def test_scenes_are_drawn_as_large_as_they_are_stored(run_script, truth_run, tmp_path):
-    from utils import scenes
+    from utils.data import scenes
 
     _, arguments = truth_run
     run_script("make_report", *arguments, "--thumbnail_size", 70, "--output_dir", tmp_path / "page")
@@ -420,7 +425,7 @@ def test_what_is_missing_is_named_with_its_command(refused, own, name, made_by):
     line = refused("make_report", *options(own))
     assert f"{name} does not exist; make it with: python {made_by}.py" in line
     words = shlex.split(line.split("make it with: ")[1])
-    script.parse(load_script(made_by).get_args_parser(), words[2:])
+    cli.parse(load_script(made_by).get_args_parser(), words[2:])
 
 
 @pytest.mark.parametrize("name, edit, message", [
@@ -477,7 +482,7 @@ def test_images_that_changed_are_refused(refused, own):
 def test_a_label_that_changed_is_refused(folder_of_images):
     images = datasets.load_images("imagefolder", str(folder_of_images))
     assert report.read_picture(images, 6, "cat").size == (57, 41)
-    with pytest.raises(script.UserError, match="image 6 is labelled cat, and was owl: the data set has changed"):
+    with pytest.raises(cli.UserError, match="image 6 is labelled cat, and was owl: the data set has changed"):
         report.read_picture(images, 6, "owl")
 
 

@@ -18,7 +18,7 @@ KILLS = int(os.environ.get("KILLS", "12"))  # of the test that kills at random m
 
 # A fork server has imported everything, so that a run begins at once, and most kills meet it at work.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "open_clip", "accelerate", "utils.decomposition", "utils.models", "utils.resumable"])
+PROCESSES.set_forkserver_preload(["torch", "open_clip", "accelerate", "utils.decompose.tower", "utils.models.names", "utils.runs.writer"])
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def compute_prs(given, log):
     sys.argv = ["compute_prs.py", *given]
     from conftest import load_script
 
-    from utils import script
+    from utils import cli
 
     module = load_script("compute_prs")
-    script.run(module.main, module.get_args_parser())
+    cli.run(module.main, module.get_args_parser())
 
 
 def start(given, log):
@@ -215,7 +215,7 @@ def test_a_read_only_folder_is_one_line(refused, folder_of_images, tmp_path):
 
 
 def test_nan_in_a_models_output_names_the_image(refused, folder_of_images, tmp_path, monkeypatch):
-    from utils import decomposition
+    from utils.decompose import tower as decomposition
 
     real = decomposition.by_tower
 
@@ -235,7 +235,7 @@ def test_nan_in_a_models_output_names_the_image(refused, folder_of_images, tmp_p
 
 def test_an_interrupted_renaming_is_finished(run_script, folder_of_images, tmp_path, monkeypatch):
     """The moment that a kill hardly ever meets: some files have their final names, and others have not."""
-    from utils import resumable
+    from utils.runs import writer
 
     given = arguments(folder_of_images, tmp_path / "o", "--num_workers", 0)
     assert run_script("compute_prs", *arguments(folder_of_images, tmp_path / "whole", "--num_workers", 0))[0] == 0
@@ -247,7 +247,7 @@ def test_an_interrupted_renaming_is_finished(run_script, folder_of_images, tmp_p
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(resumable.os, "replace", cut_off)
+    monkeypatch.setattr(writer.os, "replace", cut_off)
     assert run_script("compute_prs", *given)[0] == 130
     monkeypatch.undo()
     assert len(list((tmp_path / "o").glob("*.npy"))) == 2 and not (tmp_path / "o" / "imagefolder_emojiclip.json").exists()

@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 from test_spurious import literal_feature_score
 
-from utils import arrays, datasets, models, retrieval, scenes, script, zeroshot
-from utils.terms import HeadTerms
+from utils import cli
+from utils.analysis import retrieval, zeroshot
+from utils.data import datasets, scenes
+from utils.models import names as models
+from utils.runs import files
+from utils.runs.terms import HeadTerms
 
 UNEVEN = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
 WAYS = [[1, 4, 7], [3], None]
@@ -129,10 +133,10 @@ def scenes_run(tmp_path_factory):
     have 2, 3 and 1 heads and whose components are turned, in a space of its own; and as "m-as-emojiclip"."""
     folder = tmp_path_factory.mktemp("retrieval")
     module = importlib.import_module("compute_prs")
-    module.main(script.parse(module.get_args_parser(), [
+    module.main(cli.parse(module.get_args_parser(), [
         "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size", "16", "--num_workers", "0",
         "--device", "cpu", "--output_dir", str(folder)]))
-    run, manifest, _ = arrays.open_terms(folder, "emoji_spurious", "emojiclip", "val")
+    run, manifest, _ = files.open_terms(folder, "emoji_spurious", "emojiclip", "val")
     groups = np.array_split(np.concatenate([run["attn"][:], run["mlp"][:]], axis=1), 11, axis=1)
     flat = np.stack([group.sum(axis=1) for group in groups], axis=1)  # 11 components with the same sum
     names = {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in UNEVEN],
@@ -149,13 +153,13 @@ def scenes_run(tmp_path_factory):
 
 def write_run(folder, name, model, flat, labels, names, manifest):
     """A run with the components [b, c, d] that `names` name."""
-    with arrays.Writer(arrays.manifest_path(folder, name, model)) as writer:
+    with files.Writer(files.manifest_path(folder, name, model)) as writer:
         start = 0
         for what, listed in names.items():
-            writer.append(arrays.term_path(folder, name, what, model), flat[:, start:start + len(listed)])
+            writer.append(files.term_path(folder, name, what, model), flat[:, start:start + len(listed)])
             start += len(listed)
-        writer.append(arrays.term_path(folder, name, "labels", model), labels, "int64")
-        arrays.write_json(arrays.term_path(folder, name, "components", model).with_suffix(".json"), names)
+        writer.append(files.term_path(folder, name, "labels", model), labels, "int64")
+        files.write_json(files.term_path(folder, name, "components", model).with_suffix(".json"), names)
         writer.finish({**{key: value for key, value in manifest.items() if key not in ("arrays", "versions")}, "model": model})
 
 
@@ -179,7 +183,7 @@ def literal_scores(flat):
 
 
 def loaded(folder, model):
-    run, *named = arrays.open_terms(folder, "emoji_spurious", model, "val")
+    run, *named = files.open_terms(folder, "emoji_spurious", model, "val")
     return np.concatenate([run[what][:] for what in ("attn", "mlp", "conv") if what in run], axis=1), named[1]
 
 

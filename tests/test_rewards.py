@@ -10,8 +10,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from utils import concepts, models, rewards, scenes
-from utils.script import UserError
+from utils.cli import UserError
+from utils.data import concepts, scenes
+from utils.ex2 import rewards
+from utils.models import names
 
 CPU = torch.device("cpu")
 NUMBERS = {"cat": 5, "cherries": 1, "snail": 4}  # images of each concept, ten in all
@@ -19,7 +21,7 @@ NUMBERS = {"cat": 5, "cherries": 1, "snail": 4}  # images of each concept, ten i
 
 @pytest.fixture(scope="module")
 def vlm():
-    return models.load_vlm("r-open-clip:emojiclip", CPU)
+    return names.load_vlm("r-open-clip:emojiclip", CPU)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def test_many_texts_come_in_batches_and_look_at_no_image():
         sizes.append(len(texts))
         return unit(texts)
 
-    judge = models.Vlm("judge", None, None, encode_text, 20.0, 8)
+    judge = names.Vlm("judge", None, None, encode_text, 20.0, 8)
     means = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     texts = ["" if i in (0, 100, 257, 599) else f"text {i}" for i in range(600)]
     found = rewards.score(judge, means, [f"\n {text}  " for text in texts], [i % 3 for i in range(600)])
@@ -195,5 +197,5 @@ def test_means_of_other_files_are_computed_again(vlm, tmp_path, root):
 
 def test_means_of_another_vlm_have_a_file_of_their_own(vlm, tmp_path):
     kept(tmp_path, vlm)
-    other = models.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
+    other = names.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
     assert kept(tmp_path, other)[1] == 6 and kept(tmp_path, other)[1] == kept(tmp_path, vlm)[1] == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import captions, datasets, scenes
+from utils.data import captions, datasets, scenes
 
 
 def test_the_pack_is_complete_and_small():

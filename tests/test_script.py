@@ -4,8 +4,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from utils import script
-from utils.script import UserError
+from utils import cli
+from utils.cli import UserError
 
 SCRIPTS = ["compute_prs", "compute_text_projection", "compute_text_set_projection", "compute_ablations",
            "compute_complete_text_set", "compute_segmentations", "compute_heatmaps", "compute_head_truth", "compute_alignment",
@@ -29,7 +29,7 @@ def test_help_teaches_and_answers_without_heavy_imports(name):
 
 
 def parser():
-    p = script.make_parser("doc")
+    p = cli.make_parser("doc")
     p.add_argument("--model", default="a")
     p.add_argument("--batch_size", type=int, default=2)
     p.add_argument("--kind", choices=("x", "y"), default="x")
@@ -39,7 +39,7 @@ def parser():
 def test_a_settings_file_sets_defaults_and_the_command_line_wins(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("model: b\nbatch_size: 7\n")
-    args = script.parse(parser(), ["--config", str(path), "--batch_size", "9"])
+    args = cli.parse(parser(), ["--config", str(path), "--batch_size", "9"])
     assert (args.model, args.batch_size, args.kind) == ("b", 9, "x")
 
 
@@ -50,18 +50,18 @@ def test_a_wrong_settings_file_is_refused(tmp_path, content, message):
     path = tmp_path / "s.yaml"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
-        script.parse(parser(), ["--config", str(path)])
+        cli.parse(parser(), ["--config", str(path)])
 
 
 def test_errors_of_the_command_line_are_one_line():
     with pytest.raises(UserError, match="unrecognized arguments: --modle x; see --help"):
-        script.parse(parser(), ["--modle", "x"])
+        cli.parse(parser(), ["--modle", "x"])
 
 
 def run(main, arguments=(), monkeypatch=None):
     monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
     with pytest.raises(SystemExit) as stop:
-        script.run(main, parser())
+        cli.run(main, parser())
     return stop.value.code
 
 
@@ -84,7 +84,7 @@ def test_exit_codes(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: x.npy: No space left on device; free some space or choose another --output_dir\n"
     assert run(stopped, monkeypatch=monkeypatch) == 130
     with pytest.raises(RuntimeError):  # our own defects keep their traceback
-        script.run(broken, parser())
+        cli.run(broken, parser())
     monkeypatch.setattr(sys, "argv", ["x.py", "--debug"])
     with pytest.raises(UserError):
-        script.run(wrong, parser())
+        cli.run(wrong, parser())

@@ -8,10 +8,13 @@ from test_heatmaps import family_vision, random_maps, vision_of
 from test_walk import SWIN
 from test_walk import images_for as family_images
 
-from utils import models, scenes, segmentation, walk
-from utils.decomposition import by_walk, decompose_tokens, read_tower
-from utils.maps import mapped
-from utils.script import UserError
+from utils.analysis import segmentation
+from utils.analysis.alignment import mapped
+from utils.cli import UserError
+from utils.data import scenes
+from utils.decompose import walk
+from utils.decompose.tower import by_walk, decompose_tokens, read_tower
+from utils.models import names
 
 
 def images_for(model, number=3, seed=1, size=None):
@@ -45,7 +48,7 @@ def test_a_tokens_terms_and_the_maps_equal_their_definition(variant):
 
 
 def test_the_embedded_models_maps_equal_their_definition_in_single_precision():
-    from utils.models import load_clip
+    from utils.models.names import load_clip
 
     model = load_clip("emojiclip", None, torch.device("cpu")).model
     images = images_for(model, 2)
@@ -191,7 +194,7 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
     for i in range(4):
         for part in ("images", "masks"):
             Image.fromarray(np.full((40, 80), 40 * i, np.uint8)).save(oblong_folder / part / f"{i}.png")
-    prepare, _ = segmentation.transform(models.load_vision("emojiclip", None, torch.device("cpu")), read_tower(
+    prepare, _ = segmentation.transform(names.load_vision("emojiclip", None, torch.device("cpu")), read_tower(
         random_clip().visual), 32)
     given = segmentation.MaskFolder(str(oblong_folder)), prepare, 32, "published", 2, 0
     together = list(segmentation.batches(*given))
@@ -249,7 +252,7 @@ def oblong_folder(tmp_path):
 
 
 def one_batch(data_path, mask_resize):
-    from utils.models import load_vision
+    from utils.models.names import load_vision
 
     vision = load_vision("emojiclip", None, torch.device("cpu"))
     data = segmentation.MaskFolder(str(data_path))
@@ -277,7 +280,7 @@ def test_an_aligned_mask_is_cropped_like_its_image_and_a_published_one_squeezed(
 def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timms_transform(oblong_folder, options):
     from timm.data import create_transform
 
-    vision = models.Vision(None, None, False, create_transform((3, 32, 32), is_training=False, mean=(0.3,) * 3, std=(0.2,) * 3,
+    vision = names.Vision(None, None, False, create_transform((3, 32, 32), is_training=False, mean=(0.3,) * 3, std=(0.2,) * 3,
                                                                interpolation="bilinear", **options),
                            "x", "", (32, 32), torch.device("cpu"), None)
     for part in ("images", "masks"):  # white at the left, a quarter from the top
@@ -294,7 +297,7 @@ def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timm
 
 
 def test_sizes_of_a_model_that_takes_its_own_alone():
-    vision = models.Vision(None, None, False, "its own", "x", "", (32, 32), torch.device("cpu"), None)
+    vision = names.Vision(None, None, False, "its own", "x", "", (32, 32), torch.device("cpu"), None)
     assert segmentation.transform(vision, None, None) == segmentation.transform(vision, None, 32) == ("its own", 32)
     with pytest.raises(UserError, match="--image_size 64: the model takes images at its own size alone"):
         segmentation.transform(vision, None, 64)
@@ -336,7 +339,7 @@ def test_an_image_is_turned_upright_before_it_meets_its_mask(oblong_folder):
 
 
 def test_pictures_show_what_they_are_named_for(tmp_path):
-    from utils.models import load_vision
+    from utils.models.names import load_vision
 
     vision = load_vision("emojiclip", None, torch.device("cpu"))
     prepare, _ = segmentation.transform(vision, read_tower(vision.tower), 16)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import datasets
+from utils.data import datasets
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@ import pytest
 from conftest import ROOT
 from literal import with_heads
 
-from utils import ablation, datasets, groups, spurious, terms, zeroshot
-from utils.features import feature_scores
-from utils.script import UserError
+from utils.analysis import ablation, groups, spurious, zeroshot
+from utils.analysis.features import feature_scores
+from utils.cli import UserError
+from utils.data import datasets
+from utils.runs import terms
 
 NAMES = ("a on land", "a on sea", "b on land", "b on sea")
 

@@ -14,7 +14,8 @@ from conftest import ROOT
 from PIL import Image
 from test_textspan import head_terms, pool
 
-from utils import plots, sweeps, textspan
+from utils.analysis import sweeps, textspan
+from utils.plots import charts
 
 NAME = "imagefolder_textspan_sweep_emojiclip"
 EPS = np.finfo(np.float32).eps
@@ -50,7 +51,7 @@ def literal_row(run, classifier, texts, last, number):
 
 @pytest.mark.parametrize("images, last", [(200, 2), (200, 3), (199, 1)])
 def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last, monkeypatch):
-    monkeypatch.setattr("utils.stored.blocks.__defaults__", (33, "images"))  # several blocks, the last one partial
+    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (33, "images"))  # several blocks, the last one partial
     run, classifier, pools = random_run(images)
     without, rows = sweeps.sweep(literal.with_heads(run), classifier, pools, last, [1, 2, 5], 80)
     assert [(row["pool"], row["texts_per_head"]) for row in rows] == [(name, n) for name in pools for n in (1, 2, 5)]
@@ -96,10 +97,10 @@ def two_pools(emoji_run, tmp_path_factory):
     shutil.copytree(emoji_run, folder)
     lines = (folder / "texts" / "pool.txt").read_text().splitlines()
     (folder / "texts" / "few.txt").write_text("\n".join(lines[::7][:30]) + "\n")
-    from utils import script
+    from utils import cli
 
     module = importlib.import_module("compute_text_set_projection")
-    module.main(script.parse(module.get_args_parser(), [
+    module.main(cli.parse(module.get_args_parser(), [
         "--model", "emojiclip", "--device", "cpu", "--data_path", str(folder / "texts" / "few.txt"),
         "--output_dir", str(folder / "out")]))
     return folder
@@ -147,10 +148,10 @@ def test_every_accuracy_is_the_one_that_textspan_reports(run_script, two_pools, 
 
 def test_the_picture_has_a_line_for_each_pool_and_each_reference(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
     rows = [{"pool": name, "texts_per_head": n, "accuracy": a} for name, n, a in (
         ("a", 10, 50.0), ("a", 60, 60.0), ("b", 10, 40.0), ("b", 60, 65.0))]
-    plots.textspan_sweep(rows, {"whole_model": 70.0, "last_layers": 66.0}, "title", tmp_path / "x.png")
+    charts.textspan_sweep(rows, {"whole_model": 70.0, "last_layers": 66.0}, "title", tmp_path / "x.png")
     lines = {line.get_label(): line for line in drawn[0].axes[0].get_lines()}
     assert lines["a"].get_xydata().tolist() == [[10, 50], [60, 60]] and lines["b"].get_xydata().tolist() == [[10, 40], [60, 65]]
     whole = lines["whole model: 70.0%"]

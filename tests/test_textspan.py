@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import ablation, textspan
+from utils.analysis import ablation, textspan
 
 
 def head_terms(images=300, width=24, inner=8, seed=0, dtype=np.float32):
@@ -79,7 +79,7 @@ def test_half_precision_arrays_cut_where_their_rounding_starts():
 def test_moments_do_not_depend_on_the_blocks(monkeypatch):
     x = head_terms(images=700)[:, None]
     whole = textspan.moments(x)
-    monkeypatch.setattr("utils.stored.blocks.__defaults__", (33, "images"))
+    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (33, "images"))
     for a, b in zip(textspan.moments(x), whole):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
     np.testing.assert_allclose(whole[0][0], x[:, 0].astype(np.float64).mean(0), atol=1e-12)

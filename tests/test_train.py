@@ -14,7 +14,10 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import train
-from utils import arrays, language_models, rewards, script
+from utils import cli
+from utils.ex2 import rewards
+from utils.language import loading
+from utils.runs import files
 
 SMALL = ["--dataset_name", "emoji", "--num_concepts", 3, "--num_images_for_reward", 4, "--steps", 4, "--batch_size", 8,
          "--per_device_batch_size", 4, "--num_generations", 2, "--epochs_per_batch", 2, "--save_freq", 2, "--max_new_tokens", 6]
@@ -29,8 +32,8 @@ def options(tiny_lm, tmp_path, monkeypatch):
 def begin(folder, options):
     """Leave a run's settings in its folder, as a run does that was cut off early."""
     folder.mkdir()
-    args = script.parse(train.get_args_parser(), [str(word) for word in options])
-    arrays.write_json(folder / "train.json", {name: value for name, value in vars(args).items() if name not in train.FREE})
+    args = cli.parse(train.get_args_parser(), [str(word) for word in options])
+    files.write_json(folder / "train.json", {name: value for name, value in vars(args).items() if name not in train.FREE})
 
 
 # What the user can mend.
@@ -60,7 +63,7 @@ def test_a_run_can_be_resumed_in_another_place_and_by_another_name(run_script, o
 def test_a_finished_run_says_so_at_once(run_script, refused, options, tmp_path, monkeypatch):
     begin(tmp_path / "run", options)
     (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"")
-    monkeypatch.setattr(language_models, "load_tokenizer", None)
+    monkeypatch.setattr(loading, "load_tokenizer", None)
     code, out, err = run_script("train", *options, "--resume")
     assert (code, out) == (0, f"finished already -> {tmp_path / 'run'}\n"), err
     assert "was begun with another steps" in refused("train", *options, "--resume", "--steps", 5)
@@ -107,7 +110,7 @@ def test_what_needs_a_gpu_is_refused_before_the_long_work(refused, options, tmp_
 # The reward function, as the trainer calls it.
 
 def test_the_reward_function_scores_logs_and_remembers():
-    from utils import alignment, collapse
+    from utils.ex2 import collapse, training
 
     asked, logged, recent = [], {}, []
 
@@ -115,7 +118,7 @@ def test_the_reward_function_scores_logs_and_remembers():
         asked.append((descriptions, concepts))
         return [1.5, None]
 
-    reward = alignment.reward_function(score, ["cat", "dog"], recent)
+    reward = training.reward_function(score, ["cat", "dog"], recent)
     more = {"prompts": [], "completion_ids": [], "log_metric": lambda name, value: logged.update({name: value})}
     queries = ["What is dog?", "What is cat?"]
     assert reward(completions=[" It barks. ", "cat"], query=queries, concept=[1, 0], **more) == [1.5, None]
@@ -135,10 +138,10 @@ def state(step, epochs=2, steps=4, main=True):
 
 def log_steps(folder, first, last, write_csv=True):
     """Log those steps of a run with twelve descriptions a step, one of them not scored."""
-    from utils import alignment
+    from utils.ex2 import training
 
     recent = []
-    log = alignment.Log(folder, recent, 2, write_csv)
+    log = training.Log(folder, recent, 2, write_csv)
     log.on_train_begin(None, state(first - 1), None)
     for step in range(first, last + 1):
         recent.extend({"concept": "ünicorn", "question": "?", "description": f"{step}\u2028{i}", "reward": float(i * 5 % 12)}
@@ -152,12 +155,12 @@ def log_steps(folder, first, last, write_csv=True):
 
 
 def test_every_log_step_is_a_row_and_its_ten_best(tmp_path, capsys):
-    from utils import alignment
+    from utils.ex2 import training
 
     log_steps(tmp_path, 1, 2)
     with (tmp_path / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == alignment.COLUMNS == (
+    assert tuple(rows[0]) == training.COLUMNS == (
         "step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases", "copies",
         "shared_phrase", "unscored")
     assert [(row["step"], row["reward"], row["kl"], row["loss"]) for row in rows] == [
@@ -174,18 +177,18 @@ def test_every_log_step_is_a_row_and_its_ten_best(tmp_path, capsys):
 
 
 def test_the_signs_of_collapse_are_said(tmp_path, capsys):
-    from utils import alignment
+    from utils.ex2 import training
 
-    log = alignment.Log(tmp_path, [], 1, True)
+    log = training.Log(tmp_path, [], 1, True)
     log.on_log(None, state(1, 1), None, {"reward": 1.0, "duplicates": 0.9, "copies": 0.1})
     assert "warning: the reward may be gamed: duplicates 90%; see top_descriptions.jsonl" in capsys.readouterr().err
 
 
 def test_only_the_first_process_writes(tmp_path):
-    from utils import alignment
+    from utils.ex2 import training
 
     recent = [{"reward": 1.0}]
-    log = alignment.Log(tmp_path, recent, 1, True)
+    log = training.Log(tmp_path, recent, 1, True)
     log.on_train_begin(None, state(0, 1, main=False), None)
     log.on_log(None, state(1, 1, main=False), None, {"reward": 1.0})
     assert recent == [] and not list(tmp_path.iterdir())
@@ -233,26 +236,26 @@ def checkpoint(folder, name, content='{"global_step": 4}'):
 
 
 def test_only_complete_checkpoints_count_in_their_order(tmp_path):
-    from utils import alignment
+    from utils.ex2 import training
 
     for name in ("checkpoint-4", "checkpoint-12", "checkpoint-8"):
         checkpoint(tmp_path, name)
     checkpoint(tmp_path, "checkpoint-16", None)
     checkpoint(tmp_path, "checkpoint-20", '{"global_st')
-    found = alignment.complete_checkpoints(tmp_path)
+    found = training.complete_checkpoints(tmp_path)
     assert [path.name for path in found] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in found)
-    assert alignment.complete_checkpoints(tmp_path / "nowhere") == []
+    assert training.complete_checkpoints(tmp_path / "nowhere") == []
 
 
 def test_what_is_no_checkpoint_of_ours_is_left_alone(tmp_path):
-    from utils import alignment
+    from utils.ex2 import training
 
     checkpoint(tmp_path, "checkpoint-best", None)
     checkpoint(tmp_path, "checkpoint-last-good")
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    assert alignment.complete_checkpoints(tmp_path) == []
+    assert training.complete_checkpoints(tmp_path) == []
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -297,7 +300,7 @@ def copied(whole, folder):
     """A copy of a run that takes itself for the run in its place."""
     shutil.copytree(whole, folder)
     settings = json.loads((folder / "train.json").read_text())
-    arrays.write_json(folder / "train.json", {name: str(folder) if name == "output_dir" else settings[name] for name in settings})
+    files.write_json(folder / "train.json", {name: str(folder) if name == "output_dir" else settings[name] for name in settings})
     return folder
 
 
@@ -310,7 +313,7 @@ def whole_run(tiny_lm, tmp_path_factory):
 
 @long
 def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
-    from utils import alignment
+    from utils.ex2 import training
 
     folder, done = whole_run
     assert done.stdout.endswith(f"4 steps -> {folder}\n") and "step     4  reward" in done.stderr
@@ -318,7 +321,7 @@ def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
         "adapter_model.safetensors", "adapter_config.json", "checkpoint-4", "checkpoint-8", "log.csv", "reward_curve.png",
         "top_descriptions.jsonl", "train.json"}
     rows = log_rows(folder)
-    assert tuple(rows[0]) == alignment.COLUMNS and [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert tuple(rows[0]) == training.COLUMNS and [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert all(float(value) == float(value) for row in rows for value in row.values())
     assert float(rows[0]["kl"]) == 0 != float(rows[-1]["kl"])
     best = [json.loads(line) for line in (folder / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n") if line]

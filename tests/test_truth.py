@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from utils import scenes, truth
-from utils.script import UserError
+from utils.analysis import truth
+from utils.cli import UserError
+from utils.data import scenes
 
 
 def literal_share(x, group):
@@ -24,7 +25,7 @@ def literal_share(x, group):
 
 @pytest.mark.parametrize("block", (1, 50, 256))
 def test_shares_equal_the_analysis_of_variance(monkeypatch, block):
-    monkeypatch.setattr("utils.stored.blocks.__defaults__", (block, "images"))
+    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (block, "images"))
     rng = np.random.default_rng(0)
     groups = {"color": rng.integers(3, size=120), "count": rng.integers(40, size=120)}
     terms = rng.normal(size=(120, 2, 5)).astype(np.float32) + 100  # a mean far from 0, as constant parts are
@@ -117,7 +118,8 @@ def small_run(tmp_path_factory):
     """Arrays and texts of the embedded model on 400 scenes of the data set emoji_seg."""
     import importlib
 
-    from utils import datasets, script
+    from utils import cli
+    from utils.data import datasets
 
     folder = tmp_path_factory.mktemp("truth")
     sizes, datasets.SIZES["emoji_seg"] = datasets.SIZES["emoji_seg"], {"test": 400}
@@ -128,9 +130,9 @@ def small_run(tmp_path_factory):
                 ("compute_text_projection", "--dataset", "emoji_seg"),
                 ("compute_text_set_projection", "--data_path", str(ROOT / "text_descriptions" / "emoji_descriptions.txt"))):
             module = importlib.import_module(name)
-            module.main(script.parse(module.get_args_parser(), common + list(arguments)))
+            module.main(cli.parse(module.get_args_parser(), common + list(arguments)))
         module = importlib.import_module("compute_complete_text_set")
-        module.main(script.parse(module.get_args_parser(), [
+        module.main(cli.parse(module.get_args_parser(), [
             "--model", "emojiclip", "--dataset", "emoji_seg", "--input_dir", str(folder), "--output_dir", str(folder),
             "--text_dir", str(ROOT / "text_descriptions"), "--text_descriptions", "emoji_descriptions",
             "--num_of_last_layers", "2", "--texts_per_head", "6"]))
@@ -150,7 +152,7 @@ def test_the_table_equals_the_definition(run_script, small_run, tmp_path):
     assert [(row["layer"], row["head"]) for row in found["heads"]] == [(i, j) for i in (4, 5) for j in range(6)]
     attn = np.load(small_run / "emoji_seg_attn_emojiclip.npy")
     spans = json.loads((small_run / "emoji_seg_completeness_emoji_descriptions_top_6_heads_emojiclip.json").read_text())
-    from utils import datasets
+    from utils.data import datasets
     drawn = datasets.load_images("emoji_seg").scenes
     with (ROOT / "text_descriptions" / "emoji_attributes.csv").open(newline="") as file:
         about = dict(csv.reader(file))
@@ -181,7 +183,7 @@ def test_bad_input_is_one_line(refused, small_run, tmp_path):
 
 
 def test_arrays_of_another_number_of_scenes_are_refused(refused, small_run, tmp_path, monkeypatch):
-    from utils import datasets
+    from utils.data import datasets
     shutil.copytree(small_run, tmp_path / "run")
     monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 401})
     assert "the data set has 401 images, and the arrays hold 400" in refused(

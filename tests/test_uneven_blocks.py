@@ -11,8 +11,10 @@ from test_spurious import literal_effect, literal_feature_score, literal_group_a
 from test_truth import literal_share
 from test_vision import folder_of
 
-from utils import ablation, arrays, datasets, groups, heads, probe, spurious, stored, terms, truth
-from utils.script import UserError
+from utils.analysis import ablation, groups, probe, spurious, truth
+from utils.cli import UserError
+from utils.data import datasets
+from utils.runs import files, heads, stored, terms
 
 HEADS = {1: 2, 2: 3, 4: 1}  # of each block that has some
 EVERY = [(block, head) for block, number in HEADS.items() for head in range(number)]
@@ -36,13 +38,13 @@ def write(folder, split, seed, **more):
     labels, places = np.array(labels), np.array(places)
     noise = np.random.default_rng(seed).normal(size=(len(labels), len(KEYS), D))
     values = MEANS + np.einsum("bcd,cde->bce", noise, MIXES) + 0.4 * (OFFSETS[labels] + OFFSETS[CLASSES + places])
-    name, start = arrays.run_name("emoji_spurious", split), 0
-    with arrays.Writer(arrays.manifest_path(folder, name, "m")) as writer:
+    name, start = files.run_name("emoji_spurious", split), 0
+    with files.Writer(files.manifest_path(folder, name, "m")) as writer:
         for what, listed in NAMES.items():
-            writer.append(arrays.term_path(folder, name, what, "m"), values[:, start:start + len(listed)])
+            writer.append(files.term_path(folder, name, what, "m"), values[:, start:start + len(listed)])
             start += len(listed)
-        writer.append(arrays.term_path(folder, name, "labels", "m"), labels, "int64")
-        arrays.write_json(arrays.term_path(folder, name, "components", "m").with_suffix(".json"), NAMES)
+        writer.append(files.term_path(folder, name, "labels", "m"), labels, "int64")
+        files.write_json(files.term_path(folder, name, "components", "m").with_suffix(".json"), NAMES)
         writer.finish({"model": "m", "pretrained": "tag", "weights_sha256": "aa", "classes": list(datasets.SPURIOUS_CLASSES),
                        "images": len(labels), **more})
 
@@ -53,12 +55,12 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
     for seed, split in enumerate(("test", "val", "train")):
         write(folder, split, seed)
-    with arrays.Writer(arrays.manifest_path(folder, "emoji_spurious", "classifier", "m")) as writer:
-        writer.append(arrays.term_path(folder, "emoji_spurious", "classifier", "m"), CLASSIFIER)
+    with files.Writer(files.manifest_path(folder, "emoji_spurious", "classifier", "m")) as writer:
+        writer.append(files.term_path(folder, "emoji_spurious", "classifier", "m"), CLASSIFIER)
         writer.finish({"weights_sha256": "aa", "pretrained": "tag", "classes": list(datasets.SPURIOUS_CLASSES)})
-    with arrays.Writer(arrays.manifest_path(folder, "pool", "m")) as writer:
-        writer.append(arrays.text_path(folder, "pool", "m"), POOL)
-        writer.finish({"weights_sha256": "aa", "pretrained": "tag", "texts_sha256": arrays.texts_hash(TEXTS)})
+    with files.Writer(files.manifest_path(folder, "pool", "m")) as writer:
+        writer.append(files.text_path(folder, "pool", "m"), POOL)
+        writer.finish({"weights_sha256": "aa", "pretrained": "tag", "texts_sha256": files.texts_hash(TEXTS)})
     (folder / "pool.txt").write_text("\n".join(TEXTS) + "\n")
     with (folder / "about.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "attribute"), *((text, truth.ATTRIBUTES[i % 7]) for i, text in enumerate(TEXTS))])
@@ -87,7 +89,7 @@ def few_images_at_a_time(monkeypatch):
 
 def load(folder, split="test"):
     """All components of a run [b, c, d] in double precision, labels [b], and groups [b]."""
-    name = arrays.run_name("emoji_spurious", split)
+    name = files.run_name("emoji_spurious", split)
     parts = [np.load(folder / f"{name}_{what}_m.npy") for what in NAMES]
     _, labels, places = datasets.embedded_scenes("emoji_spurious", split)
     return np.concatenate(parts, axis=1).astype(np.float64), np.array(labels), np.array(labels) * 2 + np.array(places)
@@ -128,7 +130,7 @@ def read(folder, what):
 
 
 def test_a_run_is_read_with_what_names_its_components(made, own):
-    run, _ = arrays.open_run(made, "emoji_spurious", "m", ("attn", "mlp"))
+    run, _ = files.open_run(made, "emoji_spurious", "m", ("attn", "mlp"))
     values, labels, _ = load(made)
     assert run["attn"].heads == EVERY and run["attn"].layers == [1, 2, 4] and set(run) == {"attn", "mlp", "conv", "labels"}
     assert run["attn"].heads[run["attn"].last(2)] == EVERY[2:] and run["attn"].heads[run["attn"].last(0)] == []
@@ -138,9 +140,9 @@ def test_a_run_is_read_with_what_names_its_components(made, own):
     assert terms.rest(run, slice(0, 9), np.float64).dtype == np.float64
     np.testing.assert_allclose(terms.rest(run, slice(0, 9), arrays=("conv",)), values[:9, 10:].sum(axis=1), rtol=1e-5)
     (own / "emoji_spurious_conv_m.npy").unlink()
-    assert "conv" not in arrays.open_run(own, "emoji_spurious", "m", ("attn",))[0]
+    assert "conv" not in files.open_run(own, "emoji_spurious", "m", ("attn",))[0]
     with pytest.raises(UserError, match="emoji_spurious_conv_m.npy does not exist; make it with: python compute_prs.py"):
-        arrays.open_run(own, "emoji_spurious", "m", ("attn", "mlp"))
+        files.open_run(own, "emoji_spurious", "m", ("attn", "mlp"))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -157,7 +159,7 @@ def test_components_that_are_not_named_are_refused(refused, own, content, messag
 
 def test_arrays_without_a_manifest_are_read_with_their_convolution_blocks(own, capsys):
     (own / "emoji_spurious_m.json").unlink()
-    run, manifest = arrays.open_run(own, "emoji_spurious", "m", ("attn", "mlp"))
+    run, manifest = files.open_run(own, "emoji_spurious", "m", ("attn", "mlp"))
     assert manifest is None and "conv" in run and run["attn"].heads == EVERY
 
 
@@ -193,8 +195,8 @@ def test_ablations(run_script, made, tmp_path):
 @pytest.mark.parametrize("chosen, last, mlps", [((), None, True), (((2, 1), (4, 0)), 2, False), (((1, 1),), None, False),
                                                 (((4, 0),), 1, True)])
 def test_representations(made, monkeypatch, block, chosen, last, mlps):
-    monkeypatch.setattr("utils.stored.blocks.__defaults__", (block, "images"))
-    run, _ = arrays.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
+    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (block, "images"))
+    run, _ = files.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
     values, *_ = load(made, "val")
     gone = list(HEADS)[:len(HEADS) - (3 if last is None else last)]
     expected = ablated(values, lambda kind, block, head: (block in gone or (block, head) in chosen) if kind == "attn"
@@ -282,7 +284,7 @@ def test_heads_are_selected_by_their_effects(run_script, made, tmp_path):
 
 
 def test_heads_are_selected_by_texts(made):
-    run, _ = arrays.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
+    run, _ = files.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
     values, *_ = load(made, "val")
     cue, core = POOL[:3], POOL[3:5]
     scores = {head: [literal_feature_score(values[:, i], values.sum(axis=1), texts) for texts in (cue, core)]
@@ -334,7 +336,7 @@ def test_linear_probe(run_script, made, tmp_path):
 def test_a_probe_of_other_blocks_is_refused(refused, own):
     names = json.loads((own / "emoji_spurious_train_components_m.json").read_text())
     names["attn"][1] |= {"block": 0}
-    arrays.write_json(own / "emoji_spurious_train_components_m.json", names)
+    files.write_json(own / "emoji_spurious_train_components_m.json", names)
     assert "has other layers, heads or width" in refused("compute_linear_probe", *options(own, "--output_dir", own))
 
 
@@ -392,7 +394,7 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
         code, _, err = run_script(name, *more)
         assert code == 0, err
     mapped = ("--model", f"{family}-as-emojiclip", "--dataset", "imagefolder", "--input_dir", out)
-    run, manifest = arrays.open_run(out, "imagefolder", f"{family}-as-emojiclip", ("attn", "mlp"))
+    run, manifest = files.open_run(out, "imagefolder", f"{family}-as-emojiclip", ("attn", "mlp"))
     assert run["attn"].layers == layers and len(run["attn"].heads) == number and ("conv" in run) == (family == "maxvit")
     whole = run["attn"][:].sum(axis=1) + sum(run[what][:].sum(axis=1) for what in ("mlp", "conv") if what in run)
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)

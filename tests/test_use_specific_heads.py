@@ -9,7 +9,11 @@ from conftest import ROOT
 from PIL import Image
 from test_spurious import literal_feature_score, literal_group_accuracies, literal_right
 
-from utils import datasets, heads, models, script, spurious, zeroshot
+from utils import cli
+from utils.analysis import spurious, zeroshot
+from utils.data import datasets
+from utils.models import names as models
+from utils.runs import heads
 
 GROUPS = ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
 TEXTS = ("--select", "texts", "--spurious_texts", ROOT / "text_descriptions" / "spurious_backgrounds_emoji.txt",
@@ -24,7 +28,7 @@ def arrays(tmp_path_factory):
     for name, more in (("compute_prs", ["--batch_size", "16", "--num_workers", "0", "--split", "val"]),
                        ("compute_prs", ["--batch_size", "16", "--num_workers", "0"]), ("compute_text_projection", [])):
         module = importlib.import_module(name)
-        module.main(script.parse(module.get_args_parser(), [*common, *more]))
+        module.main(cli.parse(module.get_args_parser(), [*common, *more]))
     return folder
 
 
@@ -181,7 +185,7 @@ def test_a_data_set_without_groups_has_its_overall_accuracy(run_script, arrays, 
 @pytest.fixture
 def waterbirds(tmp_path):
     """A small download of Waterbirds: 12 images of val with all groups, and 9 of test without landbirds on water."""
-    from utils import scenes
+    from utils.data import scenes
 
     rows = []
     for split, number in (("1", 12), ("2", 12)):

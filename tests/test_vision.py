@@ -7,8 +7,9 @@ import timm
 import torch
 from conftest import random_clip
 
-from utils import datasets, models
-from utils.decomposition import by_walk, check, reader
+from utils.data import datasets
+from utils.decompose.tower import by_walk, check, reader
+from utils.models import names as models
 
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 4}
 FAMILIES = {

@@ -5,8 +5,8 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from utils import models
-from utils.script import UserError
+from utils.cli import UserError
+from utils.models import names
 
 CPU = torch.device("cpu")
 WORDS = ["a", "red", "blue", "dog", "cat", "of", "photo"]
@@ -49,7 +49,7 @@ def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
     import transformers as hf
 
     save_tiny(kind, tmp_path)
-    vlm = models.load_vlm(str(tmp_path), CPU)
+    vlm = names.load_vlm(str(tmp_path), CPU)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
     texts = ["a red dog", "photo of a blue cat", "dog " * 200]  # the last is cut off where the model's context ends
@@ -61,7 +61,7 @@ def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
 
     model, processor = hf.AutoModel.from_pretrained(tmp_path).eval(), hf.AutoProcessor.from_pretrained(tmp_path)
     inputs = processor(images=pictures, text=texts, padding="max_length", truncation=True,
-                       max_length=models.TEXT_LENGTH[kind], return_tensors="pt")
+                       max_length=names.TEXT_LENGTH[kind], return_tensors="pt")
     with torch.inference_mode():
         own = model(**inputs).logits_per_image
     offset = model.logit_bias if kind == "siglip" else 0  # left out of the reward
@@ -70,15 +70,15 @@ def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
 
 
 def test_the_embedded_vlm_and_a_folder_of_open_clip():
-    vlm = models.load_vlm("r-open-clip:emojiclip", CPU)
-    same = models.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
+    vlm = names.load_vlm("r-open-clip:emojiclip", CPU)
+    same = names.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
     assert vlm.logit_scale == 100 and vlm.image_size == 64
     assert torch.equal(vlm.encode_text(["a red dog"]), same.encode_text(["a red dog"]))
     assert vlm.encode_image(torch.zeros(2, 3, 64, 64)).shape == vlm.encode_text(["x", ""]).shape
 
 
 def test_sixteen_bits_are_close():
-    full, half = (models.load_vlm("r-open-clip:emojiclip", CPU, half=half) for half in (False, True))
+    full, half = (names.load_vlm("r-open-clip:emojiclip", CPU, half=half) for half in (False, True))
     texts = ["a red dog", "two blue cats on a yellow ground"]
     assert half.encode_text(texts).dtype == torch.float32
     assert not torch.equal(full.encode_text(texts), half.encode_text(texts))
@@ -93,7 +93,7 @@ def test_sixteen_bits_are_close():
     ("clip", "neither a folder nor a hub name")])
 def test_an_unknown_vlm_is_refused_with_the_closest(name, message):
     with pytest.raises(UserError, match=message):
-        models.load_vlm(name, CPU)
+        names.load_vlm(name, CPU)
 
 
 def test_a_model_without_a_text_side_is_refused(tmp_path):
@@ -102,10 +102,10 @@ def test_a_model_without_a_text_side_is_refused(tmp_path):
     hf.ViTModel(hf.ViTConfig(**VISION)).save_pretrained(tmp_path)
     hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is a vit model; known are clip, align, siglip"):
-        models.load_vlm(str(tmp_path), CPU)
+        names.load_vlm(str(tmp_path), CPU)
 
 
 def test_the_name_of_every_kind_is_split_at_its_first_colon():
-    models.check_vlm_name("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp1b")
-    models.check_vlm_name("r-open-clip:hf-hub:apple/DFN5B-CLIP-ViT-H-14-384")
-    models.check_vlm_name("openai/clip-vit-large-patch14")
+    names.check_vlm_name("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp1b")
+    names.check_vlm_name("r-open-clip:hf-hub:apple/DFN5B-CLIP-ViT-H-14-384")
+    names.check_vlm_name("openai/clip-vit-large-patch14")

@@ -7,9 +7,9 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 from torch.autograd import forward_ad
 
-from utils import decomposition
-from utils.script import UserError
-from utils.walk import decompose
+from utils.cli import UserError
+from utils.decompose import tower as decomposition
+from utils.decompose.walk import decompose
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 4}
 SWIN = {"img_size": 56, "depths": (2, 2, 1), "embed_dim": 24, "num_heads": (2, 2, 4), "window_size": 7}

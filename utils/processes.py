@@ -26,7 +26,7 @@ def start(device: str | None):
     import torch
     from accelerate import PartialState
 
-    from utils.script import UserError, pick_device
+    from utils.cli import UserError, pick_device
 
     # Where there is no GPU, accelerate makes several processes one another's only when it is told so.
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)

@@ -1,0 +1,154 @@
+"""Linear probes: how much of what a representation holds can a linear classifier read, with parts of the model ablated?
+
+The protocol is that of CLIP (arXiv 2103.00020, appendix A.3): logistic regression with an L2 penalty, fitted by L-BFGS,
+its strength chosen on validation images.
+"""
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from utils.analysis import ablation
+from utils.cli import UserError
+from utils.models.names import file_name
+from utils.runs import files
+from utils.runs.terms import Run, layout
+
+EXPONENTS = (-6, 6)  # C is searched from 1e-6 to 1e6, as the published strengths 1 / C
+FIRST_STEP, LAST_STEP = 2, 1 / 8  # in decades
+SWEEP_FITS = 15  # 7 exponents, then two around the best for each of the steps 1, 1/2, 1/4 and 1/8
+HELD_OUT = 0.1  # of every class of train, where there are no arrays of a validation split
+# The loss is a mean over images: at scikit-learn's own tolerance, 1e-4, weak penalties stop far from the optimum.
+TOLERANCE = 1e-6
+ITERATIONS = 1000
+MORE_ITERATIONS = 10_000  # for the final fit, where that was not enough
+
+Labelled = tuple[np.ndarray, np.ndarray]  # features [b, d], labels [b]
+
+
+def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dict[str, Run]:
+    """Runs by what they are for: train, test (the `split` that is reported), and validation where arrays of val are there
+    and val is not what is reported. `model` is as it was given.
+
+    Raises UserError where arrays are missing, or of different models or classes.
+    """
+    def of(part: str | None) -> tuple[Run, dict | None]:
+        return files.open_run(folder, dataset, model, ("attn", "mlp"), part)
+
+    def name(part: str | None) -> str:
+        return files.run_name(dataset, part)
+
+    def path(part: str | None) -> Path:
+        return files.term_path(folder, name(part), "attn", file_name(model))
+
+    if name(split) == name("train"):
+        raise UserError("--split train: the probe is fitted on it; report another, such as --split test")
+    splits = {"test": split, "train": "train"}
+    if name("val") != name(split) and path("val").is_file():
+        splits["validation"] = "val"
+    runs, manifests = {}, {}
+    for part, own in splits.items():
+        runs[part], manifests[part] = of(own)
+        hint = files.command(folder, dataset, model, own)
+        files.same_weights(path(own), manifests[part], manifests["test"], hint)
+        if manifests[part] and manifests["test"] and manifests[part]["classes"] != manifests["test"]["classes"]:
+            raise UserError(f"{path(own)}: has other classes than {name(split)}; make both from one data set, each with its "
+                            "--split")
+        if layout(runs[part]) != layout(runs["test"]) or runs[part]["attn"].heads != runs["test"]["attn"].heads:
+            raise UserError(f"{path(own)}: has other layers, heads or width than {name(split)}; make it again with: {hint}")
+    return runs
+
+
+def rows(layers: int, kept: int) -> list[dict]:
+    """The representations that are probed: their names, and arguments of `features`. Of the attention layers the last `kept`
+    stay where early ones are ablated."""
+    early = f"first {layers - kept} attention layers"
+    return [{"name": "whole representation", "last_layers": None, "mlps": True},
+            {"name": "all MLPs ablated", "last_layers": None, "mlps": False},
+            {"name": f"{early} ablated", "last_layers": kept, "mlps": True},
+            {"name": f"all MLPs and {early} ablated", "last_layers": kept, "mlps": False}]
+
+
+def features(run: Run, means: dict[str, np.ndarray], last_layers: int | None, mlps: bool) -> np.ndarray:
+    """Representations [b, d], float32, with parts replaced by their `means`, as `ablation.representations` takes them."""
+    found = np.empty((len(run["attn"]), run["attn"].shape[-1]), np.float32)
+    for block, values in ablation.representations(run, means, last_layers=last_layers, mlps=mlps):
+        found[block] = values
+    return found
+
+
+def hold_out(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Which images [b] are held out to choose C: a tenth of every class, drawn from the seed; of a class of few images one,
+    of a class of one image none. Raises UserError where none can be."""
+    rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) > 1:
+            held[members[:max(1, round(HELD_OUT * len(members)))]] = True
+    if not held.any():
+        raise UserError("the train split has one image of each class, and none can be held out to choose C; "
+                        "make the arrays of the val split with: python compute_prs.py --split val")
+    return held
+
+
+def fit(x: np.ndarray, labels: np.ndarray, c: float, *limits: int) -> tuple[LogisticRegression, int, bool]:
+    """A probe of features x [b, d], the iterations it took, and whether it converged. Where the first of the `limits` is
+    not enough, it goes on up to the next."""
+    probe, iterations = LogisticRegression(C=c, tol=TOLERANCE, warm_start=True), 0
+    for limit in limits:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            probe.set_params(max_iter=limit - iterations).fit(x, labels)
+        iterations += int(probe.n_iter_.max())
+        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        if converged:
+            break
+    return probe, iterations, converged
+
+
+def search(score: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """The exponent e with the highest score of C = 10^e, of equal ones the lowest, and all scores by exponent.
+
+    As CLIP's: every second exponent of the range, then the two beside the best at half the step, down to LAST_STEP.
+    """
+    scores: dict[float, float] = {}
+    step, candidates = FIRST_STEP, list(np.arange(EXPONENTS[0], EXPONENTS[1] + 1, FIRST_STEP, dtype=float))
+    while True:
+        for exponent in candidates:
+            if EXPONENTS[0] <= exponent <= EXPONENTS[1]:
+                scores[exponent] = score(10 ** exponent)
+        best = max(scores, key=lambda exponent: (scores[exponent], -exponent))
+        step /= 2
+        if step < LAST_STEP:
+            return best, scores
+        candidates = [best - step, best + step]
+
+
+def evaluate(train: Labelled, validation: Labelled | None, test: Labelled, held: np.ndarray | None,
+             progress: Callable[[], object] = lambda: None) -> dict:
+    """Fit a probe and report it.
+
+    C is chosen on `validation`, or, where that is None, on the images of train that are `held` out [b]; then the probe is
+    fitted to all of train. `progress` is called after every fit of the search. Returns accuracies in percent.
+    """
+    x, labels = train
+    fitted = (x, labels) if held is None else (x[~held], labels[~held])
+    judged = validation if held is None else (x[held], labels[held])
+    unconverged = []
+
+    def score(c: float) -> float:
+        model, _, converged = fit(*fitted, c, ITERATIONS)
+        if not converged:
+            unconverged.append(c)
+        progress()
+        return 100 * model.score(*judged)
+
+    best, scores = search(score)
+    model, iterations, converged = fit(x, labels, 10 ** best, ITERATIONS, MORE_ITERATIONS)
+    return {"accuracy": 100 * model.score(*test), "C": 10 ** best, "validation_accuracy": scores[best],
+            "iterations": iterations, "converged": converged,
+            "search": [{"C": 10 ** exponent, "validation_accuracy": scores[exponent]} for exponent in sorted(scores)],
+            "unconverged_C": sorted(unconverged)}

@@ -1,0 +1,477 @@
+"""Zero-shot segmentation: heat maps of the predicted class beside masks (arXiv 2310.05916, section 5).
+
+A map says of every patch how much it speaks for the class that the model predicts. Scaled to an image, and cut at its
+own mean, it is a segmentation; the figures over a data set are those of the published code.
+"""
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
+from torchmetrics.functional.classification import binary_average_precision
+from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
+
+from utils import processes
+from utils.analysis import alignment
+from utils.analysis.heatmaps import shaping
+from utils.cli import UserError, describe
+from utils.data import datasets, scenes
+from utils.data.layouts import SUFFIXES
+from utils.decompose.tower import TokenTerms, Tower, decompose_tokens, find_tower, patch_map, score_tokens
+from utils.models.names import TIMM, Vision, file_name, load_vision, weights_hash
+from utils.runs import files
+
+# Published on ImageNet-Segmentation, by model and weights: pixel accuracy, mean IoU and mean AP in percent. Tables of
+# arXiv 2310.05916 and of the code that goes with it.
+PUBLISHED = {
+    ("ViT-L-14", "laion2b_s32b_b82k"): {
+        "decomposition": (75.21, 54.50, 81.61), "raw_attention": (65.67, 43.83, 76.05), "rollout": (60.63, 40.64, 74.47),
+        "gradcam": (70.27, 44.50, 70.30), "lrp": (52.81, 33.57, 54.37), "partial_lrp": (61.49, 40.71, 72.29),
+        "chefer": (69.21, 47.47, 78.29)},
+    ("ViT-L-14", "openai"): {"decomposition": (76.19, 55.24, 81.37)},
+    ("ViT-B-16", "openai"): {"decomposition": (77.2, 57.7, 82.6), "maskclip": (73.0, 54.8, 83.6)},
+}
+FIGURES = ("pixel_accuracy", "mean_iou", "mean_ap")  # fractions of 1, in the order of PUBLISHED
+FOREGROUND = ("foreground_iou", "foreground_ap")  # of the foreground alone (arXiv 2406.01583)
+DEFINITIONS = {
+    "map": "per patch; decomposition: its terms, summed over layers and heads, times the classifier's column of the predicted "
+           "class (of the true class with --target true) minus the mean of all columns",
+    "heat": "the map, bilinear to image_size, negatives set to 0, scaled to [0, 1] for each image; 0 where the map is constant "
+            "or not finite (images_without_map)",
+    "predicted foreground": "heat above the image's mean heat",
+    "pixel_accuracy": "share of all pixels of all images",
+    "mean_iou": "mean of iou_background and iou_foreground, each from intersections and unions summed over all images "
+                "(0 where a class is neither in the truth nor predicted)",
+    "mean_ap": "mean over images of one average precision over both classes at once: scores (1 - heat, heat) of all pixels, "
+               "truth one-hot; an image without foreground counts like any other",
+    "foreground_iou": "iou_foreground",
+    "foreground_ap": "mean, over the images that have foreground, of the average precision of their pixels' heat for the "
+                     "foreground (0 where no image has any)",
+    "precision, recall": "of the foreground, over the pixels of all images, one row a method; score >= threshold, the score "
+                         "being heat, or thr where heat is less; precision is 1 where nothing is predicted, recall is 1 "
+                         "where there is no foreground",
+}
+THRESHOLDS = np.linspace(0, 1, 1001, dtype=np.float32)  # of the precision and recall curves
+CONSTANT = 1e-6  # a map whose values differ by less than this share of the largest is constant but for rounding
+
+
+class MatFile:
+    """ImageNet-Segmentation, gtsegs_ijcv.mat: a MATLAB v7.3 (HDF5) file.
+
+    `/value/img` [N, 1] refers to uint8 images (channels, width, height), `/value/gt` [N, 1] to a [1, 1] reference to a
+    mask (width, height). Raises UserError for a file that is not so, and for a mask of another size than its image.
+    """
+
+    def __init__(self, data_path: str | None):
+        if data_path is None:
+            raise UserError("--train_dataset imagenet_seg needs --data_path, the file gtsegs_ijcv.mat")
+        if not Path(data_path).is_file():
+            raise UserError(f"--data_path {data_path}: no such file; imagenet_seg is the file gtsegs_ijcv.mat")
+        if not h5py.is_hdf5(data_path):
+            raise UserError(f"--data_path {data_path}: not an HDF5 file; give gtsegs_ijcv.mat as it was downloaded (MATLAB v7.3)")
+        self.path, self.file = data_path, None
+        try:
+            with h5py.File(data_path) as file:
+                images, masks = len(file["value/img"]), len(file["value/gt"])
+                found = [[(array.shape, array.dtype) for array in self._arrays(file, i)] for i in range(min(images, masks))]
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"--data_path {data_path}: does not hold /value/img and /value/gt, columns of references to images "
+                            f"and masks ({describe(error)}); give gtsegs_ijcv.mat, complete, as it was downloaded") from error
+        if images != masks or not images:
+            raise UserError(f"--data_path {data_path}: holds {images} images and {masks} masks; download it again")
+        for i, ((image, kind), (mask, _)) in enumerate(found):
+            if len(image) != 3 or image[0] != 3 or kind != np.uint8:
+                raise UserError(f"{data_path}, image {i}: is {kind} of shape {image} instead of uint8 (3, width, height); "
+                                "download the file again")
+            if mask != image[1:]:
+                raise UserError(_other_size(f"{data_path}, image {i}", image[1:], mask))
+        self.names = [f"{i:05d}" for i in range(images)]
+
+    @staticmethod
+    def _arrays(file: h5py.File, index: int) -> tuple[h5py.Dataset, h5py.Dataset]:
+        return file[file["value/img"][index, 0]], file[file[file["value/gt"][index, 0]][0, 0]]
+
+    def read(self, index: int, image_size: int) -> tuple[Image.Image, Image.Image]:
+        """An image and its mask (0 is background), of their own size."""
+        self.file = self.file or h5py.File(self.path)  # opened here, as worker processes must not share one
+        image, mask = (array[()] for array in self._arrays(self.file, index))
+        return Image.fromarray(image.transpose(2, 1, 0)), Image.fromarray((mask.T > 0).astype(np.uint8))
+
+
+class EmojiScenes:
+    """The embedded scenes of emoji_seg, drawn with their masks at the size that is asked for."""
+
+    def __init__(self, data_path: str | None):
+        if data_path is not None:
+            raise UserError("--train_dataset emoji_seg is drawn, not read; leave --data_path out")
+        self.drawn, self.labels, _ = datasets.embedded_scenes("emoji_seg")
+        self.classes = datasets.load_images("emoji_seg").classes
+        self.names = [f"{i:05d}" for i in range(len(self.drawn))]
+
+    def read(self, index: int, image_size: int) -> tuple[Image.Image, Image.Image]:
+        """An image and its mask (0 is background)."""
+        images, masks = scenes.draw([self.drawn[index]], image_size)
+        return Image.fromarray(images[0].permute(1, 2, 0).numpy()), Image.fromarray(masks[0].numpy())
+
+
+class MaskFolder:
+    """A folder with `images` and `masks`: files of the same name but for the ending. In a mask, 0 (black) is background.
+
+    Raises UserError where a folder or a mask is missing, a file is no image, or a mask has another size than its image.
+    """
+
+    def __init__(self, data_path: str | None):
+        if data_path is None:
+            raise UserError("--train_dataset masks_folder needs --data_path, a folder with the folders images and masks")
+        images, masks = (self._files(Path(data_path, part)) for part in ("images", "masks"))
+        missing = [name for name in images if name not in masks]
+        if missing:
+            raise UserError(f"{Path(data_path, 'masks')}: no mask for {len(missing)} of {len(images)} images, such as "
+                            f"{images[missing[0]].name}; add {missing[0]}.png")
+        self.names, self.files = list(images), [(images[name], masks[name]) for name in images]
+        for image, mask in self.files:
+            if _upright_size(image) != _upright_size(mask):
+                raise UserError(_other_size(str(image), _upright_size(image), _upright_size(mask)))
+
+    @staticmethod
+    def _files(folder: Path) -> dict[str, Path]:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; masks_folder reads the folders images and masks in --data_path")
+        found: dict[str, Path] = {}
+        for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+            if path.stem in found:
+                raise UserError(f"{path}: beside {found[path.stem].name}; keep one file of a name, whatever its ending")
+            found[path.stem] = path
+        if not found:
+            raise UserError(f"{folder}: no images there ({', '.join(SUFFIXES)})")
+        return found
+
+    def read(self, index: int, image_size: int) -> tuple[Image.Image, Image.Image]:
+        """An image and its mask (0 is background), upright, of their own size."""
+        (image, mask) = (ImageOps.exif_transpose(Image.open(path)) for path in self.files[index])
+        values = np.asarray(mask if len(mask.getbands()) == 1 else mask.convert("RGB"))  # a palette's numbers, not its colours
+        return image.convert("RGB"), Image.fromarray((values.reshape(*values.shape[:2], -1) > 0).any(axis=2).astype(np.uint8))
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Width and height as shown; only the head of the file is read."""
+    try:
+        with Image.open(path) as image:
+            # Asking a PNG without it would decode all of the image, as it may stand at the end.
+            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size[::-1] if turned else image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); mend or remove it") from error
+
+
+def _other_size(name: str, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+    sizes = [" x ".join(map(str, size)) for size in (mask, image)]
+    return f"{name}: its mask is {sizes[0]} pixels and the image {sizes[1]}; make the mask anew, at the image's size"
+
+
+READERS = {"imagenet_seg": MatFile, "emoji_seg": EmojiScenes, "masks_folder": MaskFolder}
+
+
+@dataclass
+class Subject:
+    """A model whose maps are compared with masks."""
+    vision: Vision
+    tower: Tower | None                   # what is read of the model; None where the walk takes it apart
+    carry: tuple[Tensor, Tensor] | None   # maps to the space of a CLIP: weight [c, k, d] and bias [d]
+    width: int                            # of the space that its classifier is in
+    name: str                             # in file names
+    run: dict                             # whose texts go with it, as the manifest of a run says
+    about: dict                           # what results say of its maps
+
+
+def load_subject(args, device) -> Subject:
+    """The model of --model, --pretrained and --seed in `args`, with the maps of --maps where they are given.
+
+    Raises UserError for one that cannot be decomposed, for a model of timm without maps, and for maps of another model.
+    """
+    if args.model.startswith(TIMM) and not args.maps:
+        raise UserError(f"--model {args.model} has no text side; give --maps, which compute_alignment.py makes")
+    trained = alignment.load(Path(args.maps), "make them with compute_alignment.py") if args.maps else None
+    vision = load_vision(args.model, args.pretrained, device, args.seed)
+    if trained:
+        alignment.check_model(trained, vision)
+        weight, run = trained.weight.to(device), alignment.text_side(trained.about)
+        return Subject(vision, None, (weight, trained.bias.to(device)), weight.shape[2], f"{vision.name}-as-{run['text_model']}",
+                       run, {"maps": args.maps, "maps_sha256": trained.sha256, **run})
+    tower, run = find_tower(vision), {"weights_sha256": weights_hash(vision), "pretrained": vision.source}
+    with torch.no_grad():
+        width = vision.encode(torch.zeros(1, 3, *vision.image_size, device=device)).shape[1]
+    return Subject(vision, tower, None, width, vision.name, run, {})
+
+
+def check_baselines(subject: Subject, method: str) -> None:
+    """Refuse a method other than the decomposition for a model that has none."""
+    if subject.tower is None:
+        raise UserError(f"--method {method}: this model has --method decomposition alone; the others need a CLIP with an image "
+                        "tower of open_clip's own and class-token pooling, and no --maps")
+
+
+def check_image_size(image_size: int, tower: Tower) -> int:
+    """The side of images in pixels, if patches cover it. Raises UserError with the nearest sizes that do."""
+    step = math.lcm(*tower.patch_size)
+    if image_size < step or image_size % step:
+        below = max(image_size // step, 1) * step
+        raise UserError(f"--image_size {image_size}: the model's patches have {step} pixels, and must cover the image; "
+                        f"nearest are {below} and {below + step}")
+    return image_size
+
+
+def load_classifier(model: str, run: dict, width: int, folder: str, dataset: str, device) -> tuple[Tensor, list[str] | None]:
+    """The classifier [d, classes] of a data set that compute_text_projection.py wrote, and its classes, None without a manifest.
+
+    `run` says whose texts go with the model, as the manifest of a run does. Raises UserError where the classifier is missing,
+    has not the joint space's `width`, or was made with other weights.
+    """
+    path = files.manifest_path(folder, dataset, "classifier", run.get("text_model") or file_name(model))
+    manifest = files.read_manifest(path) if path.is_file() else None  # open_classifier warns where there is none
+    own = manifest and run | {"classes": manifest["classes"]}
+    columns = files.open_classifier(folder, dataset, model, own or run | {"classes": None}, width)
+    return torch.tensor(columns, device=device), manifest and manifest["classes"]
+
+
+def true_classes(data: "MatFile | EmojiScenes | MaskFolder", classes: list[str] | None) -> Tensor:
+    """The true class [images] of every image, among the classifier's. Raises UserError where it is not known."""
+    if not isinstance(data, EmojiScenes):
+        raise UserError("--target true needs the class of every image, which only --train_dataset emoji_seg knows; leave it out")
+    if classes != data.classes:
+        raise UserError("--target true: the classifier has other classes than the images; give --classifier_dataset emoji")
+    return torch.tensor(data.labels)
+
+
+def transform(vision: Vision, tower: Tower | None, image_size: int | None) -> tuple[Compose, int]:
+    """The transform of images, and the side s of what it gives: at `image_size`, by default the model's own, where `tower` is
+    read from the model; by the model's own transform where it is None. Raises UserError for a size that cannot be."""
+    if tower:
+        side = check_image_size(vision.image_size[0] if image_size is None else image_size, tower)
+        return image_transform_v2(PreprocessCfg(**{**vision.tower.preprocess_cfg, "size": side}), is_train=False), side
+    height, width = vision.image_size
+    if height != width:
+        raise UserError(f"the model takes images of {height} x {width} pixels, and figures are taken on squares; choose another")
+    if image_size not in (None, height):
+        raise UserError(f"--image_size {image_size}: the model takes images at its own size alone; leave it out")
+    return vision.preprocess, height
+
+
+class _Prepared:
+    """Images and masks, ready for the model. A pair that cannot be read comes as its error."""
+
+    def __init__(self, data: MatFile | EmojiScenes | MaskFolder, prepare: Compose, image_size: int, mask_resize: str):
+        self.data, self.prepare, self.image_size = data, prepare, image_size
+        if mask_resize == "published":
+            self.prepare_mask = Resize((image_size, image_size), InterpolationMode.NEAREST)
+        else:
+            steps = [copy.copy(step) for step in shaping(prepare)]
+            for step in steps:
+                step.interpolation, step.fill = InterpolationMode.NEAREST, 0
+            self.prepare_mask = Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.data.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | str:
+        try:
+            image, mask = self.data.read(index, self.image_size)
+            return self.prepare(image), torch.from_numpy(np.array(self.prepare_mask(mask))) > 0
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f"image {self.data.names[index]} ({describe(error)})"
+
+
+def _collate(samples: list) -> tuple[Tensor, Tensor] | str:
+    bad = [sample for sample in samples if isinstance(sample, str)]
+    return bad[0] if bad else tuple(map(torch.stack, zip(*samples)))
+
+
+def batches(data: MatFile | EmojiScenes | MaskFolder, prepare: Compose, image_size: int, mask_resize: str, batch_size: int,
+            num_workers: int, numbers: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images [b, 3, s, s] and
+    masks [b, s, s], True in the foreground.
+
+    An image is resized and cropped by `prepare`, its model's `transform`. Masks are resized by nearest neighbour: `published`
+    squeezes the whole mask to a square although the image is cropped, `aligned` crops it like the image.
+    Raises UserError that names the first image that cannot be read.
+    """
+    total = len(data.names)
+    chosen = [range(number * batch_size, min((number + 1) * batch_size, total))
+              for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
+    for batch in DataLoader(_Prepared(data, prepare, image_size, mask_resize), batch_sampler=chosen, num_workers=num_workers,
+                            collate_fn=_collate):
+        if isinstance(batch, str):
+            raise UserError(f"--data_path: cannot read {batch}; mend or remove it")
+        yield batch
+
+
+def _direction(classifier: Tensor, classes: Tensor) -> Tensor:
+    """What the logit of an image's class [b], less the mean over all classes, is a product with: [b, d]."""
+    # A mean of products is the product with the mean: no [b, n, classes] is needed.
+    return classifier[:, classes].T - classifier.mean(dim=1)
+
+
+def decomposition_maps(terms: TokenTerms, classifier: Tensor, classes: Tensor) -> Tensor:
+    """Maps [b, rows, columns]: what each patch contributes to the logit of the image's class [b], the predicted or the true one,
+    less the mean over all classes of `classifier` [d, classes]."""
+    direction = _direction(classifier, classes)
+    return torch.einsum("bnd,bd->bn", terms.attn[:, 1:], direction).unflatten(1, terms.grid)
+
+
+def class_maps(subject: Subject, pixels: Tensor, classifier: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Maps [b, rows, columns] of images by `decomposition_maps`, and the classes [b] that they are of: the predicted ones, or the
+    `truth` [b]."""
+    def classes(representation: Tensor) -> Tensor:
+        return (representation @ classifier).argmax(dim=1) if truth is None else truth
+
+    if subject.tower:
+        terms = decompose_tokens(subject.tower, pixels)
+        found = classes(terms.representation)
+        return decomposition_maps(terms, classifier, found), found
+    scores = score_tokens(subject.vision, pixels, lambda representation: _direction(classifier, classes(representation))[None],
+                          subject.carry)
+    return patch_map(scores, subject.vision.prefix_tokens)[0], classes(scores.representation)
+
+
+def heat_maps(maps: Tensor, image_size: int) -> Tensor:
+    """Maps [b, rows, columns] as heat [b, s, s] in [0, 1]: upsampled, without negatives, each scaled to its own range.
+
+    All 0, which is background, where a map is constant or not finite.
+    """
+    heat = F.interpolate(maps[:, None].float(), (image_size, image_size), mode="bilinear", align_corners=False)[:, 0].clamp(min=0)
+    low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
+    return torch.where(high - low > CONSTANT * high, (heat - low) / (high - low), 0.0)
+
+
+def foreground(heat: Tensor) -> Tensor:
+    """Predicted foreground of heat [b, s, s]: what is above the image's mean."""
+    return heat > heat.mean(dim=(1, 2), keepdim=True)
+
+
+class Scores:
+    """The figures of one method over a data set, fed one batch at a time, by several processes if need be: `gathered`. Memory
+    does not grow with the pixels.
+
+    `thr` is the floor of the scores that enter the precision and recall curve.
+    """
+
+    def __init__(self, thr: float, device: torch.device):
+        # Of themselves, they would wait for the other processes.
+        self.accuracy = BinaryAccuracy(validate_args=False, sync_on_compute=False).to(device)
+        self.iou = MulticlassJaccardIndex(num_classes=2, average="none", validate_args=False, sync_on_compute=False).to(device)
+        self.thr, self.without_map = thr, 0
+        self.average_precisions, self.of_foreground = {}, {}  # of images, by number of the batch, as sums depend on the order
+        self.counts = torch.zeros(2, len(THRESHOLDS), dtype=torch.int64, device=device)  # pixels by truth and score
+        self.grid = torch.from_numpy(THRESHOLDS).to(device)
+
+    def update(self, number: int, heat: Tensor, masks: Tensor) -> None:
+        """Add heat [b, s, s] and masks [b, s, s] of the batch of that number."""
+        predicted = foreground(heat).long().flatten()
+        self.accuracy.update(predicted, masks.long().flatten())
+        self.iou.update(predicted, masks.long().flatten())
+        self.without_map += int((heat == 0).flatten(1).all(dim=1).sum())
+        self.average_precisions[number], self.of_foreground[number] = [], []
+        for scores, mask in zip(heat, masks):
+            both_scores, both_truths = torch.stack([1 - scores, scores]), torch.stack([~mask, mask]).long()
+            self.average_precisions[number].append(binary_average_precision(both_scores, both_truths, validate_args=False).item())
+            if mask.any():
+                self.of_foreground[number].append(binary_average_precision(scores, mask.long(), validate_args=False).item())
+        steps = torch.bucketize(heat.clamp(min=self.thr), self.grid, right=True) - 1  # the last threshold that the score reaches
+        for truth in (0, 1):
+            self.counts[truth] += torch.bincount(steps[masks == truth], minlength=len(self.grid))
+
+    def cpu(self) -> "Scores":
+        """These scores, moved to the CPU."""
+        self.accuracy, self.iou, self.counts, self.grid = (
+            part.cpu() for part in (self.accuracy, self.iou, self.counts, self.grid))
+        return self
+
+    def add(self, other: "Scores") -> None:
+        """Add what other scores were fed, which is other batches."""
+        self.accuracy.merge_state(other.accuracy)
+        self.iou.merge_state(other.iou)
+        self.counts += other.counts
+        self.without_map += other.without_map
+        self.average_precisions |= other.average_precisions
+        self.of_foreground |= other.of_foreground
+
+    def figures(self) -> dict:
+        """What FIGURES and FOREGROUND name, as fractions of 1, with the two IoUs and the number of images without a map."""
+        iou = self.iou.compute().tolist()
+        of_all, of_foreground = ([value for _, values in sorted(found.items()) for value in values]
+                                 for found in (self.average_precisions, self.of_foreground))
+        return {"pixel_accuracy": self.accuracy.compute().item(), "mean_iou": sum(iou) / 2, "iou_background": iou[0],
+                "iou_foreground": iou[1], "mean_ap": float(np.mean(of_all)),
+                "foreground_iou": iou[1], "foreground_ap": float(np.mean(of_foreground or [0])),
+                "images_without_map": self.without_map}
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Precision and recall at each of THRESHOLDS."""
+        false, true = self.counts.flip(1).cumsum(dim=1).flip(1).cpu().numpy()
+        precision = np.divide(true, false + true, out=np.ones(len(true)), where=false + true > 0)
+        return precision, true / true[0] if true[0] else np.ones(len(true))
+
+
+def gathered(scores: Scores, state) -> Scores:
+    """The scores that all processes were fed together, on the CPU; every process has them."""
+    first, *others = processes.gather({state.process_index: scores.cpu()}).values()
+    for other in others:
+        first.add(other)
+    return first
+
+
+def save_pictures(folder: Path, names: list[str], prepare: Compose, pixels: Tensor, masks: Tensor,
+                  heats: dict[str, Tensor]) -> None:
+    """PNGs of images [b, 3, s, s] that `prepare` made: input, mask [b, s, s], and for each method heat [b, s, s], predicted mask
+    and overlay."""
+    from matplotlib import colormaps
+
+    def save(name: str, picture: Image.Image) -> None:
+        partial = folder / f"{name}.png.partial"
+        picture.save(partial, format="png")
+        partial.replace(folder / f"{name}.png")
+
+    normalize = next(step for step in prepare.transforms if isinstance(step, Normalize))
+    mean, std = (torch.as_tensor(values)[:, None, None] for values in (normalize.mean, normalize.std))
+    inputs = ((pixels.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for i, name in enumerate(names):
+        picture = Image.fromarray(inputs[i])
+        save(f"{name}_input", picture)
+        save(f"{name}_mask", Image.fromarray(masks[i].cpu().numpy()))
+        for method, heat in heats.items():
+            colours = Image.fromarray(colormaps["turbo"](heat[i].cpu().numpy(), bytes=True)[..., :3])
+            save(f"{name}_{method}_heat", colours)
+            save(f"{name}_{method}_mask", Image.fromarray(foreground(heat[i:i + 1])[0].cpu().numpy()))
+            save(f"{name}_{method}_overlay", Image.blend(picture, colours, 0.5))
+
+
+def report(figures: dict[str, dict], published: dict[str, tuple]) -> Iterator[str]:
+    """The published result lines of one method, or a table of several, with published figures where there are some."""
+    if len(figures) == 1:
+        (method, found), = figures.items()
+        yield f"Mean IoU over 2 classes: {found['mean_iou']:.4f}"
+        yield f"Pixel-wise Accuracy: {100 * found['pixel_accuracy']:.2f}%"
+        yield f"Mean AP over 2 classes: {found['mean_ap']:.4f}"
+        yield f"Foreground alone: IoU {found['foreground_iou']:.4f}, AP {found['foreground_ap']:.4f}"
+        if method in published:
+            yield "published: accuracy {:.2f}, mIoU {:.2f}, mAP {:.2f}".format(*published[method])
+        return
+    blank = " " * 8 if published else ""
+    yield (f"{'percent':<14}" + "".join(f"{name:>16}{blank}" for name in ("pixel accuracy", "mean IoU", "mean AP"))
+           + "".join(f"{name:>16}" for name in ("foreground IoU", "foreground AP")))
+    for method, found in figures.items():
+        beside = [f" ({value:.2f})" for value in published[method]] if method in published else [blank] * 3
+        yield (f"{method:<14}" + "".join(f"{100 * found[name]:>16.2f}{value}" for name, value in zip(FIGURES, beside))
+               + "".join(f"{100 * found[name]:>16.2f}" for name in FOREGROUND))
+    if published:
+        yield "in brackets: published"

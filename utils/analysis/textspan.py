@@ -1,0 +1,175 @@
+"""TextSpan: the texts that span what an attention head writes (paper section 4, algorithm 1).
+
+Only second moments of a head's terms are needed: the variance of X t over images is t' C t, with C
+the covariance of X. All of it happens in the coordinates of the head's leading singular vectors.
+"""
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.analysis.ablation import mean as mean_over_images
+from utils.analysis.zeroshot import correct
+from utils.runs import terms
+from utils.runs.compact import CompactTerms, MomentTerms
+from utils.runs.heads import Head
+from utils.runs.stored import blocks
+from utils.runs.terms import HeadTerms, Run
+
+RANDOM_HEADS = 100  # against which a head's texts are compared
+EXHAUSTED = 1e-6  # what is left of a text's direction, relative to its length, below which nothing remains to pick
+
+
+@dataclass
+class Span:
+    """A head's texts and what they explain."""
+    picks: list[int]        # indices into the pool, in the order they were picked
+    shares: list[float]     # of the head's variance, explained by each pick beyond those before
+    rank: int               # number of singular directions used
+    variance: float         # of the head's terms over images, summed over the joint space
+    mean: Tensor            # [d]
+    directions: Tensor      # [p, d], orthonormal: the picked directions, each without those before
+    spectrum: Tensor        # [r], descending: the variances along the head's principal directions
+
+    def first(self, number: int) -> "Span":
+        """The span of the first `number` texts: picks are greedy, so that fewer texts are a beginning of more."""
+        return dataclasses.replace(self, picks=self.picks[:number], shares=self.shares[:number],
+                                   directions=self.directions[:number])
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Terms [b, d] with only what the texts span: the mean plus the part along the picked directions."""
+        directions, mean = self.directions.to(x.dtype), self.mean.to(x.dtype)
+        return mean + (x - mean) @ directions.T @ directions
+
+
+def moments(attn: np.ndarray | HeadTerms, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """Mean [c, d] and uncentred second moment [c, d, d] of terms [b, c, d] over images, of these columns alone, in float64.
+
+    The array is read in blocks.
+    """
+    if isinstance(attn, CompactTerms | MomentTerms):
+        return attn.moments(columns)
+    heads, width = attn[:0, columns].shape[1:]
+    total, second = torch.zeros(heads, width, dtype=torch.float64), torch.zeros(heads, width, width, dtype=torch.float64)
+    for block in blocks(len(attn)):
+        x = torch.from_numpy(attn[block, columns].astype(np.float64)).transpose(0, 1)  # [c, b, d]
+        total += x.sum(dim=1)
+        second.baddbmm_(x.transpose(1, 2), x)
+    return total / len(attn), second / len(attn)
+
+
+def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, rank: int, eps: float) -> Span:
+    """Pick the texts of one head.
+
+    mean [d] and second [d, d] are the head's moments, texts [m, d] the pool's embeddings, float64.
+    `rank` caps the singular directions; those whose singular value is at most 16 x `eps` (of the type
+    the terms are stored in) of the largest are rounding noise and dropped. Fewer than
+    `texts_per_head` texts are returned where their directions leave nothing to explain.
+    """
+    values, vectors = torch.linalg.eigh(second)  # ascending; singular values are the roots
+    singular = values.clamp(min=0).sqrt().flip(0)[:rank]
+    kept = int((singular > 16 * eps * singular[0]).sum())
+    basis = vectors.flip(1)[:, :kept]                        # [d, r]
+    pool = texts @ basis                                     # [m, r]
+    centred = second - mean.outer(mean)
+    covariance = basis.T @ centred @ basis                   # [r, r]
+    total = centred.trace().item()
+    spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
+    variances = ((pool @ covariance) * pool).sum(dim=1)      # [m]: t' C t
+    picks: list[int] = []
+    shares: list[float] = []
+    directions = torch.zeros(0, kept, dtype=pool.dtype)
+    while len(picks) < min(texts_per_head, kept):
+        pick = int(variances.argmax())
+        left = pool[pick]
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            left = left - directions.T @ (directions @ left)
+        if total <= 0 or left.norm() <= EXHAUSTED * pool[pick].norm():
+            break
+        q = left / left.norm()
+        image = covariance @ q
+        removed = (q @ image).item()
+        along, across = pool @ q, pool @ image               # the only work that grows with the pool: 2 m r
+        variances += removed * along ** 2 - 2 * along * across
+        covariance = covariance - q.outer(image) - image.outer(q) + removed * q.outer(q)
+        directions = torch.cat([directions, q[None]])
+        picks.append(pick)
+        shares.append(removed / total)
+    return Span(picks, shares, kept, total, mean, directions @ basis.T, spectrum)
+
+
+def span_pools(attn: HeadTerms, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
+               rank: int) -> dict[str, dict[Head, Span]]:
+    """TextSpan of every head of the last layers, from attn [b, c, d], for each pool of embeddings [m, d] by its name.
+
+    Returns for each pool the spans by head (layer, head), in the order of attn. attn is read once for all pools; one layer's
+    moments are in memory at a time.
+    """
+    texts = {name: torch.tensor(pool, dtype=torch.float64) for name, pool in pools.items()}
+    spans: dict[str, dict[Head, Span]] = {name: {} for name in pools}
+    for layer in tqdm(attn.layers[len(attn.layers) - last_layers:], desc="layers", unit="layer"):
+        columns = attn.columns([layer])
+        means, seconds = moments(attn, columns)
+        for name in pools:
+            for head, mean, second in zip(attn.heads[columns], means, seconds):
+                spans[name][head] = text_span(mean, second, texts[name], texts_per_head, rank, np.finfo(attn.dtype).eps)
+    return spans
+
+
+def span_heads(attn: HeadTerms, pool: np.ndarray, last_layers: int, texts_per_head: int, rank: int) -> dict[Head, Span]:
+    """`span_pools` of a single pool [m, d]: spans by head."""
+    return span_pools(attn, {"pool": pool}, last_layers, texts_per_head, rank)["pool"]
+
+
+def accuracy(run: Run, classifier: np.ndarray, spans: dict[Head, Span]) -> float:
+    """Zero-shot accuracy in percent with the spanned heads replaced by their reconstructions.
+
+    All earlier heads are mean-ablated, MLPs and convolution blocks kept. `run` holds attn [b, c, d], mlp and perhaps conv, and
+    labels [b]; `spans` cover all heads of the last layers, in the order of attn.
+    """
+    first = len(run["attn"].heads) - len(spans)
+    earlier = mean_over_images(run["attn"], slice(0, first)).sum(axis=0)  # [d]
+    right = 0
+    for block in blocks(len(run["labels"])):
+        representations = torch.from_numpy(terms.rest(run, block) + earlier)
+        attn = torch.from_numpy(run["attn"][block, first:].astype(np.float32))
+        for own, span in zip(attn.unbind(1), spans.values()):
+            representations += span.reconstruct(own)
+        right += correct(representations.numpy(), classifier, run["labels"][block])
+    return 100 * right / len(run["labels"])
+
+
+def similarity(embeddings: Tensor) -> float:
+    """Mean cosine similarity between different ones of the unit embeddings [p, d]."""
+    number = len(embeddings)
+    return ((embeddings.sum(dim=0).square().sum() - number) / (number * (number - 1))).item()
+
+
+def consistency(pool: np.ndarray, spans: dict[Head, Span], seed: int = 0) -> dict[Head, dict | None]:
+    """How much alike the texts of each head are: whether it has one role.
+
+    `pool` [m, d] holds the texts' unit embeddings. Random sets of texts would not do for a comparison, since TextSpan
+    picks texts that differ. So it is also run on random heads, which write as much as the model's, but in directions
+    drawn at random. Returns for each head `similarity`, the mean cosine between its texts, `random`, the average of that
+    over RANDOM_HEADS random heads with as many texts, and `percentile`, the percentage of those whose texts are less
+    alike. None for a head with fewer than two texts.
+    """
+    texts, generator = torch.tensor(pool, dtype=torch.float64), torch.Generator().manual_seed(seed)
+    spectra, most = [span.spectrum for span in spans.values()], max(len(span.picks) for span in spans.values())
+    drawn = []
+    for trial in tqdm(range(RANDOM_HEADS), desc="random heads", unit="head", delay=3):
+        values = spectra[trial % len(spectra)]
+        basis = torch.linalg.qr(torch.randn(texts.shape[1], len(values), generator=generator, dtype=torch.float64)).Q
+        drawn.append(text_span(basis.new_zeros(len(basis)), basis * values @ basis.T, texts, most, len(values), 0).picks)
+    found = dict.fromkeys(spans)
+    for key, span in spans.items():
+        number = len(span.picks)
+        if number >= 2:
+            own = similarity(texts[span.picks])
+            random = [similarity(texts[picks[:number]]) for picks in drawn if len(picks) >= number]
+            found[key] = {"similarity": own, "random": float(np.mean(random)),
+                          "percentile": 100 * float(np.mean([other < own for other in random]))}
+    return found

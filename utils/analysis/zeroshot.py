@@ -1,0 +1,51 @@
+"""Texts in the joint space: classifiers, text pools, accuracy (paper section 2 and appendix)."""
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.cli import UserError
+from utils.models.names import Clip
+
+
+@torch.inference_mode()
+def classifier(clip: Clip, classes: list[str], templates: list, batch_size: int) -> np.ndarray:
+    """Zero-shot classifier [d, classes], one unit column a class: the mean of its prompts' unit embeddings.
+
+    `templates` are functions from a class name to a prompt; `batch_size` counts prompts.
+    """
+    from open_clip import build_zero_shot_classifier
+
+    columns = build_zero_shot_classifier(clip.model, clip.tokenizer, classes, templates, device=clip.device,
+                                         num_classes_per_batch=max(1, batch_size // len(templates)), use_tqdm=True)
+    return columns.float().cpu().numpy()
+
+
+@torch.inference_mode()
+def embed_texts(clip: Clip, texts: list[str], batch_size: int) -> np.ndarray:
+    """Unit embeddings [m, d] of texts."""
+    from tqdm import tqdm
+
+    parts = [clip.model.encode_text(clip.tokenizer(texts[start:start + batch_size]).to(clip.device), normalize=True)
+             for start in tqdm(range(0, len(texts), batch_size), desc="texts", unit="batch")]
+    return torch.cat(parts).float().cpu().numpy()
+
+
+def read_texts(path: Path) -> list[str]:
+    """A text pool: one description a line. Raises UserError for empty or repeated lines."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; a text pool is a file with one description a line")
+    texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    first: dict[str, int] = {}
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise UserError(f"{path}, line {number}: is empty; remove it")
+        if text in first:
+            raise UserError(f"{path}, line {number}: repeats line {first[text]} ({text!r}); remove one of them")
+        first[text] = number
+    return texts
+
+
+def correct(representations: np.ndarray, classifier_columns: np.ndarray, labels: np.ndarray) -> int:
+    """Number of images [b, d] whose highest logit is their label's."""
+    return int(((representations @ classifier_columns).argmax(axis=1) == labels).sum())

@@ -1,0 +1,256 @@
+"""How the official download of each data set of image files is laid out.
+
+One function per data set, `reader(root, split)`: the image files with their labels, and the class
+names in the order of the labels, underscores as spaces. The files of a list come by class, then by
+name (binary_waterbirds and cub: in the order of their own list). What is missing, or not as in the
+download, raises UserError with the file that was looked for and the archive it comes in.
+"""
+import csv
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from utils.cli import UserError, describe
+
+# torchvision, scipy and open_clip are imported where they are used: names of class folders need none of them.
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision's ImageFolder
+SPLITS = ("train", "val", "test")
+WATERBIRDS_CLASSES = ("landbird", "waterbird")
+
+Files = list[tuple[str, int]]
+
+
+def imagefolder(root: Path, split: str) -> tuple[Files, list[str]]:
+    """Any folder of class folders: root/split where that holds class folders, else root itself.
+
+    The split "" is root itself. A root with class folders in train/, val/ or test/ has those splits only.
+    """
+    inside = _folders(root)
+    # A folder `train` with images alone is a class (of vehicles), not a split.
+    held = [name for name in (*SPLITS, split) if name in inside and _folders(root / name)]
+    if split in held:
+        return _class_folders(root / split)
+    if split:
+        check_split(str(root), split, held or SPLITS)
+    return _class_folders(root)
+
+
+def imagenet(root: Path, split: str) -> tuple[Files, list[str]]:
+    """ImageNet: the 1,000 class folders (n01440764, ...) in train/ and val/, or root itself."""
+    check_split("imagenet", split, ("train", "val"))
+    files, folders = _class_folders(root / split if (root / split).is_dir() else root)
+    if len(folders) != 1000:
+        raise UserError(f"{root}: expected the 1,000 class folders (n01440764, ...) of ImageNet's {split} images "
+                        f"(ILSVRC2012_img_{split}.tar), here or in {split}/, and found {len(folders)}")
+    from open_clip import IMAGENET_CLASSNAMES
+    return files, list(IMAGENET_CLASSNAMES)
+
+
+def binary_waterbirds(root: Path, split: str) -> tuple[Files, list[str]]:
+    """Waterbirds: metadata.csv beside the folders of images."""
+    table, rows = _waterbirds_rows(root, split)
+    files = [(str(table.parent / _listed(row["img_filename"], table)), int(row["y"])) for row in rows]
+    return files, list(WATERBIRDS_CLASSES)
+
+
+def waterbirds_places(root: Path, split: str) -> list[int]:
+    """The background of each image of Waterbirds: 0 land, 1 water."""
+    return [int(row["place"]) for row in _waterbirds_rows(root, split)[1]]
+
+
+def _waterbirds_rows(root: Path, split: str) -> tuple[Path, list[dict]]:
+    splits = {"train": "0", "val": "1", "test": "2"}
+    check_split("binary_waterbirds", split, splits)
+    table = _need(root, ("waterbird_complete95_forest2water2", ""), "metadata.csv", "waterbird_complete95_forest2water2.tar.gz")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"img_filename", "y", "split", "place"} <= set(rows[0]):
+        raise UserError(f"{table}: expected the columns img_filename, place, split, y")
+    return table, [row for row in rows if row["split"] == splits[split]]
+
+
+def cub(root: Path, split: str) -> tuple[Files, list[str]]:
+    """CUB-200-2011: images/ and tables of 'number value' lines."""
+    flags = {"train": 1, "test": 0}
+    check_split("cub", split, flags)
+    paths = [_cub_table(root, name) for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")]
+    images, labels, train = (dict(_lines(path, str, kind)) for path, kind in zip(paths, (str, int, int)))
+    if not images.keys() == labels.keys() == train.keys():
+        raise UserError(f"{paths[0].parent}: {', '.join(path.name for path in paths)} do not list the same images")
+    files = [(str(paths[0].parent / "images" / _listed(name, paths[0])), labels[i] - 1)
+             for i, name in images.items() if train[i] == flags[split]]
+    return _checked(files, cub_classes(root), paths[1])
+
+
+def cub_classes(root: Path) -> list[str]:
+    """Class names of CUB-200-2011."""
+    return [_spaced(name.split(".", 1)[-1]) for _, name in _lines(_cub_table(root, "classes.txt"), str, str)]
+
+
+def fgvc_aircraft(root: Path, split: str) -> tuple[Files, list[str]]:
+    """FGVC Aircraft, classes by variant: images/ and images_variant_SPLIT.txt of '0034309 747-400' lines."""
+    check_split("fgvc_aircraft", split, ("train", "val", "trainval", "test"))
+    archive = "fgvc-aircraft-2013b.tar.gz"
+    variants = _need(root, ("fgvc-aircraft-2013b/data", "data", ""), "variants.txt", archive)
+    data = variants.parent
+    table, images = (_need(data, ("",), name, archive) for name in (f"images_variant_{split}.txt", "images"))
+    classes = [name for name, in _lines(variants, str)]
+    rows = _lines(table, str, str)
+    unknown = sorted({name for _, name in rows} - set(classes))
+    if unknown:
+        raise UserError(f"{table}: {unknown[0]!r} is not among the names of {variants}; unpack {archive} again")
+    files = [(str(images / f"{_listed(i, table)}.jpg"), classes.index(name)) for i, name in rows]
+    return _by_class(files), classes
+
+
+def flowers(root: Path, split: str) -> tuple[Files, list[str]]:
+    """Flowers102: jpg/image_00001.jpg, imagelabels.mat and setid.mat; the names are torchvision's."""
+    variables = {"train": "trnid", "val": "valid", "test": "tstid"}
+    check_split("flowers", split, variables)
+    labels_path, ids_path = (_need(root, ("",), name, name) for name in ("imagelabels.mat", "setid.mat"))
+    images = _need(root, ("",), "jpg", "102flowers.tgz")
+    labels, = _mat(labels_path, "labels")
+    ids, = _mat(ids_path, variables[split])
+    if len(ids) and not 1 <= min(ids) <= max(ids) <= len(labels):
+        raise UserError(f"{ids_path}: lists images that {labels_path} has no labels for; download both again")
+    from torchvision.datasets import Flowers102
+    files = [(str(images / f"image_{i:05d}.jpg"), int(labels[i - 1]) - 1) for i in ids]
+    return _checked(_by_class(files), list(Flowers102.classes), labels_path)
+
+
+def pets(root: Path, split: str) -> tuple[Files, list[str]]:
+    """Oxford-IIIT Pet: images/ and annotations/{trainval,test}.txt of 'Abyssinian_100 1 1 1' lines; train is trainval."""
+    tables = {"train": "trainval.txt", "test": "test.txt"}
+    check_split("pets", split, tables)
+    table = _need(root, ("annotations",), tables[split], "annotations.tar.gz")
+    images = _need(root, ("",), "images", "images.tar.gz")
+    rows = [(_listed(name, table), label) for name, label, *_ in _lines(table, str, int, int, int)]
+    classes = _classes_by_label([(label, name.rsplit("_", 1)[0]) for name, label in rows], table)
+    return _by_class([(str(images / f"{name}.jpg"), label - 1) for name, label in rows]), classes
+
+
+def stanford_cars(root: Path, split: str) -> tuple[Files, list[str]]:
+    """Stanford Cars: cars_train/, cars_test/ and the .mat files of devkit/."""
+    tables = {"train": ("cars_train_annos.mat", "car_devkit.tgz"),
+              "test": ("cars_test_annos_withlabels.mat", "cars_test_annos_withlabels.mat")}
+    check_split("stanford_cars", split, tables)
+    meta = _need(root, ("devkit",), "cars_meta.mat", "car_devkit.tgz")
+    table = _need(root, ("devkit", ""), *tables[split])
+    images = _need(root, ("",), f"cars_{split}", f"cars_{split}.tgz")
+    classes, = _mat(meta, "class_names")
+    rows, = _mat(table, "annotations")
+    if not {"fname", "class"} <= set(rows.dtype.names or ()):
+        raise UserError(f"{table}: expected annotations with fname and class; download it again")
+    files = [(str(images / _listed(row["fname"], table)), int(row["class"]) - 1) for row in rows]
+    return _checked(_by_class(files), [str(name) for name in classes], table)
+
+
+def stanford_dogs(root: Path, split: str) -> tuple[Files, list[str]]:
+    """Stanford Dogs: Images/n02085620-Chihuahua/*.jpg and {train,test}_list.mat."""
+    check_split("stanford_dogs", split, ("train", "test"))
+    table = _need(root, ("", "lists"), f"{split}_list.mat", "lists.tar")
+    images = _need(root, ("",), "Images", "images.tar")
+    rows = [(_listed(name, table), int(label)) for name, label in zip(*_mat(table, "file_list", "labels"))]
+    classes = _classes_by_label([(label, name.split("/")[0].split("-", 1)[-1]) for name, label in rows], table)
+    return _by_class([(str(images / name), label - 1) for name, label in rows]), classes
+
+
+READERS = {"imagenet": imagenet, "imagefolder": imagefolder, "binary_waterbirds": binary_waterbirds, "cub": cub,
+           "fgvc_aircraft": fgvc_aircraft, "flowers": flowers, "pets": pets, "stanford_cars": stanford_cars,
+           "stanford_dogs": stanford_dogs}
+
+
+def check_split(name: str, split: str, splits: Collection[str]) -> None:
+    """Raises UserError, which names the splits there are, for another one."""
+    if split not in splits:
+        raise UserError(f"{name} has no split {split!r}; there are {', '.join(splits)}")
+
+
+def _need(root: Path, folders: tuple[str, ...], name: str, archive: str) -> Path:
+    """The file or folder of that name in the first of the folders that has it."""
+    for folder in folders:
+        if (root / folder / name).exists():
+            return root / folder / name
+    verb = "put" if archive.endswith(".mat") else "unpack"
+    raise UserError(f"{root / folders[0] / name} does not exist; get {archive} from the data set's official page and {verb} it "
+                    f"so that this path is there, or give the folder that has it")
+
+
+def _listed(name: str, source) -> str:
+    """A name of a list as it is; one that leads out of the data set's folder is refused."""
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == "..":
+        raise UserError(f"{source}: {name!r} leads out of the data set's folder; get the data set from its official page")
+    return name
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _by_class(files: Files) -> Files:
+    return sorted(files, key=lambda file: (file[1], file[0]))
+
+
+def _checked(files: Files, classes: list[str], source: Path) -> tuple[Files, list[str]]:
+    """Files and classes, once every label has its class."""
+    for path, label in files:
+        if not 0 <= label < len(classes):
+            raise UserError(f"{source}: {Path(path).name} is of class {label + 1} of {len(classes)}; download it again")
+    return files, classes
+
+
+def _classes_by_label(pairs: list[tuple[int, str]], source: Path) -> list[str]:
+    """Class names from the (label, name) of every image; labels count from 1."""
+    known = sorted(set(pairs))
+    if not known or [label for label, _ in known] != list(range(1, len(known) + 1)):
+        raise UserError(f"{source}: expected class numbers 1, 2, 3, ..., each with one name; download it again")
+    return [_spaced(name) for _, name in known]
+
+
+def _lines(path: Path, *kinds: type) -> list[tuple]:
+    """The lines of a list, their first columns as these types; the last one takes the rest of the line."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        parts = line.strip().split(maxsplit=len(kinds) - 1)
+        try:
+            if parts:
+                rows.append(tuple(kind(part) for kind, part in zip(kinds, parts, strict=True)))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not as in the official download; unpack it again") from error
+    return rows
+
+
+def _mat(path: Path, *names: str) -> list:
+    """Variables of a MATLAB file as arrays of one axis."""
+    import numpy as np
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path, squeeze_me=True)
+        return [np.atleast_1d(content[name]) for name in names]
+    except Exception as error:  # damage shows itself in many ways, and each ends the run
+        raise UserError(f"{path}: expected a MATLAB file with {' and '.join(names)} ({describe(error)}); "
+                        "download it again") from error
+
+
+def _cub_table(root: Path, name: str) -> Path:
+    return _need(root, ("CUB_200_2011", ""), name, "CUB_200_2011.tgz")
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
+
+
+def _class_folders(root: Path) -> tuple[Files, list[str]]:
+    """As torchvision's ImageFolder: sorted folders, each with its image files at any depth."""
+    folders = _folders(root)
+    files = [(os.path.join(place, name), label) for label, folder in enumerate(folders)
+             for place, _, names in sorted(os.walk(root / folder, followlinks=True))
+             for name in sorted(names) if name.lower().endswith(SUFFIXES)]
+    filled = {label for _, label in files}
+    empty = [folder for label, folder in enumerate(folders) if label not in filled]
+    if empty or not folders:
+        which = f"; {empty[0]} has none" if empty else ""
+        raise UserError(f"{root}: expected folders, one a class, with images in each{which}")
+    return files, [_spaced(name) for name in folders]

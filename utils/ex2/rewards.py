@@ -1,0 +1,71 @@
+"""The reward of a description: how close a VLM finds it to the images of its concept (EX2, section 3)."""
+import numpy as np
+import torch
+
+from utils.cli import UserError
+from utils.data import datasets
+from utils.models.names import Vlm, file_name
+from utils.runs import files
+
+TEXT_BATCH = 256  # descriptions a pass of the text encoder
+
+
+def image_means(vlm: Vlm, images: datasets.Images, batch_size: int = 64, num_workers: int | None = None) -> np.ndarray:
+    """Mean unit embedding [concepts, d] of each concept's images, float32; labels number the concepts.
+
+    It is all that the reward needs of the images: the mean of cosines is the cosine's sum taken with the
+    mean of unit embeddings. Raises UserError for an embedding that is not finite.
+    """
+    from tqdm import tqdm
+
+    images.draw_at(vlm.image_size)
+    sums, counts = None, np.zeros(len(images.classes), dtype=int)
+    with tqdm(total=len(images.samples), desc="images of the concepts", unit="image", delay=1) as progress:
+        for pixels, labels, _ in datasets.batches(images, vlm.preprocess, batch_size, datasets.worker_count(num_workers)):
+            embeddings = vlm.encode_image(pixels).cpu().double().numpy()
+            finite = np.isfinite(embeddings).all(axis=1)
+            if not finite.all():
+                concept = images.classes[labels[~finite][0]]
+                raise UserError(f"{vlm.name} gives an embedding that is not finite for an image of {concept!r}; "
+                                "try --vlm_16bit False")
+            sums = np.zeros((len(counts), embeddings.shape[1])) if sums is None else sums
+            np.add.at(sums, labels, embeddings)
+            np.add.at(counts, labels, 1)
+            progress.update(len(labels))
+    return (sums / counts[:, None]).astype(np.float32)
+
+
+def kept_image_means(folder: str, dataset: str, vlm: Vlm, images: datasets.Images, description: dict) -> np.ndarray:
+    """`image_means`, computed once and kept in `folder` with a manifest that says what it was computed from."""
+    name = file_name(vlm.name)
+    path = files.term_path(folder, dataset, "image_means", name)
+    manifest = files.manifest_path(folder, dataset, "image_means", name)
+    drawn_from = images.paths or [str(scene) for scene in images.scenes]
+    description = {"vlm_name": vlm.name, "dataset": dataset, "concepts": images.classes, "images": len(images.samples),
+                   "images_sha256": files.texts_hash(drawn_from), **description}
+    if manifest.is_file() and description.items() <= files.read_manifest(manifest).items():
+        return np.load(path)
+    means = image_means(vlm, images)
+    with files.Writer(manifest) as writer:
+        writer.append(path, means)
+        writer.finish(description)
+    return means
+
+
+def score(vlm: Vlm, means: np.ndarray, descriptions: list[str], concepts: list[int]) -> list[float | None]:
+    """Rewards of descriptions of the concepts with these numbers (rows of `means` [concepts, d]).
+
+    The mean over the concept's images of the cosine between image and description, times the VLM's
+    logit scale. A description without a word says nothing: its reward is 0, as for a text at right
+    angles to all images. None where the VLM's embedding is not finite (16 bits can overflow).
+    """
+    rewards: list[float | None] = [0.0] * len(descriptions)
+    worded = [i for i, description in enumerate(descriptions) if description.strip()]
+    columns = torch.from_numpy(means)
+    for start in range(0, len(worded), TEXT_BATCH):
+        batch = worded[start:start + TEXT_BATCH]
+        embeddings = vlm.encode_text([descriptions[i].strip() for i in batch]).cpu()
+        cosines = (embeddings * columns[[concepts[i] for i in batch]]).sum(dim=1)
+        for i, cosine in zip(batch, cosines.tolist()):
+            rewards[i] = cosine * vlm.logit_scale if np.isfinite(cosine) else None
+    return rewards

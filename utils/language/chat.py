@@ -1,0 +1,195 @@
+"""How a server with a chat model is asked: requests, retries, the budget, and what ends a run (EX2)."""
+import asyncio
+import difflib
+import email.utils
+import functools
+import math
+import os
+import random
+import re
+import sys
+import time
+from collections.abc import Callable
+
+import openai
+from tqdm import tqdm
+
+from utils.cli import UserError
+from utils.language.answers import QUESTIONS, Record, messages, missing, read_answer, response_format
+
+OPENAI_URL = "https://api.openai.com/v1"
+BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds: before the first retry, doubled at each; at most
+SILENT = 10  # questions in a row that bring no text at all, after which the server is taken for dead
+HOPELESS = {401: "set OPENAI_API_KEY to a key of this server", 403: "use a key that may ask this model",
+            404: "check --model and --base_url, which usually ends with /v1"}
+
+
+def check_numbers(args) -> None:
+    """Raises UserError for a number among inspect.py's options that makes no sense."""
+    for name, least in (("concurrency", 1), ("max_tokens", 1), ("max_requests", 1), ("max_retries", 0), ("timeout", 0.001)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+
+
+def api_key(base_url: str | None) -> str:
+    """The key, from OPENAI_API_KEY. Raises UserError where OpenAI's own server would be asked without one."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key and not base_url:
+        raise UserError("there is no key: set OPENAI_API_KEY, or name another server with --base_url")
+    if not key.isascii() or not key.isprintable():
+        raise UserError("OPENAI_API_KEY holds characters that no key has; set it again")
+    return key or "EMPTY"
+
+
+class BudgetSpent(Exception):
+    """No further request may be sent."""
+
+
+class Inspector:
+    """One model behind one server. Sends requests, repeats what failed, and counts. `args` are inspect.py's."""
+
+    def __init__(self, args, key: str):
+        self.client = openai.AsyncOpenAI(api_key=key, base_url=args.base_url or OPENAI_URL, timeout=args.timeout, max_retries=0)
+        self.model, self.max_retries, self.max_requests = args.model, args.max_retries, args.max_requests
+        self.sampling = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
+        self.timeout = args.timeout
+        self.sent = 0  # requests so far
+        self.structured = True  # until the server refuses schemas
+        self.not_before = 0.0  # monotonic time until which the server wants to be left alone
+        self.silent = 0  # questions in a row that brought no text
+
+    async def check(self) -> None:
+        """Raises UserError where the server cannot be reached, refuses the key, or lacks the model."""
+        try:
+            offered = [model.id for model in (await self.client.models.list()).data]
+        except openai.APIConnectionError as error:
+            raise UserError(f"{self.client.base_url} cannot be reached ({self._reason(error)}); start the server, or check "
+                            f"--base_url, which looks like http://localhost:8000/v1") from error
+        except openai.APIStatusError as error:
+            if error.status_code == 401 or error.status_code >= 500:
+                raise UserError(f"{self.client.base_url} does not answer ({self._reason(error)}); "
+                                f"{HOPELESS.get(error.status_code, 'try again later')}") from error
+            return  # not every server lists its models, and not every key may see the list
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError):
+            return
+        if offered and self.model not in offered:
+            closest = ", ".join(difflib.get_close_matches(self.model, offered, n=3, cutoff=0))
+            raise UserError(f"{self.client.base_url} has no model {self.model}; give --model one that it has, such as {closest}")
+
+    async def ask(self, chat: list[dict], form: dict, read: Callable[[str], dict | None]) -> dict:
+        """Ask until `read` makes something of the answer. Returns raw, parsed, status, attempts and error, as in a record.
+
+        Raises UserError where no question can be answered, BudgetSpent where the budget ends first.
+        """
+        raw, error, pause = [], None, 0.0
+        for attempt in range(1, self.max_retries + 2):
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_BACKOFF, BACKOFF * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+            try:
+                text = await self._send(chat, form)
+            except openai.APIStatusError as fault:
+                error = self._reason(fault)
+                if fault.status_code in HOPELESS:
+                    raise UserError(f"the server refuses ({error}); {HOPELESS[fault.status_code]}") from fault
+                if fault.code == "insufficient_quota":
+                    raise UserError(f"the account has no credit left ({error}); run again when it has") from fault
+                if fault.status_code < 500 and fault.status_code not in (408, 409, 429):
+                    break  # the same request would be refused again
+                self._leave_alone(fault.response.headers.get("retry-after", ""))
+            except (openai.APIConnectionError, TimeoutError) as fault:
+                error = self._reason(fault)
+            except (openai.APIResponseValidationError, ValueError):
+                error = "the response is not JSON"
+            else:
+                self.silent = 0
+                raw.append(text)
+                parsed = read(text)
+                if parsed is not None:
+                    return {"raw": raw, "parsed": parsed, "status": "answered", "attempts": attempt, "error": None}
+                error = "the text does not answer the question" if text.strip() else "the answer is empty"
+                pause = 0.0  # the server is well, there is nothing to wait for
+        self.silent += not raw
+        if self.silent >= SILENT:
+            raise UserError(f"{SILENT} questions in a row brought no answer ({error}); see to the server and run again, "
+                            f"which asks only what is missing")
+        return {"raw": raw, "parsed": None, "status": "unanswered", "attempts": attempt, "error": error}
+
+    async def _send(self, chat: list[dict], form: dict) -> str:
+        """One request. Returns the text of the answer, empty where there is none."""
+        while (wait := self.not_before - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+        if self.sent == self.max_requests:
+            raise BudgetSpent
+        self.sent += 1
+        structured = self.structured
+        try:
+            async with asyncio.timeout(self.timeout):  # for the whole answer; the client's own is for each piece of it
+                completion = await self.client.chat.completions.create(
+                    model=self.model, messages=chat, **self.sampling, **({"response_format": form} if structured else {}))
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as fault:
+            if not structured or not re.search("response_format|schema|grammar", str(fault), re.IGNORECASE):
+                raise
+            if self.structured:
+                tqdm.write("note: the server takes no JSON schema; asking for plain text from here on", file=sys.stderr)
+            self.structured = False
+            return await self._send(chat, form)
+        try:
+            text = completion.choices[0].message.content
+        except (AttributeError, IndexError, TypeError):  # the client does not check what a server sends
+            text = None
+        return text if isinstance(text, str) else ""
+
+    def _leave_alone(self, retry_after: str) -> None:
+        """Heed a Retry-After, in seconds or as a date (RFC 9110, 10.2.3), with all requests."""
+        try:
+            seconds = float(retry_after)
+        except ValueError:
+            date = email.utils.parsedate_tz(retry_after)
+            seconds = email.utils.mktime_tz(date) - time.time() if date else 0.0
+        if math.isfinite(seconds):
+            if seconds > 60:
+                tqdm.write(f"note: the server asks to be left alone for {seconds:.0f} s", file=sys.stderr)
+            self.not_before = max(self.not_before, time.monotonic() + seconds)
+
+    def _reason(self, error: Exception) -> str:
+        """An error in a few words, without the key, which a server may repeat."""
+        if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+            return f"no answer within {self.timeout:g} s"
+        if isinstance(error, openai.APIConnectionError) and error.__cause__:
+            error = error.__cause__
+        return " ".join((str(error) or type(error).__name__).split()).replace(self.client.api_key, "***")[:300]
+
+
+async def ask_all(args, key: str, sheet: dict, descriptions: list[dict], record: Record) -> int:
+    """Ask all that the record lacks. `args` are inspect.py's. Returns the number of requests sent.
+
+    Raises UserError where the server cannot answer at all; what was answered until then is in the record.
+    """
+    inspector = Inspector(args, key)
+    tasks = missing(descriptions, record.answers)
+    waiting = iter(tasks)
+    total = len(descriptions) * len(QUESTIONS)
+
+    async def work(progress: tqdm) -> None:
+        for index, question in waiting:
+            chat = messages(sheet, question, descriptions[index])
+            read = functools.partial(read_answer, question=question, sheet=sheet)
+            try:
+                answer = await inspector.ask(chat, response_format(sheet, question), read)
+            except BudgetSpent:
+                return
+            record.append(index, question, descriptions[index], answer)
+            progress.update()
+
+    async with inspector.client:
+        if tasks:
+            await inspector.check()
+        with tqdm(total=total, initial=total - len(tasks), desc="questions", unit="question") as progress:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(args.concurrency):
+                        group.create_task(work(progress))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+    return inspector.sent

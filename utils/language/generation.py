@@ -1,0 +1,127 @@
+"""Descriptions from a language model, by one of three engines with the same sampling: temperature 1,
+nothing cut off the distribution (top_p 1, no top_k), a seed for every description.
+
+Each is a generator function: from prompts (token ids) and seeds, in chunks, to descriptions.
+"""
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor
+
+from utils.cli import UserError, describe
+from utils.language import loading
+
+CPU_CONTEXT = 512  # tokens of a prompt and its description that vLLM reserves memory for on a CPU
+IN_FLIGHT = 16     # requests to a server
+
+
+def pick_backend(wanted: str) -> str:
+    """The backend of `--backend auto`: vllm where it can run, which is far faster, else hf."""
+    installed = importlib.util.find_spec("vllm") is not None
+    runs = installed and (torch.cuda.is_available() or cpu_build())
+    if wanted == "vllm" and not runs:
+        raise UserError("--backend vllm cannot run here: " + (
+            "vLLM's CUDA build needs a GPU; bash scripts/setup_vllm_cpu.sh makes .venv-vllm with its CPU build, to be run as "
+            ".venv-vllm/bin/python inference.py" if installed else "vLLM is not installed") + "; or take --backend hf")
+    return wanted if wanted != "auto" else "vllm" if runs else "hf"
+
+
+def cpu_build() -> bool:
+    """Whether the vLLM that is installed is the one built for CPUs."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise to logits, each row's from its own seed. The highest of the noisy logits is a sample
+    at temperature 1 (the Gumbel-max trick), which does not depend on the rest of the batch."""
+
+    def __init__(self, seeds: list[int], device):
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids, scores):
+        noise = torch.stack([torch.empty(scores.shape[1], device=scores.device).exponential_(generator=generator)
+                             for generator in self.generators])
+        return scores.float() - noise.log()
+
+
+def with_transformers(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
+                      batch_size: int, device) -> Iterator[list[str]]:
+    """Generate with transformers, `batch_size` descriptions at a time."""
+    model = loading.load_with_adapter(base, adapter, torch.bfloat16).to(device)
+    tokenizer = loading.load_tokenizer(base)
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    # In place of the model's own settings, which may bring penalties or cut the distribution.
+    model.generation_config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends),
+                                               pad_token_id=tokenizer.pad_token_id)
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer.pad({"input_ids": prompts[start:start + batch_size]}, return_tensors="pt").to(device)
+        with torch.inference_mode():
+            tokens = model.generate(**batch, logits_processor=[GumbelNoise(seeds[start:start + batch_size], device)])
+        yield [text.strip() for text in tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+
+
+def with_vllm(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
+              batch_size: int) -> Iterator[list[str]]:
+    """Generate with vLLM's engine in this process (and those it spawns), the adapter merged."""
+    options = {}
+    if cpu_build():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+        options = {"enforce_eager": True, "max_model_len": CPU_CONTEXT}
+    from vllm import LLM, SamplingParams
+
+    with loading.merged_folder(base, adapter, torch.bfloat16) as folder:
+        engine = LLM(model=folder, dtype="bfloat16", trust_remote_code=False, **options)
+        for start in range(0, len(prompts), batch_size):
+            answers = engine.generate(
+                [{"prompt_token_ids": ids} for ids in prompts[start:start + batch_size]],
+                [SamplingParams(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=max_new_tokens, seed=seed)
+                 for seed in seeds[start:start + batch_size]], use_tqdm=False)
+            yield [answer.outputs[0].text.strip() for answer in answers]
+
+
+def served_model(base_url: str) -> str:
+    """The first model that an OpenAI-compatible server has. Raises UserError where there is no server."""
+    import openai
+
+    try:
+        models = openai.OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=2,
+                               timeout=20).models.list().data
+    except (openai.OpenAIError, AttributeError, ValueError) as error:  # the client does not check what a server sends
+        raise UserError(f"--base_url {base_url}: no OpenAI-compatible server answers there ({describe(error)}); start one, "
+                        "for example: vllm serve FOLDER --generation-config vllm") from error
+    if not models:
+        raise UserError(f"--base_url {base_url}: the server there has no model")
+    return models[0].id
+
+
+def with_server(base_url: str, model: str, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
+                batch_size: int) -> Iterator[list[str]]:
+    """Generate with an OpenAI-compatible server's completions, IN_FLIGHT requests at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import openai
+
+    client = openai.OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=5)
+
+    def complete(prompt: list[int], seed: int) -> str:
+        # top_k is not of the protocol, but servers take it, and some would else apply the model's own default.
+        answer = client.completions.create(model=model, prompt=prompt, seed=seed, temperature=1.0, top_p=1.0,
+                                           max_tokens=max_new_tokens, extra_body={"top_k": -1})
+        return answer.choices[0].text.strip()
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for start in range(0, len(prompts), batch_size):
+            chunk = slice(start, start + batch_size)
+            try:
+                yield list(pool.map(complete, prompts[chunk], seeds[chunk]))
+            except openai.OpenAIError as error:
+                raise UserError(f"--base_url {base_url}: {describe(error)}; what is done is kept, run the same command again "
+                                "to go on") from error

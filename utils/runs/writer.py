@@ -1,0 +1,259 @@
+"""Arrays that several processes write batch by batch, and that survive a killed run.
+
+While a run goes on, its arrays have other names, that end in `.partial`; beside them lie, for the manifest M.json:
+
+    M@run.partial               what the run is made from
+    M@lock.partial              locked by the process that leads the run, for as long as it lives
+    M@journal.{mark}.partial    of each process: a line of JSON for each batch that is on the disk
+    M@{array}.npy.partial
+
+A batch has its place in every array from the start, so that it does not matter who writes it, or when. The journal is
+behind the arrays, never before them: what it lists is there, whatever happens next.
+"""
+import contextlib
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.runs import files
+
+EVERY = 1  # second from one time that what is written is forced to the disk, and listed in the journal, to the next
+BLOCK = 1 << 24  # bytes that are copied at a time
+
+
+class Rows:
+    """The arrays of a run while they are written; used with `with`.
+
+    `manifest` is the manifest's path, `identity` what the run is made from, `images` their number, in batches of
+    `batch_size`; `state` is that of utils/processes.py. With `resume` a run that was cut off goes on, and one that is
+    complete is `complete`; without, everything begins anew. `left` are the batches that are not there yet, by number.
+
+    Raises UserError where another process writes the same run, and where `resume` finds one that is made from something else.
+    """
+
+    def __init__(self, manifest: Path, identity: dict, images: int, batch_size: int, state, resume: bool):
+        self.manifest, self.images, self.batch_size, self.state = manifest, images, batch_size, state
+        self.identity = json.loads(json.dumps(identity))  # as it is read again
+        self.begun = self._beside("run")
+        self.files: dict[str, int] = {}
+        self.layout: dict[str, dict] = {}  # of each array: shape of a row, type, bytes of the header
+        self.waiting: list[dict] = []      # batches that are written, and not yet in the journal
+        self.told = False                  # whether the journal has the layout
+        self.journal, self.lock, self.synced = None, None, time.monotonic()
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        if state.is_main_process:
+            self._take_lock()
+        goes_on = resume and self.begun.exists()
+        self.complete = resume and not goes_on and self._is_complete()
+        if goes_on:
+            self._check(self.begun, json.loads(self.begun.read_text(encoding="utf-8")))
+        elif state.is_main_process and not self.complete:
+            self._remove_partials()
+            files.write_json(self.begun, self.identity)
+        state.wait_for_everyone()
+        done = self._done()
+        self.left = [] if self.complete else [number for number in range(-(-images // batch_size)) if number not in done]
+        if done and state.is_main_process:
+            print(f"resuming at image {sum(map(self._size, done))} of {images}", file=sys.stderr)
+        state.wait_for_everyone()  # nobody writes before all have read
+
+    def __enter__(self) -> "Rows":
+        return self
+
+    def __exit__(self, *_) -> None:
+        with contextlib.suppress(OSError):  # a full disk refuses once more
+            self.sync()
+        for file in self.files.values():
+            os.close(file)
+        if self.journal:
+            self.journal.close()
+        if self.lock:
+            if not self._done():  # nothing to go on with
+                self._remove_partials()
+            Path(self.lock.name).unlink(missing_ok=True)
+            self.lock.close()
+
+    def _take_lock(self) -> None:
+        """A lock of this process alone: children that outlive it, killed, do not hold it."""
+        lock = self._beside("lock").open("w")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise UserError(f"{self.manifest.parent}: another run is writing {self.manifest.stem} there; wait for it, or choose "
+                            "another --output_dir") from error
+        self.lock = lock
+
+    def _check(self, path: Path, found: dict) -> None:
+        """Refuse to go on with a run that is made from something else."""
+        for name, wanted in self.identity.items():
+            if found.get(name) != wanted:
+                was, is_now = (value if len(str(value)) < 80 else "something else" for value in (found.get(name), wanted))
+                raise UserError(f"{path}: --resume goes on with the same options and data alone, but {name} was {was} and is "
+                                f"{is_now}; give the same, or leave --resume out to begin anew")
+
+    def _is_complete(self) -> bool:
+        """Whether the run is there, with all its arrays."""
+        if not self.manifest.is_file():
+            return False
+        found = files.read_manifest(self.manifest)
+        if "identity" not in found:
+            raise UserError(f"{self.manifest}: does not say what it was made from; leave --resume out to begin anew")
+        self._check(self.manifest, found["identity"])
+        return all((self.manifest.parent / entry["file"]).is_file() for entry in found["arrays"])
+
+    def _done(self) -> dict[int, dict]:
+        """What the journals say of the batches that are on the disk, by number. A line that was cut off does not count."""
+        found = {}
+        for path in self._all("journal.*"):
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+                entry = json.loads(line)
+                self.layout |= entry["layout"]
+                found[entry["batch"]] = entry
+        return found
+
+    def _beside(self, what: str) -> Path:
+        """A file of this run alone; no model's or data set's name has an @."""
+        return self.manifest.with_name(f"{self.manifest.stem}@{what}.partial")
+
+    def _all(self, pattern: str) -> list[Path]:
+        return sorted(self.manifest.parent.glob(self._beside(pattern).name))
+
+    def _remove_partials(self) -> None:
+        for path in [self.begun, *self._all("journal.*"), *self._all("*.npy")]:
+            path.unlink(missing_ok=True)
+
+    def _size(self, number: int) -> int:
+        """Images in a batch."""
+        return min(self.batch_size, self.images - number * self.batch_size)
+
+    def _header(self, name: str, rows: int) -> bytes:
+        """The beginning of a .npy file; numpy pads it so that its length does not depend on the number of rows."""
+        buffer, layout = io.BytesIO(), self.layout[name]
+        np.lib.format.write_array_header_1_0(buffer, {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(layout["dtype"])), "fortran_order": False,
+            "shape": (rows, *layout["shape"])})
+        return buffer.getvalue()
+
+    def write(self, number: int, rows: int, values: dict[Path, tuple[np.ndarray, str]], skipped: list[tuple[int, str]]) -> None:
+        """Write a batch: how many images it has, for each array their rows [b, ...] and the type to store them in, and the
+        indices and errors of images that were left out."""
+        for path, (batch, dtype) in values.items():
+            batch, name = np.ascontiguousarray(batch, dtype), path.name
+            if name not in self.files:
+                self.layout[name] = {"shape": list(batch.shape[1:]), "dtype": batch.dtype.name}
+                self.files[name] = os.open(self._beside(name), os.O_RDWR | os.O_CREAT, 0o644)
+            data, place = memoryview(batch).cast("B"), self._place(name, number * self.batch_size)
+            while data:
+                written = os.pwrite(self.files[name], data, place)
+                data, place = data[written:], place + written
+        layout = {} if self.told else {name: self.layout[name] for name in self.files}
+        self.told = bool(self.files)
+        self.waiting.append({"batch": number, "rows": rows, "skipped": skipped, "layout": layout})
+        if time.monotonic() - self.synced > EVERY:
+            self.sync()
+
+    def _place(self, name: str, row: int) -> int:
+        """Where in a file a row begins, in bytes."""
+        layout = self.layout[name]
+        return len(self._header(name, 0)) + row * int(np.prod(layout["shape"])) * np.dtype(layout["dtype"]).itemsize
+
+    def sync(self) -> None:
+        """Force what is written to the disk, and list it in the journal."""
+        self.synced = time.monotonic()
+        if not self.waiting:
+            return
+        for file in self.files.values():
+            os.fsync(file)
+        if self.journal is None:
+            mark = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+            self.journal = self._beside(f"journal.{mark}").open("a", encoding="utf-8")
+        self.journal.write("".join(json.dumps(entry) + "\n" for entry in self.waiting))
+        self.journal.flush()
+        os.fsync(self.journal.fileno())
+        self.waiting = []
+
+    def finish(self, description: dict, whole: dict[Path, np.ndarray]) -> tuple[int, list]:
+        """Give every array its final name, and write the manifest last, when all processes have written their batches.
+
+        `whole` are arrays without images, which are written here. Returns the number of images, and of those left out the
+        indices and errors. Raises UserError where none is left.
+        """
+        self.sync()
+        self.state.wait_for_everyone()
+        done = self._done()
+        if len(done) < -(-self.images // self.batch_size):
+            raise UserError(f"{self.manifest.parent}: another process ended before its batches were done; go on with --resume")
+        entries = [done[number] for number in range(-(-self.images // self.batch_size))]
+        count, skipped = sum(entry["rows"] for entry in entries), [tuple(pair) for entry in entries for pair in entry["skipped"]]
+        if not count:
+            raise UserError(f"none of the {self.images} images can be read; the first is {skipped[0][1]}")
+        if self.state.is_main_process:
+            self._publish(entries, count, whole, {
+                **description, "images": count, "skipped_images": [error for _, error in skipped],
+                "skipped_indices": [index for index, _ in skipped], "identity": self.identity,
+                "versions": {name: importlib.metadata.version(name) for name in files.PACKAGES}})
+        self.state.wait_for_everyone()
+        return count, skipped
+
+    def _publish(self, entries: list[dict], count: int, whole: dict[Path, np.ndarray], description: dict) -> None:
+        ready = {}
+        for path, values in whole.items():
+            ready[path] = self._beside(path.name)
+            with ready[path].open("wb") as file:
+                np.save(file, values)
+        for name in self.layout:
+            partial, final = self._beside(name), self.manifest.with_name(name)
+            if not partial.exists():  # a run that was cut off here had renamed it
+                continue
+            ready[final] = partial if count == self.images else self._packed(name, partial, entries)
+            with ready[final].open("r+b") as file:
+                file.write(self._header(name, count))
+                os.fsync(file.fileno())
+        described = [{"file": name, "shape": [count, *layout["shape"]], "dtype": layout["dtype"]}
+                     for name, layout in self.layout.items()]
+        described += [{"file": path.name, "shape": list(values.shape), "dtype": values.dtype.name}
+                      for path, values in whole.items()]
+        manifest = self._beside("manifest")
+        try:
+            files.write_json(manifest, {**description, "arrays": described})  # a full disk shows before any renaming
+            self.manifest.unlink(missing_ok=True)  # from here on it would describe arrays that are being replaced
+            for final, partial in ready.items():
+                os.replace(partial, final)
+            os.replace(manifest, self.manifest)
+        finally:
+            manifest.unlink(missing_ok=True)
+        self._remove_partials()
+
+    def _packed(self, name: str, partial: Path, entries: list[dict]) -> Path:
+        """A copy of an array without the gaps that images left out leave at the end of their batches."""
+        packed = self._beside(f"packed.{name}")
+        with partial.open("rb") as source, packed.open("wb") as copy:
+            copy.seek(self._place(name, 0))
+            for entry in entries:
+                first = entry["batch"] * self.batch_size
+                source.seek(self._place(name, first))
+                left = self._place(name, first + entry["rows"]) - source.tell()
+                while left:
+                    data = source.read(min(left, BLOCK))
+                    copy.write(data)
+                    left -= len(data)
+        return packed
+
+    def check_room(self) -> None:
+        """Refuse, once the first batch has shown how large the arrays are, to fill a disk that is too small."""
+        needed = sum(self._place(name, self.images) - os.stat(file).st_blocks * 512 for name, file in self.files.items())
+        free = shutil.disk_usage(self.manifest.parent).free
+        if needed > free:
+            raise UserError(f"{self.manifest.parent}: the arrays need {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are "
+                            "free; free some space, choose another --output_dir, or store less with --save_dtype float16")
