@@ -79,13 +79,14 @@ def main(args) -> None:
     from utils.analysis import segmentation
     from utils.cli import check_positive
     from utils.data import datasets
+    from utils.data.masks import READERS
     from utils.models import names
     from utils.runs import files
 
     check_positive(args, "batch_size")
     if not 0 <= args.thr <= 1:
         raise UserError(f"--thr is {args.thr}; it must be from 0 to 1")
-    data = segmentation.READERS[args.train_dataset](args.data_path)
+    data = READERS[args.train_dataset](args.data_path)
     state = processes.start(args.device)
     device = state.device
     subject = segmentation.load_subject(args, device)

@@ -313,9 +313,10 @@ def test_wrong_options_are_refused(refused, options, mask_folder, more, reason):
 
 def test_the_names_offered_are_those_that_can_be_read():
     from utils.analysis import segmentation
+    from utils.data.masks import READERS
 
     script = load_script("compute_segmentations")
-    assert set(script.DATASETS) == set(segmentation.READERS)
+    assert set(script.DATASETS) == set(READERS)
     for figures in segmentation.PUBLISHED.values():
         assert set(figures) <= set(script.METHODS)
 

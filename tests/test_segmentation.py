@@ -12,6 +12,7 @@ from utils.analysis import segmentation
 from utils.analysis.alignment import mapped
 from utils.cli import UserError
 from utils.data import scenes
+from utils.data.masks import EmojiScenes, MaskFolder
 from utils.decompose import walk
 from utils.decompose.tower import by_walk, decompose_tokens, read_tower
 from utils.models import names
@@ -196,7 +197,7 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
             Image.fromarray(np.full((40, 80), 40 * i, np.uint8)).save(oblong_folder / part / f"{i}.png")
     prepare, _ = segmentation.transform(names.load_vision("emojiclip", None, torch.device("cpu")), read_tower(
         random_clip().visual), 32)
-    given = segmentation.MaskFolder(str(oblong_folder)), prepare, 32, "published", 2, 0
+    given = MaskFolder(str(oblong_folder)), prepare, 32, "published", 2, 0
     together = list(segmentation.batches(*given))
     assert [len(masks) for _, masks in together] == [2, 2, 1] and len({float(pixels.mean()) for pixels, _ in together}) == 3
     for numbers in ([2], [0, 2], [1], []):
@@ -255,7 +256,7 @@ def one_batch(data_path, mask_resize):
     from utils.models.names import load_vision
 
     vision = load_vision("emojiclip", None, torch.device("cpu"))
-    data = segmentation.MaskFolder(str(data_path))
+    data = MaskFolder(str(data_path))
     prepare, _ = segmentation.transform(vision, read_tower(vision.tower), 32)
     (pixels, masks), = segmentation.batches(data, prepare, 32, mask_resize, 4, 0)
     assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
@@ -288,7 +289,7 @@ def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timm
         picture[10:, :35] = 255
         Image.fromarray(picture).save(oblong_folder / part / "half.png")
     prepare, side = segmentation.transform(vision, None, None)
-    (pixels, masks), = segmentation.batches(segmentation.MaskFolder(str(oblong_folder)), prepare, side, "aligned", 4, 0)
+    (pixels, masks), = segmentation.batches(MaskFolder(str(oblong_folder)), prepare, side, "aligned", 4, 0)
     white = pixels[0, 0] * 0.2 + 0.3 > 0.5
     if options.get("crop_mode") == "border":  # the border is grey, and no foreground
         white[:8], white[24:] = False, False
@@ -307,7 +308,7 @@ def test_sizes_of_a_model_that_takes_its_own_alone():
 
 
 def test_true_classes_are_those_of_the_scenes():
-    data = segmentation.EmojiScenes(None)
+    data = EmojiScenes(None)
     truth = segmentation.true_classes(data, data.classes)
     assert [data.classes[label] for label in truth] == [scenes.concepts()[scene.object]["name"] for scene in data.drawn]
     for classes in (None, data.classes[1:]):
