@@ -10,13 +10,13 @@ layers 1 to k ablated, for every k (paper section 3.2, figure 2).
 
 Writes to --figures_dir (or else --input_dir): {dataset}_ablations_{model}.json and .png.
 """
-from utils.cli import make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
     parser.add_argument("--figures_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
     return parser
 
@@ -45,12 +45,10 @@ def main(args) -> None:
         print(f"+ Convolution blocks ablation: {found['conv_ablated']}")
     print(f"Attention ablations: {found['attention_ablated']}")
 
-    folder = Path(args.figures_dir or args.input_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}_ablations_{model}.json"
-    files.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
+    path = Path(args.figures_dir or args.input_dir) / f"{name}_ablations_{model}.json"
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
     charts.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

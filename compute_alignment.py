@@ -21,54 +21,46 @@ Heat maps and segmentation load the model itself, and take --maps; queries by pi
 length; it has no cls_attn, which sums heads whose maps differ. Here, --maps FILE applies maps that are there already, also to
 another --dataset.
 """
-from utils.cli import UserError, check_positive, make_parser, run
+from utils import cli
 from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--model", default="timm:vit_base_patch14_dinov2.lvd142m", metavar="NAME",
-                        help="whose components are mapped, as given to compute_prs.py (default: %(default)s)")
+                        help="whose components are mapped, as given to compute_prs.py")
     parser.add_argument("--clip", default="emojiclip", metavar="NAME",
-                        help="to whose space, as its --model was given to compute_prs.py (default: %(default)s)")
-    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
-                        help="as given to compute_prs.py (default: %(default)s)")
+                        help="to whose space, as its --model was given to compute_prs.py")
+    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME", help="as given to compute_prs.py")
     parser.add_argument("--split", default="train", metavar="NAME",
-                        help="split that the maps are trained on; '' for all of an imagefolder (default: %(default)s)")
+                        help="split that the maps are trained on; '' for all of an imagefolder")
     parser.add_argument("--apply", nargs="+", metavar="SPLIT",
                         help="splits whose components are mapped (default: test, val of imagenet, all of an imagefolder, "
                              "where its arrays are there)")
     parser.add_argument("--maps", metavar="FILE", help="apply these maps, and train none (default: train)")
-    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the arrays are (default: %(default)s)")
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where maps and mapped arrays go (default: %(default)s)")
+    cli.add_input_dir(parser)
+    cli.add_output_dir(parser, "maps and mapped arrays go")
     parser.add_argument("--start", default="ridge", choices=("ridge", "random"),
-                        help="maps to begin with: the ridge solution of the whole representation for every component, which "
-                             "reaches a higher cosine, or random ones, which end closer to orthogonal (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=2, help="passes over the images (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-4, help="Adam's learning rate (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="images a step (default: %(default)s)")
-    parser.add_argument("--penalty_weight", type=float, default=1.0, help="of the penalty (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of the held-out images, their order, and a random start (default: %(default)s)")
-    parser.add_argument("--device", help="torch device, such as cuda:0 or cpu (default: the best there is)")
+                        help="maps to begin with: the ridge solution of the whole representation for every component, "
+                             "which reaches a higher cosine, or random ones, which end closer to orthogonal")
+    parser.add_argument("--epochs", type=cli.POSITIVE, default=2, help="passes over the images")
+    parser.add_argument("--lr", type=cli.RATE, default=3e-4, help="Adam's learning rate")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=32, help="images a step")
+    parser.add_argument("--penalty_weight", type=cli.WEIGHT, default=1.0, help="of the penalty")
+    parser.add_argument("--seed", type=cli.SEED, default=0,
+                        help="of the held-out images, their order, and a random start")
+    cli.add_device(parser)
     return parser
 
 
 def main(args) -> None:
-    check_positive(args, "epochs", "batch_size")
-    if not args.lr > 0 or not args.penalty_weight >= 0:
-        raise UserError(f"--lr is {args.lr} and --penalty_weight {args.penalty_weight}; they must be above 0, and at least 0")
-
     from pathlib import Path
 
     from utils.analysis import alignment
-    from utils.cli import pick_device
     from utils.models import names as models
     from utils.runs import files
 
-    device, model, clip = pick_device(args.device), models.file_name(args.model), models.file_name(args.clip)
+    device, model, clip = cli.pick_device(args.device), models.file_name(args.model), models.file_name(args.clip)
 
     def there(name: str, split: str | None) -> bool:
         return files.manifest_path(args.input_dir, files.run_name(args.dataset, split), name).is_file()
@@ -98,7 +90,7 @@ def main(args) -> None:
                  "split": args.split, "images": manifest["images"], "best": best, "options": chosen}
         path = Path(args.output_dir) / f"{files.run_name(args.dataset, args.split)}_maps_{model}_to_{clip}.safetensors"
         alignment.save(path, weight, bias, about)
-        files.write_json(path.with_suffix(".json"), {**about, "history": history})
+        cli.save_result(path.with_suffix(".json"), {**about, "history": history})
         print(f"-> {path}")
 
     trained = alignment.load(path)
@@ -113,4 +105,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

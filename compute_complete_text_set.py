@@ -13,23 +13,21 @@ Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads
 report, and .json, with each text's share of its head's variance, and each head's consistency: how much alike its
 texts are, against those of heads that write in random directions. Of a run made with --moments_only there is no accuracy.
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the report goes (default: %(default)s)")
-    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER",
-                        help="where the text pool is (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
+    cli.add_output_dir(parser, "the report goes")
+    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER", help="where the text pool is")
     parser.add_argument("--text_descriptions", default="image_descriptions_general", metavar="POOL",
-                        help="the pool's file name without .txt (default: %(default)s)")
-    parser.add_argument("--num_of_last_layers", type=int, default=8, help="layers whose heads are named (default: %(default)s)")
-    parser.add_argument("--texts_per_head", type=int, default=10, help="texts picked for each head (default: %(default)s)")
-    parser.add_argument("--w_ov_rank", type=int, default=80,
-                        help="singular directions of a head at most; rounding noise is dropped (default: %(default)s)")
+                        help="the pool's file name without .txt")
+    parser.add_argument("--num_of_last_layers", type=cli.POSITIVE, default=8, help="layers whose heads are named")
+    parser.add_argument("--texts_per_head", type=cli.POSITIVE, default=10, help="texts picked for each head")
+    parser.add_argument("--w_ov_rank", type=cli.POSITIVE, default=80,
+                        help="singular directions of a head at most; rounding noise is dropped")
     parser.add_argument("--device", help="taken for compatibility; runs on the CPU, in double precision")
     return parser
 
@@ -49,9 +47,9 @@ def main(args) -> None:
     attn, width = terms["attn"], terms["attn"].shape[-1]
     classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width) if images else None
     pool = files.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
-    for name, most in (("num_of_last_layers", len(attn.layers)), ("texts_per_head", len(texts)), ("w_ov_rank", max(width, 80))):
-        if not 1 <= getattr(args, name) <= most:
-            raise UserError(f"--{name} is {getattr(args, name)}; choose from 1 to {most}")
+    cli.check_range("--num_of_last_layers", args.num_of_last_layers, len(attn.layers))
+    cli.check_range("--texts_per_head", args.texts_per_head, len(texts))
+    cli.check_range("--w_ov_rank", args.w_ov_rank, max(width, 80))
 
     spans = textspan.span_heads(attn, pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
     accuracy = textspan.accuracy(terms, classifier, spans) if images else None
@@ -65,9 +63,8 @@ def main(args) -> None:
     lines += [rule, f"Current accuracy: {accuracy}", f"Number of texts: {distinct}"]
     path = files.spans_path(args.output_dir, files.run_name(args.dataset, args.split), args.text_descriptions,
                              args.texts_per_head, model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, "\n".join(lines) + "\n")
-    files.write_json(path.with_suffix(".json"), {
+    cli.write_text(path, "\n".join(lines) + "\n")
+    cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "dataset": args.dataset, "images": len(attn), "pool": args.text_descriptions,
         "texts_per_head": args.texts_per_head, "num_of_last_layers": args.num_of_last_layers, "w_ov_rank": args.w_ov_rank,
         "accuracy": accuracy, "number_of_texts": distinct,
@@ -81,4 +78,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -12,23 +12,20 @@ classifier: it is fitted to the whole representations of the train split (--spli
 Prints the accuracy after each step, in percent. Writes to --output_dir: {dataset}_component_ablation_{model}.json for each
 model, and {dataset}_component_ablation.png with all of them; with --probe, {dataset}_component_ablation_probe...
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import NAMES, add_split_option
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--model", nargs="+", default=["ViT-H-14"], metavar="NAME",
                         help="one or several, as given to compute_prs.py (default: ViT-H-14)")
-    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
-                        help="as given to compute_prs.py (default: %(default)s)")
-    add_split_option(parser)
-    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the arrays are (default: %(default)s)")
+    cli.add_run_options(parser, NAMES, model=None)
     parser.add_argument("--probe", action="store_true", help="classify by linear probes (default: zero-shot)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of the probe's held-out images, where there is no val split (default: %(default)s)")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    parser.add_argument("--seed", type=cli.SEED, default=0,
+                        help="of the probe's held-out images, where there is no val split")
+    cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
     return parser
 
 
@@ -42,7 +39,7 @@ def main(args) -> None:
     from utils.plots import charts
     from utils.runs import files, terms
 
-    given = args.model.split() if isinstance(args.model, str) else args.model  # text in a settings file
+    given = " ".join(args.model).split()  # a settings file may name them in a line
     name, runs, heads, splits = files.run_name(args.dataset, args.split), {}, {}, {}
     for model in dict.fromkeys(given):
         found, manifest, _ = runs[model] = files.open_terms(args.input_dir, args.dataset, model, args.split)
@@ -58,7 +55,6 @@ def main(args) -> None:
         heads[model] = cumulative.fit_head(parts, args.seed)
 
     folder = Path(args.output_dir or args.input_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     stem, curves = f"{name}_component_ablation" + ("_probe" if args.probe else ""), {}
     for given_as, (found, _, names) in runs.items():
         model = models.file_name(given_as)
@@ -73,7 +69,7 @@ def main(args) -> None:
         for entry in curves[model]:
             print(f"  {entry['ablated']:<10}{entry['accuracy']:6.1f}")
         path = folder / f"{stem}_{model}.json"
-        files.write_json(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(found["labels"]),
+        cli.save_result(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(found["labels"]),
                                  "probe": fitted, "number_of_components": int(counts[-1]), "steps": curves[model]})
         print(f"-> {path}")
     charts.cumulative_ablation(curves, "accuracy of a linear probe (%)" if args.probe else "zero-shot accuracy (%)", name,
@@ -82,4 +78,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -22,36 +22,30 @@ with the best worst group, and the mean of all).
 
 Writes to --output_dir: {dataset}_component_repair_{classifier}_{model}.json and .png.
 """
-from utils.cli import UserError, check_positive, make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.data.datasets import NAMES
 
 COLUMNS = {"baseline": "before", "ablated": "ablated", "random_best": "best random", "random_mean": "mean random"}
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
     parser.add_argument("--data_path", metavar="FOLDER",
                         help="where the images of binary_waterbirds are, for their places (default: none)")
     parser.add_argument("--classifier", default="texts", choices=("texts", "probe"),
-                        help="zero-shot, or a linear head fitted on the train split (default: %(default)s)")
-    parser.add_argument("--components", type=int, default=10, metavar="K", help="to ablate (default: %(default)s)")
-    parser.add_argument("--select_split", default="val", metavar="NAME",
-                        help="split that the components are chosen on (default: %(default)s)")
-    parser.add_argument("--spurious_texts", default="text_descriptions/spurious_backgrounds_waterbirds.txt", metavar="FILE.txt",
-                        help="of the cue, a text a line (default: %(default)s)")
+                        help="zero-shot, or a linear head fitted on the train split")
+    parser.add_argument("--components", type=cli.POSITIVE, default=10, metavar="K", help="to ablate")
+    parser.add_argument("--select_split", default="val", metavar="NAME", help="split that the components are chosen on")
+    parser.add_argument("--spurious_texts", default="text_descriptions/spurious_backgrounds_waterbirds.txt",
+                        metavar="FILE.txt", help="of the cue, a text a line")
     parser.add_argument("--core_texts", default="text_descriptions/core_birds_waterbirds.txt", metavar="FILE.txt",
-                        help="of what should count, a text a line (default: %(default)s)")
-    parser.add_argument("--source_model", metavar="NAME",
-                        help="with --classifier probe: the model whose components were mapped, as given to "
-                        "compute_prs.py (default: what stands before -as- in --model)")
-    parser.add_argument("--random_trials", type=int, default=10, metavar="N",
-                        help="times that as many components are drawn at random (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of random components, held-out images, and random weights (default: %(default)s)")
-    parser.add_argument("--pretrained", metavar="TAG", help="weights, as given to compute_prs.py; not for mapped models")
-    parser.add_argument("--device", help="torch device of the text encoder (default: the best there is)")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+                        help="of what should count, a text a line")
+    cli.add_source_model(parser, "with --classifier probe")
+    parser.add_argument("--random_trials", type=cli.POSITIVE, default=10, metavar="N",
+                        help="times that as many components are drawn at random")
+    cli.add_reload_options(parser, "of the text encoder: ", "of random components, held-out images, and random weights")
+    cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
     return parser
 
 
@@ -60,7 +54,6 @@ def main(args) -> None:
 
     from utils.analysis import repair
 
-    check_positive(args, "components", "random_trials")
     repair.check_options(args)
 
     import numpy as np
@@ -74,8 +67,7 @@ def main(args) -> None:
     found = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
     ablated, manifest, names = found
     components, width = terms.components(ablated, names), ablated["mlp"].shape[-1]
-    if args.components > len(components):
-        raise UserError(f"--components is {args.components}; the model has {len(components)}")
+    cli.check_range("--components", args.components, len(components))
     selection = repair.open_selection(args, manifest, components)
     space = args.model
     if args.classifier == "probe" and "-as-" in args.model:
@@ -106,9 +98,8 @@ def main(args) -> None:
     print(groups.table(figures, sizes, COLUMNS))
     model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
     path = Path(args.output_dir or args.input_dir) / f"{name}_component_repair_{args.classifier}_{model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     options = ("classifier", "select_split", "spurious_texts", "core_texts", "random_trials", "seed")
-    files.write_json(path, {
+    cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or "test", "images": len(ablated["labels"]),
         "ablated_in_the_space_of": space, "means": "the split that is reported", "linear_head": fitted,
         "images_of_groups": sizes, "components": [labels[place] for place in chosen],
@@ -122,4 +113,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -16,23 +16,22 @@ correlation is noise. Constant components are left out, and counted.
 
 Writes to --output_dir: {dataset}_component_scores_{model}.json, with every score, and .png.
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import EMBEDDED, add_run_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import EMBEDDED, NAMES
 
 BEST = 5  # components that are printed
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
     parser.add_argument("--features", default="configs/features.yaml", metavar="FILE.yaml",
-                        help="the features, each with its texts (default: %(default)s)")
+                        help="the features, each with its texts")
     parser.add_argument("--truth", action="store_true",
                         help="compare with what is known of the embedded scenes (default: do not)")
-    parser.add_argument("--pretrained", metavar="TAG", help="a CLIP's weights, as given to compute_prs.py")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
-    parser.add_argument("--device", help="torch device for the texts (default: the best there is)")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    cli.add_reload_options(parser, "of the text encoder: ")
+    cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
     return parser
 
 
@@ -86,8 +85,7 @@ def main(args) -> None:
     print(f"{len(components)} components{left_out}; rankings of {ranked} images against those of {ranked_by}")
 
     path = Path(args.output_dir or args.input_dir) / f"{name}_component_scores_{model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {
+    cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split, "images": len(found["attn"]), "features": rows,
         "rankings": {"images": ranked, "against": ranked_by},
         "components": [{"name": label, "kind": component.kind, "block": component.block, "head": component.head,
@@ -100,4 +98,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

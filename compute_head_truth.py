@@ -15,20 +15,18 @@ about one attribute, by --text_attributes, whatever the model makes of it.
 
 Writes to --output_dir, or else --input_dir: {dataset}_head_truth_{model}.json and .png.
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import EMBEDDED, add_run_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import EMBEDDED, NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
-    parser.set_defaults(model="emojiclip", dataset="emoji")
-    parser.add_argument("--text_descriptions", default="emoji_descriptions", metavar="POOL",
-                        help="as given to compute_complete_text_set.py (default: %(default)s)")
-    parser.add_argument("--texts_per_head", type=int, default=10, help="as given there (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES, model="emojiclip", dataset="emoji")
+    cli.add_texts_of_heads_options(parser, "emoji_descriptions")
     parser.add_argument("--text_attributes", default="text_descriptions/emoji_attributes.csv", metavar="FILE.csv",
-                        help="what each text is about: columns text,attribute (default: %(default)s)")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+                        help="what each text is about: columns text,attribute")
+    cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
     return parser
 
 
@@ -82,12 +80,11 @@ def main(args) -> None:
           f"(chance: {found['chance']:.1f}%); kappa: {found['kappa']:.2f}")
 
     path = Path(args.output_dir or args.input_dir) / f"{run}_head_truth_{model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"model": args.model, "dataset": args.dataset, "images": len(attn),
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "images": len(attn),
                              "pool": args.text_descriptions, "texts_per_head": args.texts_per_head, **found, "heads": rows})
     charts.head_truth(rows, f"{args.model} on {args.dataset}", path.with_suffix(".png"))
     print(f"-> {path}")
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -18,8 +18,8 @@ embedding, which for a model with a class token is the same for every picture. W
 """
 import argparse
 
-from utils.cli import UserError, make_parser, run
-from utils.models.names import add_model_options
+from utils import cli
+from utils.cli import UserError
 
 MOST_TEXTS = 24  # that a picture has room for
 
@@ -33,14 +33,14 @@ class Texts(argparse.Action):
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="a picture")
     parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
     parser.add_argument("--maps", metavar="FILE", help="maps of compute_alignment.py from --model to a CLIP, for whose texts the "
                         "heat maps then are; needed with timm:NAME (default: --model is the CLIP)")
-    parser.add_argument("--layer", type=int, help="only this layer's heads, counted from 0 (default: all)")
-    parser.add_argument("--head", type=int, help="only this head of --layer, counted from 0 (default: all)")
+    parser.add_argument("--layer", type=cli.NATURAL, help="only this layer's heads, counted from 0 (default: all)")
+    parser.add_argument("--head", type=cli.NATURAL, help="only this head of --layer, counted from 0 (default: all)")
     parser.add_argument("--output", metavar="FILE.png",
                         help="where the picture goes (default: ./output_dir/{picture}_heatmaps.png)")
     return parser
@@ -51,8 +51,8 @@ def check_options(args) -> None:
     from pathlib import Path
 
     for text in args.text:
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"--text {text!r}: is empty or no text; say what to look for")
+        if not text.strip():
+            raise UserError(f"--text {text!r}: is empty; say what to look for")
     if len(args.text) > MOST_TEXTS:
         raise UserError(f"--text: {len(args.text)} texts, and a picture has room for {MOST_TEXTS}; make several")
     if args.head is not None and args.layer is None:
@@ -68,20 +68,17 @@ def check_options(args) -> None:
 def main(args) -> None:
     from pathlib import Path
 
-    args.text = args.text if isinstance(args.text, list) else [args.text]  # a settings file may hold a single one
     args.output = args.output or f"./output_dir/{Path(args.image).stem}_heatmaps.png"
     check_options(args)
 
     from utils.analysis import alignment, heatmaps
     from utils.analysis.zeroshot import embed_texts
-    from utils.cli import pick_device
     from utils.decompose import tower as decomposition
     from utils.models import names
     from utils.plots import charts
-    from utils.runs import files
 
     picture = heatmaps.read_picture(args.image)  # a wrong file is found before a large model is loaded
-    device, tower = pick_device(args.device), None
+    device, tower = cli.pick_device(args.device), None
     if args.maps:
         trained = alignment.load(Path(args.maps), "make them with compute_alignment.py")
         vision = names.load_vision(args.model, args.pretrained, device, args.seed)
@@ -108,7 +105,7 @@ def main(args) -> None:
     title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
     charts.heat_maps(picture, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
-    files.write_json(path.with_suffix(".json"), {
+    cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "pretrained": vision.source, "weights_sha256": names.weights_hash(vision), "image": args.image,
         **({"maps": args.maps, "maps_sha256": trained.sha256, **alignment.text_side(trained.about)} if args.maps else {}),
         "layer": args.layer, "head": args.head, "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
@@ -118,4 +115,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -15,18 +15,18 @@ reported, or else on a tenth of every class of train, held out by --seed; then t
 
 Prints a table, and writes to --output_dir: {dataset}_linear_probe_{model}.json.
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the JSON goes (default: %(default)s)")
-    parser.add_argument("--keep_last_layers", type=int, default=4, metavar="N",
-                        help="attention layers that stay where early ones are ablated (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out images (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
+    cli.add_output_dir(parser, "the JSON goes")
+    parser.add_argument("--keep_last_layers", type=cli.POSITIVE, default=4, metavar="N",
+                        help="attention layers that stay where early ones are ablated")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the held-out images")
     return parser
 
 
@@ -48,8 +48,7 @@ def main(args) -> None:
     model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
     runs = probe.open_splits(args.input_dir, args.dataset, args.model, args.split)
     layers = len(runs["train"]["attn"].layers)
-    if not 1 <= args.keep_last_layers <= layers:
-        raise UserError(f"--keep_last_layers is {args.keep_last_layers}; choose from 1 to {layers}")
+    cli.check_range("--keep_last_layers", args.keep_last_layers, layers)
     labels = {part: np.asarray(run["labels"]) for part, run in runs.items()}
     if len(np.unique(labels["train"])) < 2:
         raise UserError("all images of the train split are of one class; a probe needs two")
@@ -71,8 +70,7 @@ def main(args) -> None:
         print(f"  {row['name']:<50} {row['accuracy']:6.1f}   C {row['C']:.3g}, {row['validation_accuracy']:.1f} in validation"
               + ("" if row["converged"] else f"; not converged in {row['iterations']} iterations"))
     path = Path(args.output_dir) / f"{name}_linear_probe_{model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {
+    cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split, "keep_last_layers": args.keep_last_layers,
         "images": images | ({} if held is None else {"validation": int(held.sum())}),
         "validation": "val split" if held is None else "held out of train", "seed": args.seed,
@@ -82,4 +80,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

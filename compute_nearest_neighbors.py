@@ -15,41 +15,35 @@ every image.
 Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
 .json, with indices, files, class names and similarities.
 """
-from utils.cli import UserError, check_positive, make_parser, run
-from utils.data.datasets import add_data_options, add_split_option
-from utils.models.names import add_model_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
-    add_data_options(parser)
-    add_split_option(parser)
-    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the arrays are (default: %(default)s)")
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where picture and JSON go (default: %(default)s)")
-    parser.add_argument("--index", type=int, nargs="+", metavar="N", help="queries: images of the run, counted from 0")
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser)
+    cli.add_data_options(parser, NAMES)
+    cli.add_split_option(parser)
+    cli.add_input_dir(parser)
+    cli.add_output_dir(parser, "picture and JSON go")
+    parser.add_argument("--index", type=cli.NATURAL, nargs="+", metavar="N",
+                        help="queries: images of the run, counted from 0")
     parser.add_argument("--image", nargs="+", metavar="FILE", help="queries: pictures; needs the model's weights")
     parser.add_argument("--property", nargs="+", default=[], metavar="NAME",
                         help="what to compare by: 'whole', or roles of the list of heads (default: whole)")
     parser.add_argument("--heads", metavar="LIST", help="compare by the sum of these heads, such as 22.11,23.4")
     parser.add_argument("--heads_file", metavar="FILE.yaml", help="list of heads (default: that of data set and model)")
-    parser.add_argument("--neighbors", type=int, default=8, metavar="K", help="of each query (default: %(default)s)")
+    parser.add_argument("--neighbors", type=cli.POSITIVE, default=8, metavar="K", help="of each query")
     return parser
 
 
 def main(args) -> None:
     from pathlib import Path
 
-    for option in ("index", "image", "property"):  # a settings file may hold a single one
-        value = getattr(args, option)
-        setattr(args, option, value if value is None or isinstance(value, list) else [value])
     asked = args.index or args.image
     if not asked or (args.index and args.image):
         raise UserError("give the queries either by --index or by --image")
-    check_positive(args, "neighbors")
-
     from utils.analysis import heatmaps, neighbors
     from utils.data import datasets
     from utils.models import names
@@ -87,8 +81,7 @@ def main(args) -> None:
     found = neighbors.nearest(terms, queries, compared, args.neighbors, args.index)
     report = neighbors.report(images, places, labels, asked, ways, *found)
     path = Path(args.output_dir) / f"{name}_neighbors_{model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
                              "queries": report})
     sheets.neighbors_sheet(report, pictures, picture, f"{args.model}: nearest among {len(labels)} images of {name}",
                                   path.with_suffix(".png"))
@@ -100,4 +93,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

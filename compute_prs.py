@@ -27,50 +27,48 @@ A run that was killed goes on with --resume, and ends with the same bytes. `acce
 runs it on several GPUs or machines with a common --output_dir, and leaves the files that one process leaves. Where the
 time went is in {dataset}_time_{model}.json.
 """
-from utils.cli import UserError, check_positive, make_parser, run
-from utils.data.datasets import add_data_options, add_split_option
-from utils.models.names import add_model_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 
 # Of the sum of an image's terms against the model's own output, by the precision of the model.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
-    add_data_options(parser)
-    add_split_option(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser)
+    cli.add_data_options(parser, NAMES)
+    cli.add_split_option(parser)
     parser.add_argument("--streaming", action="store_true",
-                        help="of --dataset huggingface: fetch images as they are needed, and keep none (default: off)")
-    parser.add_argument("--batch_size", type=int, default=2, help="images a forward pass (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, help="processes that read images (default: one a core, at most 10)")
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the arrays go (default: %(default)s)")
+                        help="of --dataset huggingface: fetch images as they are needed, and keep none")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=2, help="images a forward pass")
+    parser.add_argument("--num_workers", type=cli.NATURAL, help="processes that read images (default: one a core, at most 10)")
+    cli.add_output_dir(parser, "the arrays go")
     parser.add_argument("--precision", default="float32", choices=tuple(TOLERANCE),
-                        help="of the model; terms are summed up in float32 in any case (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="let torch compile the model first (default: off)")
+                        help="of the model; terms are summed up in float32 in any case")
+    parser.add_argument("--compile", action="store_true", help="let torch compile the model first")
     parser.add_argument("--save_dtype", default="float32", choices=("float32", "float16"),
-                        help="type of the arrays on disk; float16 halves them (default: %(default)s)")
+                        help="type of the arrays on disk; float16 halves them")
     parser.add_argument("--compact", action="store_true",
                         help="keep each head's output before its output projection, and all MLPs as one: a twelfth of the disk, "
-                             "and the same results from every step that needs no single MLP (default: off)")
+                             "and the same results from every step that needs no single MLP")
     parser.add_argument("--moments_only", action="store_true",
                         help="keep means and second moments over images alone: enough for TextSpan, less than a hundredth of the "
-                             "disk; in one piece and one process (default: off)")
+                             "disk; in one piece and one process")
     parser.add_argument("--skip_bad_images", action="store_true",
                         help="go on without images that cannot be read, and list them (default: stop at the first)")
     parser.add_argument("--resume", action="store_true",
                         help="go on with a run that was cut off; one that is complete is left as it is (default: begin anew)")
     parser.add_argument("--check", action="store_true",
                         help="only decompose a few random images, print the error against the model's own output and the "
-                             f"cost over a plain forward pass, and fail above {TOLERANCE['float32']:g} (default: off)")
+                             f"cost over a plain forward pass, and fail above {TOLERANCE['float32']:g}")
     return parser
 
 
 def main(args) -> None:
     import torch
 
-    from utils import processes
     from utils.data import datasets
     from utils.decompose.harvest import harvest, seconds
     from utils.decompose.tower import check, compact_reader, find_tower, reader
@@ -80,12 +78,11 @@ def main(args) -> None:
     from utils.runs.compact import Moments
     from utils.runs.writer import Rows
 
-    check_positive(args, "batch_size")
-    if args.moments_only and (args.compact or args.resume or processes.number() > 1):
+    if args.moments_only and (args.compact or args.resume or cli.process_count() > 1):
         raise UserError("--moments_only keeps nothing before its end, and runs in one process; leave --compact and --resume out")
     if not args.check:  # a wrong path is found before a large model is loaded
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
-    state = processes.start(args.device)
+    state = cli.start_processes(args.device)
     vision = names.load_vision(args.model, args.pretrained, state.device, args.seed)
     if (args.compile or args.precision != "float32") and find_tower(vision) is None:
         raise UserError(f"--model {args.model} is taken apart operation by operation, in float32 and as it is; leave --precision "
@@ -135,14 +132,14 @@ def main(args) -> None:
             raise UserError(f"--data_path {args.data_path}: changed while it was read; begin anew, without --resume")
         parts = decompose(noise[:1])
         if state.is_main_process and (parts.arrays["attn"].ndim == 3 or "conv" in parts.arrays):
-            files.write_json(path("components").with_suffix(".json"), parts.names)  # shapes do not say which term is whose
+            cli.save_result(path("components").with_suffix(".json"), parts.names)  # shapes do not say which term is whose
         whole = {path("readout"): readout.cpu().numpy()} if readout is not None else {}
         if moments:
             whole |= {path(what): values for what, values in moments.means().items()}
         count, skipped = rows.finish(about, whole)
     if state.is_main_process:
         cost = max(1.0, found["cost"])
-        files.write_json(path("time").with_suffix(".json"), {
+        cli.save_result(path("time").with_suffix(".json"), {
             "images": count, "processes": state.num_processes, "device": str(state.device),
             "cost_over_a_plain_forward_pass": cost, "seconds": seconds(clock, cost)})
         for _, error in skipped:
@@ -151,4 +148,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -20,45 +20,39 @@ the query's value of the feature, where the feature is an attribute (color, posi
 Prints these, and writes to --output_dir: {dataset}_retrieval_{model}.png, a contact sheet, and .json, with indices, classes,
 similarities, and the components of each feature with their scores.
 """
-from utils.cli import UserError, check_positive, make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
-    parser.add_argument("--data_path", metavar="FOLDER", help="where the images are; the emoji sets need none (default: none)")
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where picture and JSON go (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
+    parser.add_argument("--data_path", metavar="FOLDER",
+                        help="where the images are; the emoji sets need none (default: none)")
+    cli.add_output_dir(parser, "picture and JSON go")
     parser.add_argument("--text", nargs="+", metavar="TEXT", help="queries: texts")
-    parser.add_argument("--index", type=int, nargs="+", metavar="N", help="queries: images of the run, counted from 0")
-    parser.add_argument("--feature", nargs="+", required=True, metavar="NAME", help="what to compare by: features of --features")
+    parser.add_argument("--index", type=cli.NATURAL, nargs="+", metavar="N",
+                        help="queries: images of the run, counted from 0")
+    parser.add_argument("--feature", nargs="+", required=True, metavar="NAME",
+                        help="what to compare by: features of --features")
     parser.add_argument("--features", default="configs/features.yaml", metavar="FILE.yaml",
-                        help="lists of texts by feature (default: %(default)s)")
-    parser.add_argument("--components", type=int, default=10, metavar="K",
-                        help="components that are summed for a feature (default: %(default)s)")
-    parser.add_argument("--source_model", metavar="NAME",
-                        help="with --index: the model whose components were mapped, as given to "
-                        "compute_prs.py (default: what stands before -as- in --model)")
-    parser.add_argument("--neighbors", type=int, default=8, metavar="K", help="images of each query (default: %(default)s)")
-    parser.add_argument("--pretrained", metavar="TAG", help="weights, as given to compute_prs.py; not for mapped models")
-    parser.add_argument("--device", help="torch device of the text encoder (default: the best there is)")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
+                        help="lists of texts by feature")
+    parser.add_argument("--components", type=cli.POSITIVE, default=10, metavar="K",
+                        help="components that are summed for a feature")
+    cli.add_source_model(parser, "with --index")
+    parser.add_argument("--neighbors", type=cli.POSITIVE, default=8, metavar="K", help="images of each query")
+    cli.add_reload_options(parser, "of the text encoder: ")
     return parser
 
 
 def main(args) -> None:
     from pathlib import Path
 
-    for option in ("text", "index", "feature"):  # a settings file may hold a single one
-        value = getattr(args, option)
-        setattr(args, option, value if value is None or isinstance(value, list) else [value])
     if not (args.text or args.index) or (args.text and args.index):
         raise UserError("give the queries either by --text or by --index")
     if args.source_model and not (args.index and "-as-" in args.model):
         raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
-    check_positive(args, "components", "neighbors")
-
     from utils.analysis import features, neighbors, retrieval
     from utils.data import datasets
     from utils.models import names as models
@@ -76,8 +70,7 @@ def main(args) -> None:
     aligned = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
     found, manifest, names = aligned
     parts, labels, width = terms.components(found, names), found["labels"], found["mlp"].shape[-1]
-    if args.components > len(parts):
-        raise UserError(f"--components {args.components}: the run has {len(parts)}; take at most as many")
+    cli.check_range("--components", args.components, len(parts))
     neighbors.check_queries(args.index, args.neighbors, len(labels))
     compared = found
     if args.index and "-as-" in model:
@@ -105,8 +98,7 @@ def main(args) -> None:
     report = retrieval.report(images, places, labels, asked, told, nearest, similarities)
 
     path = Path(args.output_dir) / f"{name}_retrieval_{model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
                              "features": args.features, "components": args.components, "queries": report})
 
     def picture(index: int):
@@ -122,4 +114,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

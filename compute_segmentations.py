@@ -28,45 +28,40 @@ Writes to --output_dir:
 `accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with a
 common --output_dir, and leaves the files that one process leaves.
 """
-from utils.cli import UserError, make_parser, run
-from utils.models.names import add_model_options
+from utils import cli
 
 DATASETS = ("imagenet_seg", "emoji_seg", "masks_folder")
 METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser)
     parser.add_argument("--maps", metavar="FILE", help="maps of compute_alignment.py from --model to a CLIP, whose classifier is "
                         "then read; needed with timm:NAME (default: --model is the CLIP)")
-    parser.add_argument("--image_size", type=int, metavar="PIXELS",
+    parser.add_argument("--image_size", type=cli.POSITIVE, metavar="PIXELS",
                         help="side at which images enter the model and figures are taken, a multiple of the model's patch "
                              "(default: the model's own, 224 for the paper's models)")
-    parser.add_argument("--thr", type=float, default=0.0,
+    parser.add_argument("--thr", type=cli.FRACTION, default=0.0,
                         help="floor of the scores in the precision and recall arrays, 0 to 1: heat below it counts as this; "
-                             "it changes no figure, as masks are cut at their heat's mean (default: %(default)s)")
+                             "it changes no figure, as masks are cut at their heat's mean")
     parser.add_argument("--train_dataset", default="imagenet_seg", choices=DATASETS, metavar="NAME",
-                        help=f"images with masks, one of {', '.join(DATASETS)} (default: %(default)s)")
+                        help=f"images with masks, one of {', '.join(DATASETS)}")
     parser.add_argument("--data_path", metavar="PATH", help="the .mat file or the folder; emoji_seg needs none (default: none)")
-    parser.add_argument("--classifier_dir", default="./output_dir/", metavar="FOLDER",
-                        help="where the classifier is (default: %(default)s)")
+    parser.add_argument("--classifier_dir", default="./output_dir/", metavar="FOLDER", help="where the classifier is")
     parser.add_argument("--classifier_dataset", default="imagenet", metavar="NAME",
-                        help="whose classes it has, as given to compute_text_projection.py; emoji goes with emoji_seg "
-                             "(default: %(default)s)")
+                        help="whose classes it has, as given to compute_text_projection.py; emoji goes with emoji_seg")
     parser.add_argument("--method", default="decomposition", choices=(*METHODS, "all"), metavar="NAME",
-                        help=f"one of {', '.join(METHODS)}, all (default: %(default)s)")
+                        help=f"one of {', '.join(METHODS)}, all")
     parser.add_argument("--target", default="predicted", choices=("predicted", "true"),
-                        help="whose logit is explained: of the predicted class, or of the true one, which emoji_seg knows "
-                             "(default: %(default)s)")
+                        help="whose logit is explained: of the predicted class, or of the true one, which emoji_seg knows")
     parser.add_argument("--mask_resize", choices=("published", "aligned"), metavar="HOW",
                         help="published squeezes the whole mask to a square while the image is cropped; aligned crops both "
                              "(default: published; aligned where the model's own transform is taken)")
-    parser.add_argument("--save_img", action="store_true", help="write pictures of every image (default: off)")
-    parser.add_argument("--batch_size", type=int, default=8,
-                        help="images a forward pass; changes no figure (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, help="processes that read images (default: one a core, at most 10)")
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER", help="where results go (default: %(default)s)")
+    parser.add_argument("--save_img", action="store_true", help="write pictures of every image")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass; changes no figure")
+    parser.add_argument("--num_workers", type=cli.NATURAL, help="processes that read images (default: one a core, at most 10)")
+    cli.add_output_dir(parser, "results go")
     return parser
 
 
@@ -75,19 +70,14 @@ def main(args) -> None:
 
     from tqdm import tqdm
 
-    from utils import processes
     from utils.analysis import segmentation
-    from utils.cli import check_positive
     from utils.data import datasets
     from utils.data.masks import READERS
     from utils.models import names
     from utils.runs import files
 
-    check_positive(args, "batch_size")
-    if not 0 <= args.thr <= 1:
-        raise UserError(f"--thr is {args.thr}; it must be from 0 to 1")
     data = READERS[args.train_dataset](args.data_path)
-    state = processes.start(args.device)
+    state = cli.start_processes(args.device)
     device = state.device
     subject = segmentation.load_subject(args, device)
     vision, weights = subject.vision, names.weights_hash(subject.vision)
@@ -106,7 +96,7 @@ def main(args) -> None:
     if args.save_img:
         pictures.mkdir(parents=True, exist_ok=True)
     total, size, without_foreground = len(data.names), args.batch_size, {}
-    numbers = processes.share(range(-(-total // size)), state)
+    numbers = cli.own_batches(range(-(-total // size)), state)
     batches = segmentation.batches(data, prepare, image_size, mask_resize, size, datasets.worker_count(args.num_workers), numbers)
     with tqdm(total=sum(min(size, total - number * size) for number in numbers), desc="images", unit="image",
               disable=not state.is_main_process) as progress:
@@ -125,7 +115,7 @@ def main(args) -> None:
             progress.update(len(masks))
 
     scores = {method: segmentation.gathered(score, state) for method, score in scores.items()}
-    without_foreground = sum(processes.gather(without_foreground).values())
+    without_foreground = sum(cli.gather(without_foreground).values())
     if not state.is_main_process:
         return
     figures = {method: score.figures() for method, score in scores.items()}
@@ -149,4 +139,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -7,30 +7,27 @@ Writes {dataset}_classifier_{model}.npy [d, classes] to --output_dir: for each c
 its prompts, normalised, averaged and normalised again. Class names of imagefolder, CIFAR10, CIFAR100 and cub
 come with their images (--data_path). Prompts are open_clip's 80 ImageNet templates, and short ones for the emoji sets.
 """
-from utils.cli import make_parser, run
-from utils.data.datasets import add_data_options
-from utils.models.names import add_model_options
+from utils import cli
+from utils.data.datasets import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
-    add_data_options(parser)
-    parser.add_argument("--batch_size", type=int, default=800, help="prompts a forward pass (default: %(default)s)")
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the classifier goes (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser)
+    cli.add_data_options(parser, NAMES)
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=800, help="prompts a forward pass")
+    cli.add_output_dir(parser, "the classifier goes")
     return parser
 
 
 def main(args) -> None:
     from utils.analysis import zeroshot
-    from utils.cli import pick_device
     from utils.data import datasets
     from utils.models import names
     from utils.runs import files
 
     classes = datasets.class_names(args.dataset, args.data_path)
-    clip = names.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    clip = names.load_clip(args.model, args.pretrained, cli.pick_device(args.device), args.seed)
     columns = zeroshot.classifier(clip, classes, datasets.templates(args.dataset), args.batch_size)
     path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)
     with files.Writer(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name)) as writer:
@@ -41,4 +38,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -6,18 +6,17 @@
 
 Writes {pool}_{model}.npy [m, d] to --output_dir: the unit embedding of every line.
 """
-from utils.cli import UserError, make_parser, run
-from utils.models.names import add_model_options
+from utils import cli
+from utils.cli import UserError
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser)
     parser.add_argument("--data_path", default="text_descriptions/image_descriptions_general.txt", metavar="FILE.txt",
-                        help="the text pool (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=2048, help="texts a forward pass (default: %(default)s)")
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the embeddings go (default: %(default)s)")
+                        help="the text pool")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=2048, help="texts a forward pass")
+    cli.add_output_dir(parser, "the embeddings go")
     return parser
 
 
@@ -26,7 +25,6 @@ def main(args) -> None:
 
     import numpy as np
 
-    from utils import processes
     from utils.analysis import zeroshot
     from utils.data import datasets
     from utils.models import names
@@ -36,12 +34,12 @@ def main(args) -> None:
     if pool.stem in datasets.NAMES:
         raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
     texts = zeroshot.read_texts(pool)
-    state = processes.start(args.device)
+    state = cli.start_processes(args.device)
     clip = names.load_clip(args.model, args.pretrained, state.device, args.seed)
     batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     found = {number: zeroshot.embed_texts(clip, batches[number], args.batch_size)
-             for number in processes.share(range(len(batches)), state)}
-    embeddings = np.concatenate(list(processes.gather(found).values()))
+             for number in cli.own_batches(range(len(batches)), state)}
+    embeddings = np.concatenate(list(cli.gather(found).values()))
     if not state.is_main_process:
         return
     path = files.text_path(args.output_dir, pool.stem, clip.name)
@@ -54,4 +52,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

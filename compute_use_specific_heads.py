@@ -20,39 +20,40 @@ whole model, with the rest of the recipe but no heads ablated, with the heads ab
 
 Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
-from utils.cli import UserError, check_positive, make_parser, run
-from utils.data.datasets import DEFAULT_SPLITS, add_run_options
+from utils import cli
+from utils.data.datasets import DEFAULT_SPLITS, NAMES
 
 COLUMNS = {"baseline": "before", "no_heads": "no heads", "heads_ablated": "heads ablated", "random_best": "best random",
            "random_mean": "mean random"}
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
     parser.add_argument("--data_path", metavar="FOLDER",
                         help="where the images of binary_waterbirds are, for their places (default: none)")
     parser.add_argument("--heads", metavar="LIST",
-                        help="heads to ablate: layer.head, counted from 0, such as 22.12,23.1 (default: those of --heads_file)")
+                        help="heads to ablate: layer.head, counted from 0, such as 22.12,23.1 (default: those of "
+                             "--heads_file)")
     parser.add_argument("--heads_file", metavar="FILE.yaml",
                         help="list of heads to ablate (default: configs/heads/{dataset}_{model}.yaml)")
     parser.add_argument("--roles", nargs="+", metavar="ROLE", help="take these roles of the list (default: all)")
     parser.add_argument("--select", choices=("auto", "texts"),
-                        help="choose heads: auto, by their effect on the logits; texts, by two sets of texts (default: neither)")
+                        help="choose heads: auto, by their effect on the logits; texts, by two sets of texts (default: "
+                             "neither)")
     parser.add_argument("--select_split", metavar="NAME", help="split that --select chooses on (default: val)")
-    parser.add_argument("--number_of_heads", type=int, metavar="N",
-                        help="heads that --select chooses (default: auto, the best worst group on --select_split; texts, 10)")
+    parser.add_argument("--number_of_heads", type=cli.POSITIVE, metavar="N",
+                        help="heads that --select chooses (default: auto, the best worst group on --select_split; texts, "
+                             "10)")
     parser.add_argument("--spurious_texts", metavar="FILE.txt", help="of --select texts: the cue, a text a line")
     parser.add_argument("--core_texts", metavar="FILE.txt", help="of --select texts: what should count, a text a line")
-    parser.add_argument("--pretrained", metavar="TAG", help="of --select texts: weights, as given to compute_prs.py")
-    parser.add_argument("--device", help="of --select texts: torch device (default: the best there is)")
-    parser.add_argument("--keep_last_layers", type=int, default=4, metavar="N",
-                        help="attention layers that are kept, but for the heads (default: %(default)s)")
+    cli.add_reload_options(parser, "of --select texts: ", "of the random heads, and of random weights")
+    parser.add_argument("--keep_last_layers", type=cli.POSITIVE, default=4, metavar="N",
+                        help="attention layers that are kept, but for the heads")
     parser.add_argument("--keep_mlps", action="store_true", help="keep the MLPs (default: mean-ablate them)")
-    parser.add_argument("--random_trials", type=int, default=10, metavar="N",
-                        help="times that as many heads are drawn at random from the kept layers (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random heads, and of random weights (default: %(default)s)")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="where JSON and picture go (default: --input_dir)")
+    parser.add_argument("--random_trials", type=cli.POSITIVE, default=10, metavar="N",
+                        help="times that as many heads are drawn at random from the kept layers")
+    cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
     return parser
 
 
@@ -64,13 +65,11 @@ def main(args) -> None:
     from utils.plots import charts
     from utils.runs import files, heads
 
-    check_positive(args, "random_trials")
     spurious.check_options(args)
     model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
     terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
     attn = terms["attn"]
-    if not 1 <= args.keep_last_layers <= len(attn.layers):
-        raise UserError(f"--keep_last_layers is {args.keep_last_layers}; choose from 1 to {len(attn.layers)}")
+    cli.check_range("--keep_last_layers", args.keep_last_layers, len(attn.layers))
     classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, attn.shape[-1])
     group = groups.of_images(args.dataset, args.data_path, args.split, terms["labels"], manifest)
     names = groups.names(args.dataset)
@@ -93,11 +92,9 @@ def main(args) -> None:
     print(f"Baseline: {baseline['overall']}\nReplaced: {ablated['overall']}")
     print(f"{len(chosen)} heads ablated, by {how['by']}: {' '.join(map(heads.name, chosen))}\n")
     print(groups.table(found, sizes, COLUMNS))
-    folder = Path(args.output_dir or args.input_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}_specific_heads_{model}.json"
+    path = Path(args.output_dir or args.input_dir) / f"{name}_specific_heads_{model}.json"
     options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials", "seed")
-    files.write_json(path, {
+    cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or DEFAULT_SPLITS.get(args.dataset, "test"),
         "images": len(attn), "images_of_groups": sizes, "heads": list(map(heads.name, chosen)), "chosen": how,
         "options": {option: getattr(args, option) for option in options}, **found,
@@ -107,4 +104,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -10,26 +10,26 @@ One description a concept and question. Writes --output_filepath X.json, a list 
 beside it X.jsonl, one line a description: concept, question, description, seed, reward (null where not scored), and
 X.manifest.json, which says what made them. A run that was cut off goes on where it stopped.
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.concepts import add_concept_options
-from utils.models.names import add_vlm_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.concepts import NAMES
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     add_generation_options(parser)
-    add_concept_options(parser, "--eval_dataset")
+    cli.add_concept_options(parser, NAMES, "--eval_dataset")
     parser.add_argument("--output_filepath", metavar="X.json", help="where descriptions go (default: --descriptions, if given)")
     parser.add_argument("--descriptions", metavar="X.json", help="score this file of an earlier run (default: generate)")
-    add_vlm_options(parser, "--score", None)
-    parser.add_argument("--device", help="torch device of hf and of the VLM, such as cuda:0 or cpu (default: the best there is)")
+    cli.add_vlm_options(parser, "--score", None)
+    cli.add_device(parser, "of hf and of the VLM: ")
     return parser
 
 
 def add_generation_options(parser) -> None:
     """The options of `generate`."""
     parser.add_argument("--model_name", metavar="NAME",
-                        help="folder of an adapter that train.py wrote, or a language model as it is (default: %(default)s)")
+                        help="folder of an adapter that train.py wrote, or a language model as it is")
     parser.add_argument("--base_model_name", metavar="NAME",
                         help="language model under the adapter (default: the one it was trained on)")
     parser.add_argument("--backend", default="auto", choices=("auto", "vllm", "hf", "server"),
@@ -38,22 +38,18 @@ def add_generation_options(parser) -> None:
     parser.add_argument("--base_url", metavar="URL", help="of the server, such as http://localhost:8000/v1 (default: none)")
     parser.add_argument("--served_model_name", metavar="NAME", help="model of the server (default: its first)")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
-                        help="question templates with {concept}, one a line (default: %(default)s)")
-    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens a description (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="descriptions at a time (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of the first description; the next one has the next (default: %(default)s)")
+                        help="question templates with {concept}, one a line")
+    parser.add_argument("--max_new_tokens", type=cli.POSITIVE, default=32, help="tokens a description")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=32, help="descriptions at a time")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the first description; the next one has the next")
 
 
 def main(args) -> None:
     import importlib.util
 
-    from utils import cli, processes
     from utils.data import concepts
     from utils.ex2 import descriptions
     from utils.models import names as models
-
-    cli.check_positive(args, "max_new_tokens", "batch_size")
 
     if args.descriptions and not args.score:
         raise UserError("--descriptions FILE is for scoring; add --score VLM_NAME")
@@ -73,7 +69,7 @@ def main(args) -> None:
     else:
         names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
         rows, manifest = generate(args, args.eval_dataset, names, output)
-        if not processes.leads():
+        if not cli.is_main_process():
             return
     if args.score:
         score(args, rows, manifest)
@@ -87,7 +83,6 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     """Descriptions of the concepts with these names as rows of the JSONL, and what made them."""
     from tqdm import tqdm
 
-    from utils import processes
     from utils.ex2 import descriptions, queries
     from utils.language import generation, loading
 
@@ -97,7 +92,7 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     questions = queries.read_questions(args.questions)
     tokenizer = loading.load_tokenizer(base)
     backend = generation.pick_backend(args.backend)
-    if backend != "hf" and processes.number() > 1:
+    if backend != "hf" and cli.process_count() > 1:
         raise UserError(f"--backend {backend} uses several GPUs by itself; start one process, or give --backend hf")
     rows = [{"concept": concept, "question": queries.fill(question, concept)} for concept in names for question in questions]
     for i, row in enumerate(rows):
@@ -105,10 +100,10 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": dataset,
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
                 "weights_sha256": loading.adapter_hash(adapter)}
-    state = processes.start(args.device) if backend == "hf" else None
-    done = descriptions.begun(output, manifest) if processes.leads() else None
+    state = cli.start_processes(args.device) if backend == "hf" else None
+    done = descriptions.begun(output, manifest) if cli.is_main_process() else None
     if state:
-        done = processes.gather({0: done} if state.is_main_process else {})[0]
+        done = cli.gather({0: done} if state.is_main_process else {})[0]
     todo = rows[len(done):]
     prompts, seeds = [loading.prompt_ids(tokenizer, row["question"]) for row in todo], [row["seed"] for row in todo]
     if not todo:
@@ -120,15 +115,15 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
         chunks = generation.with_vllm(base, adapter, prompts, seeds, args.max_new_tokens, args.batch_size)
     else:
         size, batches = args.batch_size, range(-(-len(todo) // args.batch_size))
-        numbers = processes.share(batches, state)
+        numbers = cli.own_batches(batches, state)
         own = [i for number in numbers for i in range(number * size, min((number + 1) * size, len(todo)))]
         chunks = generation.with_transformers(base, adapter, [prompts[i] for i in own], [seeds[i] for i in own],
                                               args.max_new_tokens, size, state.device)
-        chunks = processes.in_rounds(numbers, chunks, len(batches), state)
+        chunks = cli.gather_in_order(numbers, chunks, len(batches), state)
     with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as progress:
         for chunk in chunks:
             done += chunk
-            if processes.leads():
+            if cli.is_main_process():
                 descriptions.keep(output, chunk)
             progress.update(len(chunk))
     return [row | {"description": text, "reward": None} for row, text in zip(rows, done)], manifest
@@ -136,7 +131,6 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
 
 def score(args, rows: list[dict], manifest: dict) -> None:
     """Fill in the rewards of rows, and the VLM in the manifest."""
-    from utils.cli import pick_device
     from utils.data import concepts
     from utils.ex2 import rewards
     from utils.models import names as models
@@ -146,7 +140,7 @@ def score(args, rows: list[dict], manifest: dict) -> None:
     if unknown:
         raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions with "
                         "--eval_dataset, and leave --num_concepts out")
-    vlm = models.load_vlm(args.score, pick_device(args.device), args.vlm_16bit)
+    vlm = models.load_vlm(args.score, cli.pick_device(args.device), args.vlm_16bit)
     index = {name: i for i, name in enumerate(images.classes)}
     found = rewards.score(vlm, rewards.image_means(vlm, images), [row["description"] for row in rows],
                           [index[row["concept"]] for row in rows])
@@ -156,4 +150,4 @@ def score(args, rows: list[dict], manifest: dict) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -25,33 +25,33 @@ if __name__ == "inspect":
 
 # Imports are inside the functions: while the guard above does its work, nothing of ours may be imported.
 def get_args_parser():
-    from utils.cli import make_parser
+    from utils import cli
 
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--input_filepath", metavar="FILE.jsonl",
                         help="descriptions from inference.py; its .json will do where the .jsonl lies beside it (default: none)")
     parser.add_argument("--output_filepath", metavar="FILE.jsonl",
                         help="answers (default: the input's name with _inspection.jsonl)")
     parser.add_argument("--output_format", default="jsonl", choices=("jsonl", "published"),
                         help="published: beside the .jsonl also a .json, a list (concepts) of lists of raw responses to the "
-                             "first question (default: %(default)s)")
+                             "first question")
     parser.add_argument("--dataset_name", metavar="NAME", help="data set (default: as in inference.py's manifest)")
     parser.add_argument("--vlm_name", metavar="NAME", help="VLM that prefers the descriptions (default: as in the manifest)")
     parser.add_argument("--base_url", metavar="URL", help="OpenAI-compatible server, such as http://localhost:8000/v1 "
                                                           "(default: OpenAI's own)")
-    parser.add_argument("--model", default="gpt-3.5-turbo-1106", metavar="NAME", help="the inspector (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.1, help="of the inspector's sampling (default: %(default)s)")
-    parser.add_argument("--top_p", type=float, default=0.1, help="of the inspector's sampling (default: %(default)s)")
-    parser.add_argument("--max_tokens", type=int, default=128, help="tokens an answer (default: %(default)s)")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
-    parser.add_argument("--max_requests", type=int, metavar="N",
+    parser.add_argument("--model", default="gpt-3.5-turbo-1106", metavar="NAME", help="the inspector")
+    parser.add_argument("--temperature", type=cli.WEIGHT, default=0.1, help="of the inspector's sampling")
+    parser.add_argument("--top_p", type=cli.FRACTION, default=0.1, help="of the inspector's sampling")
+    parser.add_argument("--max_tokens", type=cli.POSITIVE, default=128, help="tokens an answer")
+    parser.add_argument("--concurrency", type=cli.POSITIVE, default=8, help="requests at a time")
+    parser.add_argument("--max_requests", type=cli.POSITIVE, metavar="N",
                         help="budget: stop after N requests, retries included; run again to go on (default: no limit)")
-    parser.add_argument("--max_retries", type=int, default=5,
-                        help="of one question, after faults or unreadable answers (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds a request may take (default: %(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="count requests, estimate tokens, send nothing (default: off)")
+    parser.add_argument("--max_retries", type=cli.NATURAL, default=5,
+                        help="of one question, after faults or unreadable answers")
+    parser.add_argument("--timeout", type=cli.RATE, default=60.0, help="seconds a request may take")
+    parser.add_argument("--dry_run", action="store_true", help="count requests, estimate tokens, send nothing")
     parser.add_argument("--inspection", default="configs/inspection.yaml", metavar="FILE.yaml",
-                        help="the questions and the list of attributes (default: %(default)s)")
+                        help="the questions and the list of attributes")
     parser.add_argument("--summarize", nargs="+", metavar="FILE.jsonl", help="sum up these answers; ask nothing (default: ask)")
     parser.add_argument("--output_dir", metavar="FOLDER", help="for the summary (default: the folder of the first file)")
     return parser
@@ -69,13 +69,12 @@ def ask(args) -> None:
     import json
     from pathlib import Path
 
+    from utils import cli
     from utils.cli import UserError
     from utils.language import answers, chat
-    from utils.runs import files as arrays
 
     if not args.input_filepath:
         raise UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
-    chat.check_numbers(args)
     sheet = answers.read_sheet(args.inspection)
     source, descriptions = answers.read_descriptions(args.input_filepath)
     header = answers.make_header(args, source, descriptions, sheet)
@@ -101,32 +100,31 @@ def ask(args) -> None:
     print(path)
     if args.output_format == "published" and len(record.answers) == total:
         responses = answers.published(descriptions, record.answers)
-        arrays.write_text(Path(f"{stem}.json"), json.dumps(responses, indent=1) + "\n")
+        cli.write_text(Path(f"{stem}.json"), json.dumps(responses, indent=1) + "\n")
         print(f"{stem}.json")
 
 
 def summarize(args) -> None:
     from pathlib import Path
 
+    from utils import cli
     from utils.ex2 import verdicts
-    from utils.runs import files as arrays
 
     files = verdicts.read_files(args.summarize)
     rows, trust = verdicts.summarize(files), verdicts.agreement(files)
     print(verdicts.report(rows, trust))
     folder = Path(args.output_dir or Path(args.summarize[0]).parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays.write_json(folder / "summary.json", {"rows": rows, "agreement": trust})
+    cli.save_result(folder / "summary.json", {"rows": rows, "agreement": trust})
     print(folder / "summary.json")
     if rows:
         from utils.plots import charts
 
-        arrays.write_text(folder / "summary.csv", verdicts.as_csv(rows))
+        cli.write_text(folder / "summary.csv", verdicts.as_csv(rows))
         charts.inspection_shares(rows, verdicts.MEASURES, folder / "summary.png")
         print(folder / "summary.csv", folder / "summary.png", sep="\n")
 
 
 if __name__ == "__main__":
-    from utils.cli import run
+    from utils import cli
 
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -16,30 +16,25 @@ Writes to --output_dir: index.html, images/, heat/, and report.json, which holds
 has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is refused.
 Prints where the page is, and the folder's size.
 """
-from utils.cli import UserError, check_positive, make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.data.datasets import NAMES
 
 LARGE = 30e6  # bytes, above which a report is a burden to send
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
     parser.add_argument("--data_path", metavar="FOLDER", help="as given to compute_prs.py (default: none)")
-    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER",
-                        help="where the text pool is (default: %(default)s)")
-    parser.add_argument("--text_descriptions", default="image_descriptions_general", metavar="POOL",
-                        help="as given to compute_complete_text_set.py (default: %(default)s)")
-    parser.add_argument("--texts_per_head", type=int, default=10, help="as given there (default: %(default)s)")
-    parser.add_argument("--images_per_head", type=int, default=8, metavar="N",
-                        help="images of the highest scores, and as many of the lowest (default: %(default)s)")
-    parser.add_argument("--heat_maps", type=int, default=3, metavar="N",
-                        help="heat maps a head, of the highest images; 0 needs no model (default: %(default)s)")
-    parser.add_argument("--thumbnail_size", type=int, default=96, metavar="PIXELS",
-                        help="side of an image on the page; it is stored twice as large (default: %(default)s)")
-    parser.add_argument("--pretrained", metavar="TAG", help="of heat maps: weights, as given to compute_prs.py (default: none)")
-    parser.add_argument("--device", help="of heat maps: torch device, such as cuda:0 or cpu (default: the best there is)")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights, as given there (default: %(default)s)")
+    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER", help="where the text pool is")
+    cli.add_texts_of_heads_options(parser)
+    parser.add_argument("--images_per_head", type=cli.POSITIVE, default=8, metavar="N",
+                        help="images of the highest scores, and as many of the lowest")
+    parser.add_argument("--heat_maps", type=cli.NATURAL, default=3, metavar="N",
+                        help="heat maps a head, of the highest images; 0 needs no model")
+    parser.add_argument("--thumbnail_size", type=cli.POSITIVE, default=96, metavar="PIXELS",
+                        help="side of an image on the page; it is stored twice as large")
+    cli.add_reload_options(parser, "of heat maps: ", "of random weights, as given there")
     parser.add_argument("--output_dir", metavar="FOLDER",
                         help="where the page goes (default: {input_dir}/{run}_report_{model})")
     return parser
@@ -55,9 +50,7 @@ def main(args) -> None:
     from utils.report import page
     from utils.runs import files
 
-    check_positive(args, "texts_per_head", "images_per_head", "thumbnail_size")
-    if not 0 <= args.heat_maps <= args.images_per_head:
-        raise UserError(f"--heat_maps is {args.heat_maps}; choose from 0 to --images_per_head, {args.images_per_head}")
+    cli.check_range("--heat_maps", args.heat_maps, args.images_per_head, least=0)  # a heat map is of an image of the page
     model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
     folder = Path(args.output_dir or Path(args.input_dir) / f"{name}_report_{model}")
     page.check_folder(folder)
@@ -91,4 +84,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

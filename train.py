@@ -15,50 +15,48 @@ images of its concept. Writes to --output_dir:
     top_descriptions.jsonl                           the ten best-rewarded descriptions at every log step
     train.json                                       the run's settings
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.concepts import add_concept_options
-from utils.models.names import add_vlm_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.concepts import NAMES
 
 FREE = ("config", "debug", "resume", "report_to", "output_dir")  # options that may change between a run and its continuation
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_vlm_options(parser)
-    add_concept_options(parser)
+    parser = cli.make_parser(__doc__)
+    cli.add_vlm_options(parser)
+    cli.add_concept_options(parser, NAMES)
     parser.add_argument("--model_name", default="mistralai/Mistral-7B-v0.1", metavar="NAME",
-                        help="the language model: a hub name, a folder, a .gguf file, smollm2-135m or gemma3-270m "
-                             "(default: %(default)s)")
+                        help="the language model: a hub name, a folder, a .gguf file, smollm2-135m or gemma3-270m")
     parser.add_argument("--output_dir", default="./output_dir/adapter", metavar="FOLDER",
-                        help="where the adapter and the log go (default: %(default)s)")
-    parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"), help="trainer of TRL (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1000, help="batches of fresh descriptions (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32,
-                        help="descriptions a step, over all processes (default: %(default)s)")
-    parser.add_argument("--per_device_batch_size", type=int, default=8,
-                        help="descriptions a forward and backward pass; less needs less memory (default: %(default)s)")
-    parser.add_argument("--num_generations", type=int, default=4,
-                        help="descriptions of the same query in a batch, each the others' baseline (default: %(default)s)")
-    parser.add_argument("--epochs_per_batch", type=int, default=4,
-                        help="updates from each batch, with a clipped ratio (default: %(default)s)")
-    parser.add_argument("--learning_rate", type=float, default=1.41e-5, help="of AdamW, constant (default: %(default)s)")
-    parser.add_argument("--beta", type=float, default=0.2, help="weight of the KL divergence from the untrained model "
-                                                                "(default: %(default)s)")
-    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens a description (default: %(default)s)")
-    parser.add_argument("--lora_r", type=int, default=16, help="rank of the adapter (default: %(default)s)")
-    parser.add_argument("--lora_alpha", type=int, default=32, help="scale of the adapter (default: %(default)s)")
-    parser.add_argument("--lora_dropout", type=float, default=0.05, help="of the adapter's input (default: %(default)s)")
+                        help="where the adapter and the log go")
+    parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"), help="trainer of TRL")
+    parser.add_argument("--steps", type=cli.POSITIVE, default=1000, help="batches of fresh descriptions")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=32, help="descriptions a step, over all processes")
+    parser.add_argument("--per_device_batch_size", type=cli.POSITIVE, default=8,
+                        help="descriptions a forward and backward pass; less needs less memory")
+    parser.add_argument("--num_generations", type=cli.Number(int, 2), default=4,
+                        help="descriptions of the same query in a batch, each the others' baseline")
+    parser.add_argument("--epochs_per_batch", type=cli.POSITIVE, default=4,
+                        help="updates from each batch, with a clipped ratio")
+    parser.add_argument("--learning_rate", type=cli.RATE, default=1.41e-5, help="of AdamW, constant")
+    parser.add_argument("--beta", type=cli.WEIGHT, default=0.2,
+                        help="weight of the KL divergence from the untrained model")
+    parser.add_argument("--max_new_tokens", type=cli.POSITIVE, default=32, help="tokens a description")
+    parser.add_argument("--lora_r", type=cli.POSITIVE, default=16, help="rank of the adapter")
+    parser.add_argument("--lora_alpha", type=cli.POSITIVE, default=32, help="scale of the adapter")
+    parser.add_argument("--lora_dropout", type=cli.FRACTION, default=0.05, help="of the adapter's input")
     parser.add_argument("--load_in_8bit", action="store_true", help="language model in 8 bits, on CUDA (default: bfloat16)")
     parser.add_argument("--load_in_4bit", action="store_true", help="language model in 4 bits, on CUDA (default: bfloat16)")
-    parser.add_argument("--use_vllm", action="store_true", help="generate with vLLM beside the trainer, on CUDA (default: off)")
+    parser.add_argument("--use_vllm", action="store_true", help="generate with vLLM beside the trainer, on CUDA")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
-                        help="question templates with {concept}, one a line (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the queries, the adapter and the sampling (default: %(default)s)")
-    parser.add_argument("--save_freq", type=int, default=100, help="steps between checkpoints (default: %(default)s)")
-    parser.add_argument("--log_freq", type=int, default=1, help="steps between log lines (default: %(default)s)")
+                        help="question templates with {concept}, one a line")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the queries, the adapter and the sampling")
+    parser.add_argument("--save_freq", type=cli.POSITIVE, default=100, help="steps between checkpoints")
+    parser.add_argument("--log_freq", type=cli.POSITIVE, default=1, help="steps between log lines")
     parser.add_argument("--report_to", default="csv", choices=("csv", "tensorboard", "none"),
-                        help="where the log goes besides the screen (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output_dir (default: off)")
+                        help="where the log goes besides the screen")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output_dir")
     return parser
 
 
@@ -68,13 +66,10 @@ def main(args) -> None:
     from functools import partial
     from pathlib import Path
 
-    from utils import cli
-    from utils.cli import pick_device
     from utils.data import concepts
     from utils.ex2 import queries
     from utils.language import loading
     from utils.models import names
-    from utils.runs import files
 
     folder = Path(args.output_dir)
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
@@ -89,11 +84,9 @@ def main(args) -> None:
     if (folder / "adapter_model.safetensors").is_file():
         print(f"finished already -> {folder}")
         return
-    cli.check_positive(args, "steps", "epochs_per_batch", "max_new_tokens", "lora_r", "save_freq", "log_freq")
-    if not (args.num_generations >= 2 and min(args.batch_size, args.per_device_batch_size) >= 1
-            and args.batch_size % args.num_generations == 0 and args.batch_size % args.per_device_batch_size == 0):
-        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations {args.num_generations} (2 or "
-                        f"more) and of --per_device_batch_size {args.per_device_batch_size} (times the processes)")
+    if args.batch_size % args.num_generations or args.batch_size % args.per_device_batch_size:
+        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations {args.num_generations} "
+                        f"and of --per_device_batch_size {args.per_device_batch_size} (times the processes)")
     questions = queries.read_questions(args.questions)
     images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
     names.check_vlm_name(args.vlm_name)
@@ -116,7 +109,7 @@ def main(args) -> None:
     pass_size = args.per_device_batch_size * state.num_processes
     if args.batch_size % pass_size:
         raise UserError(f"--batch_size {args.batch_size} must be a multiple of --per_device_batch_size x processes, {pass_size}")
-    device = pick_device(str(state.device))
+    device = cli.pick_device(str(state.device))
     vlm = names.load_vlm(args.vlm_name, device, args.vlm_16bit)
     with state.main_process_first():
         means = rewards.kept_image_means(folder, args.dataset_name, vlm, images,
@@ -142,7 +135,7 @@ def main(args) -> None:
             report_to="tensorboard" if args.report_to == "tensorboard" else "none", disable_tqdm=True))
     trainer.remove_callback(PrinterCallback)  # the log's own lines say it better
     if state.is_main_process:
-        files.write_json(folder / "train.json", settings)
+        cli.save_result(folder / "train.json", settings)
     last = training.complete_checkpoints(folder)[-1:]
     trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
     trainer.save_model(str(folder / "final.partial"))
@@ -155,4 +148,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -6,18 +6,18 @@
 Random weights. The two take turns; the ratio of the fastest of each is printed, by the clock and by processor time
 (which other programs on the machine disturb less).
 """
-from utils.cli import make_parser, run
+from utils import cli
 
 MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
           "vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "maxvit_tiny_rw_224"]
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    parser.add_argument("--models", nargs="+", default=MODELS, help="names of timm models (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=4, help="images a forward pass (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=4, help="turns (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="names of timm models")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=4, help="images a forward pass")
+    parser.add_argument("--repeats", type=cli.POSITIVE, default=4, help="turns")
+    parser.add_argument("--threads", type=cli.POSITIVE, default=2, help="of torch")
     return parser
 
 
@@ -49,4 +49,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

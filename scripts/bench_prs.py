@@ -7,16 +7,14 @@ Both loops read the same images from the same loader (drawn beforehand and kept 
 loop only encodes; the other decomposes and streams every array to disk. They take turns over a batch at a
 time, so that a machine that slows down slows both; the ratio of the medians is printed.
 """
-from utils.cli import make_parser, run
-from utils.models.names import add_model_options
+from utils import cli
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
-    parser.set_defaults(model="ViT-B-16")
-    parser.add_argument("--images", type=int, default=96, help="images each loop reads (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=8, help="images a forward pass (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser, "ViT-B-16")
+    parser.add_argument("--images", type=cli.POSITIVE, default=96, help="images each loop reads")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass")
     return parser
 
 
@@ -30,13 +28,12 @@ def main(args) -> None:
     import torch
     from PIL import Image
 
-    from utils.cli import pick_device
     from utils.data import datasets, scenes
     from utils.decompose.tower import by_tower, check, decompose, read_tower
     from utils.models import names
     from utils.runs import files
 
-    device = pick_device(args.device)
+    device = cli.pick_device(args.device)
     pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
     clip = names.load_clip(args.model, pretrained, device, args.seed)
     tower = read_tower(clip.model.visual)
@@ -88,4 +85,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

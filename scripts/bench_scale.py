@@ -8,17 +8,18 @@ Each script runs as a user starts it, on the embedded model and on pictures that
 resident memory of the largest of its processes, as the operating system counts it. Processes share the larger number of
 images; each has one thread, and so has the one that they are compared with.
 """
-from utils.cli import make_parser, run
+from utils import cli
 
 MODEL = "emojiclip"
 TRAIN = 1000  # images of the train split, whatever that of test has
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[2000, 20000], metavar="N",
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
                         help="few, and many; one number is of processes alone (default: 2000 20000)")
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 3], metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--processes", type=cli.POSITIVE, nargs="*", default=[1, 2, 3], metavar="N",
+                        help="of compute_prs.py (default: 1 2 3)")
     parser.add_argument("--folder", metavar="FOLDER", help="for pictures and results (default: a temporary one)")
     return parser
 
@@ -120,4 +121,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -6,16 +6,14 @@
 Both take the same batch of random images and a random classifier of 1,000 classes, in turns, so that a machine that slows
 down slows both. Of each the fastest repeat counts, as other work on the machine only ever adds time; the ratio is printed.
 """
-from utils.cli import make_parser, run
-from utils.models.names import add_model_options
+from utils import cli
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
-    parser.set_defaults(model="ViT-B-16")
-    parser.add_argument("--batch_size", type=int, default=8, help="images a forward pass (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=10, help="batches each of the two takes (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser, "ViT-B-16")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass")
+    parser.add_argument("--repeats", type=cli.POSITIVE, default=10, help="batches each of the two takes")
     return parser
 
 
@@ -25,11 +23,10 @@ def main(args) -> None:
     import torch
 
     from utils.analysis import segmentation
-    from utils.cli import pick_device
     from utils.decompose.tower import decompose_tokens, read_tower
     from utils.models import names
 
-    device = pick_device(args.device)
+    device = cli.pick_device(args.device)
     pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
     clip = names.load_clip(args.model, pretrained, device, args.seed)
     tower = read_tower(clip.model.visual)
@@ -63,4 +60,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -5,16 +5,16 @@
 One head: 5,000 images x 768 dimensions x 3,498 texts x 20 texts a head. The literal algorithm (that of the
 tests) projects every image on every text anew for each pick.
 """
-from utils.cli import make_parser, run
+from utils import cli
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    parser.add_argument("--images", type=int, default=5000, help="images, the rows of the head's terms (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=768, help="dimensions of the joint space (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=3498, help="texts in the pool (default: %(default)s)")
-    parser.add_argument("--texts_per_head", type=int, default=20, help="texts picked (default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=60, help="singular directions at most (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--images", type=cli.POSITIVE, default=5000, help="images, the rows of the head's terms")
+    parser.add_argument("--width", type=cli.POSITIVE, default=768, help="dimensions of the joint space")
+    parser.add_argument("--texts", type=cli.POSITIVE, default=3498, help="texts in the pool")
+    parser.add_argument("--texts_per_head", type=cli.POSITIVE, default=20, help="texts picked")
+    parser.add_argument("--rank", type=cli.POSITIVE, default=60, help="singular directions at most")
     return parser
 
 
@@ -51,4 +51,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

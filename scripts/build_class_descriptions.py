@@ -14,8 +14,9 @@ they came in X.jsonl and X.json, the files of inference.py.
 import re
 
 from inference import add_generation_options
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import add_data_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 from utils.ex2.collapse import words
 
 MOST_WORDS = 20
@@ -33,12 +34,12 @@ REFUSAL = re.compile(
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_data_options(parser)
-    parser.add_argument("--num_classes", type=int, metavar="N", help="only the first N classes (default: all)")
+    parser = cli.make_parser(__doc__)
+    cli.add_data_options(parser, NAMES)
+    parser.add_argument("--num_classes", type=cli.POSITIVE, metavar="N", help="only the first N classes (default: all)")
     add_generation_options(parser)
     parser.set_defaults(model_name="smollm2-135m", questions="configs/class_questions.txt", max_new_tokens=40)
-    parser.add_argument("--device", help="torch device of hf, such as cuda:0 or cpu (default: the best there is)")
+    cli.add_device(parser, "of hf: ")
     parser.add_argument("--output_filepath", metavar="X.txt",
                         help="where the pool goes (default: ./output_dir/{dataset}_class_descriptions.txt)")
     return parser
@@ -90,12 +91,9 @@ def main(args) -> None:
     from pathlib import Path
 
     from inference import generate
-    from utils import cli
     from utils.data import datasets
     from utils.ex2 import descriptions
-    from utils.runs import files
 
-    cli.check_positive(args, "max_new_tokens", "batch_size")
     output = Path(args.output_filepath or f"./output_dir/{args.dataset}_class_descriptions.txt")
     if output.suffix != ".txt":
         raise UserError(f"--output_filepath {output}: a text pool is a .txt file; let the name end with .txt")
@@ -104,14 +102,12 @@ def main(args) -> None:
     except ImportError as error:
         raise UserError(f"the class names of {args.dataset} need {error.name}, which is not in this environment; run from "
                         ".venv, with --backend server where vLLM is in another one") from error
-    if args.num_classes is not None and not 1 <= args.num_classes <= len(classes):
-        raise UserError(f"--num_classes {args.num_classes}: {args.dataset} has {len(classes)} classes; choose from 1 to "
-                        f"{len(classes)}")
+    cli.check_range("--num_classes", args.num_classes or len(classes), len(classes))
     rows, manifest = generate(args, args.dataset, classes[:args.num_classes], str(output))
     lines, dropped = pool(rows)
     if not lines:
         raise UserError(f"none of {len(rows)} answers can be a line of a pool ({dropped}); take another --model_name")
-    files.write_text(output, "\n".join(lines) + "\n")
+    cli.write_text(output, "\n".join(lines) + "\n")
     counts = {"generated": len(rows), "kept": len(lines), "dropped": dropped, "most_words": MOST_WORDS}
     descriptions.write(str(output), rows, manifest | counts)
     reasons = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())
@@ -120,4 +116,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from utils.cli import make_parser, run
+from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 16
@@ -37,10 +37,10 @@ LABELS = ("emojibase-data", "17.0.0")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", default=str(ROOT / "data" / "emoji"),
-                        help="folder that holds concepts.csv and receives the pack (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=80, help="side of a drawing, in pixels (default: %(default)s)")
+                        help="folder that holds concepts.csv and receives the pack")
+    parser.add_argument("--size", type=cli.POSITIVE, default=80, help="side of a drawing, in pixels")
     return parser
 
 
@@ -107,4 +107,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -5,14 +5,15 @@
 Prints mean rewards with standard errors, the signs of collapse, and examples; writes the same as comparison.md
 beside --after.
 """
-from utils.cli import UserError, make_parser, run
+from utils import cli
+from utils.cli import UserError
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--before", required=True, metavar="X.json", help="descriptions of the untrained model")
     parser.add_argument("--after", required=True, metavar="X.json", help="descriptions of the aligned model")
-    parser.add_argument("--num_examples", type=int, default=6, help="queries to show both answers of (default: %(default)s)")
+    parser.add_argument("--num_examples", type=cli.NATURAL, default=6, help="queries to show both answers of")
     return parser
 
 
@@ -20,7 +21,6 @@ def main(args) -> None:
     from pathlib import Path
 
     from utils.ex2 import descriptions
-    from utils.runs import files as arrays
 
     files = {"before": descriptions.read(args.before)[0], "after": descriptions.read(args.after)[0]}
     lines = ["| | mean reward | words | duplicates | repeated phrases | copies | shared phrase |",
@@ -44,7 +44,7 @@ def main(args) -> None:
     for old, new in both[::max(1, len(both) // max(1, args.num_examples))][:args.num_examples]:
         cells = [old["question"], old["description"], number(old["reward"]), new["description"], number(new["reward"])]
         lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
-    arrays.write_text(Path(args.after).with_name("comparison.md"), "\n".join(lines) + "\n")
+    cli.write_text(Path(args.after).with_name("comparison.md"), "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
@@ -53,4 +53,4 @@ def number(reward: float | None) -> str:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -3,13 +3,13 @@
     python -m scripts.export_model --model_name smollm2-135m --output_dir output_dir/smollm2-135m
     vllm serve output_dir/smollm2-135m --generation-config vllm
 """
-from utils.cli import make_parser, run
+from utils import cli
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--model_name", default="smollm2-135m", metavar="NAME",
-                        help="folder of an adapter that train.py wrote, or a language model (default: %(default)s)")
+                        help="folder of an adapter that train.py wrote, or a language model")
     parser.add_argument("--base_model_name", metavar="NAME",
                         help="language model under the adapter (default: the one it was trained on)")
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="where the model goes")
@@ -27,4 +27,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -6,14 +6,12 @@ Top-1 accuracy, in percent, at naming the object (of all concepts), in seen styl
 training never showed, and at naming every other attribute of the scenes of `emoji`. Chance is what
 guessing would reach. Prints a table (that of models/emojiclip/README.md), and writes JSON with --json FILE.
 """
-from utils.cli import make_parser, run
-from utils.models.names import add_model_options
+from utils import cli
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_model_options(parser)
-    parser.set_defaults(model="emojiclip")
+    parser = cli.make_parser(__doc__)
+    cli.add_model_options(parser, "emojiclip")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too (default: nowhere)")
     return parser
 
@@ -53,12 +51,10 @@ def main(args) -> None:
 
     import torch
 
-    from utils.cli import pick_device
     from utils.data import datasets, scenes
     from utils.models import names as models
-    from utils.runs import files
 
-    clip = models.load_clip(args.model, args.pretrained, pick_device(args.device), args.seed)
+    clip = models.load_clip(args.model, args.pretrained, cli.pick_device(args.device), args.seed)
     names = [[template(concept["name"]) for template in datasets.templates("emoji")] for concept in scenes.concepts()]
     rows = {}
     for dataset in ("emoji", "emoji_unseen_style"):
@@ -77,8 +73,8 @@ def main(args) -> None:
     for name, (accuracy, classes) in rows.items():
         print(f"| {name} | {accuracy:.1f} | {100 / classes:.1f} |")
     if args.json:
-        files.write_json(Path(args.json), {name: accuracy for name, (accuracy, _) in rows.items()})
+        cli.save_result(Path(args.json), {name: accuracy for name, (accuracy, _) in rows.items()})
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

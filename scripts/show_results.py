@@ -5,8 +5,9 @@
 What each part of the model is worth, the texts of the heads that vary most, and where the files are. Draws
 {dataset}_heads_{model}.png: for these heads, the images that score highest and lowest on the head's first text.
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 
 HEADS = 8  # with the largest variance
 TEXTS = 4
@@ -14,13 +15,10 @@ IMAGES = 8  # of the highest, and as many of the lowest score
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
-    parser.set_defaults(model="emojiclip", dataset="emoji")
-    parser.add_argument("--text_descriptions", default="emoji_descriptions", metavar="POOL",
-                        help="as given to compute_complete_text_set.py (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES, model="emojiclip", dataset="emoji")
+    cli.add_texts_of_heads_options(parser, "emoji_descriptions")
     parser.add_argument("--data_path", metavar="FOLDER", help="as given to compute_prs.py (default: none)")
-    parser.add_argument("--texts_per_head", type=int, default=10, help="as given there (default: %(default)s)")
     return parser
 
 
@@ -92,4 +90,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

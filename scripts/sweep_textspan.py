@@ -13,24 +13,23 @@ number_of_texts (distinct ones, of all heads) and explained (share of a head's v
 .json with two more accuracies: the whole model's, and that with the earlier heads ablated and the last ones as they are,
 which many texts come to.
 """
-from utils.cli import UserError, make_parser, run
-from utils.data.datasets import add_run_options
+from utils import cli
+from utils.cli import UserError
+from utils.data.datasets import NAMES
 
 RANK = 80  # singular directions of a head at most, as compute_complete_text_set.py has it by default
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
-    add_run_options(parser)
-    parser.add_argument("--output_dir", default="./output_dir", metavar="FOLDER",
-                        help="where CSV, JSON and picture go (default: %(default)s)")
-    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER",
-                        help="where the text pools are (default: %(default)s)")
+    parser = cli.make_parser(__doc__)
+    cli.add_run_options(parser, NAMES)
+    cli.add_output_dir(parser, "CSV, JSON and picture go")
+    parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER", help="where the text pools are")
     parser.add_argument("--pools", nargs="+", default=["image_descriptions_general"], metavar="POOL",
                         help="the pools' file names without .txt (default: image_descriptions_general)")
-    parser.add_argument("--texts_per_head", nargs="+", type=int, default=[10, 20, 30, 40, 50, 60], metavar="N",
+    parser.add_argument("--texts_per_head", nargs="+", type=cli.POSITIVE, default=[10, 20, 30, 40, 50, 60], metavar="N",
                         help="numbers of texts picked for each head (default: 10 20 30 40 50 60)")
-    parser.add_argument("--num_of_last_layers", type=int, default=4, help="layers whose heads are named (default: %(default)s)")
+    parser.add_argument("--num_of_last_layers", type=cli.POSITIVE, default=4, help="layers whose heads are named")
     return parser
 
 
@@ -47,13 +46,11 @@ def main(args) -> None:
     model, numbers = names.file_name(args.model), sorted(set(args.texts_per_head))
     texts = {name: zeroshot.read_texts(Path(args.text_dir) / f"{name}.txt") for name in args.pools}
     for name, lines in texts.items():
-        wrong = [number for number in numbers if not 1 <= number <= len(lines)]
-        if wrong:
-            raise UserError(f"--texts_per_head {wrong[0]}: {name} has {len(lines)} texts; choose from 1 to {len(lines)}")
+        if numbers[-1] > len(lines):
+            raise UserError(f"--texts_per_head {numbers[-1]}: {name} has {len(lines)} texts; choose from 1 to {len(lines)}")
     terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
     layers, width = len(terms["attn"].layers), terms["attn"].shape[-1]
-    if not 1 <= args.num_of_last_layers <= layers:
-        raise UserError(f"--num_of_last_layers is {args.num_of_last_layers}; choose from 1 to {layers}")
+    cli.check_range("--num_of_last_layers", args.num_of_last_layers, layers)
     classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
     pools = {name: files.open_texts(args.input_dir, name, args.model, manifest, width, lines) for name, lines in texts.items()}
 
@@ -64,13 +61,12 @@ def main(args) -> None:
         print("{pool:<30} {texts_per_head:>12}  {accuracy:>8.2f}  {number_of_texts:>14}  {explained:>9.3f}".format(**row))
 
     path = Path(args.output_dir) / f"{files.run_name(args.dataset, args.split)}_textspan_sweep_{model}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_text(path, table.getvalue())
-    files.write_json(path.with_suffix(".json"), {
+    cli.write_text(path, table.getvalue())
+    cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), "w_ov_rank": RANK,
         "num_of_last_layers": args.num_of_last_layers, **without, "rows": rows})
     title = f"{args.model} on {args.dataset}: heads of the last {args.num_of_last_layers} layers as texts"
@@ -79,4 +75,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

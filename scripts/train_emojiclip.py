@@ -18,28 +18,28 @@ import json
 import time
 from pathlib import Path
 
-from utils.cli import make_parser, run
+from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 64  # scenes of a batch that share their object with another: only attributes tell them apart
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", default=str(ROOT / "models" / "emojiclip"),
-                        help="folder with open_clip_config.json; receives the weights (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=3200, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=256, help="scenes a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--weight_decay", type=float, default=0.1, help="of matrices (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=150, help="steps of linear warm-up (default: %(default)s)")
-    parser.add_argument("--ramp", type=float, default=0.25,
-                        help="fraction of the steps until all scenes are of full difficulty (default: %(default)s)")
-    parser.add_argument("--agreement", type=float, default=0.9,
-                        help="how often a land or sea animal has its own background (default: %(default)s)")
-    parser.add_argument("--eval_every", type=int, default=200, help="steps between evaluations (default: %(default)s)")
+                        help="folder with open_clip_config.json; receives the weights")
+    parser.add_argument("--steps", type=cli.POSITIVE, default=3200, help="optimiser steps")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=256, help="scenes a step")
+    parser.add_argument("--lr", type=cli.RATE, default=2e-3, help="peak learning rate")
+    parser.add_argument("--weight_decay", type=cli.WEIGHT, default=0.1, help="of matrices")
+    parser.add_argument("--warmup", type=cli.POSITIVE, default=150, help="steps of linear warm-up")
+    parser.add_argument("--ramp", type=cli.FRACTION, default=0.25,
+                        help="fraction of the steps until all scenes are of full difficulty")
+    parser.add_argument("--agreement", type=cli.FRACTION, default=0.9,
+                        help="how often a land or sea animal has its own background")
+    parser.add_argument("--eval_every", type=cli.POSITIVE, default=200, help="steps between evaluations")
     parser.add_argument("--init", metavar="FILE.safetensors", help="start from these weights (default: at random)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and captions (default: %(default)s)")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of weights, scenes and captions")
     return parser
 
 
@@ -175,4 +175,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -17,29 +17,29 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import UserError, check_positive, make_parser, run
+from utils import cli
+from utils.cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", default=str(ROOT / "models" / "emojivit"),
-                        help="folder with config.json; receives the weights (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1300, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=128, help="scenes a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--weight_decay", type=float, default=0.05, help="of matrices (default: %(default)s)")
-    parser.add_argument("--attribute_weight", type=float, default=0.3,
-                        help="of each attribute's loss against the object's (default: %(default)s)")
-    parser.add_argument("--ramp", type=float, default=0.25,
-                        help="fraction of the steps until all scenes are of full difficulty (default: %(default)s)")
-    parser.add_argument("--agreement", type=float, default=0.9,
-                        help="how often a land or sea animal has its own background (default: %(default)s)")
-    parser.add_argument("--eval_every", type=int, default=200, help="steps between evaluations (default: %(default)s)")
-    parser.add_argument("--eval_scenes", type=int, default=2080,
-                        help="scenes of each held-out set, at most (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and scenes (default: %(default)s)")
+                        help="folder with config.json; receives the weights")
+    parser.add_argument("--steps", type=cli.POSITIVE, default=1300, help="optimiser steps")
+    parser.add_argument("--batch_size", type=cli.Number(int, 64), default=128, help="scenes a step")
+    parser.add_argument("--lr", type=cli.RATE, default=5e-3, help="peak learning rate")
+    parser.add_argument("--weight_decay", type=cli.WEIGHT, default=0.05, help="of matrices")
+    parser.add_argument("--attribute_weight", type=cli.WEIGHT, default=0.3,
+                        help="of each attribute's loss against the object's")
+    parser.add_argument("--ramp", type=cli.FRACTION, default=0.25,
+                        help="fraction of the steps until all scenes are of full difficulty")
+    parser.add_argument("--agreement", type=cli.FRACTION, default=0.9,
+                        help="how often a land or sea animal has its own background")
+    parser.add_argument("--eval_every", type=cli.POSITIVE, default=200, help="steps between evaluations")
+    parser.add_argument("--eval_scenes", type=cli.POSITIVE, default=2080, help="scenes of each held-out set, at most")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of weights and scenes")
     return parser
 
 
@@ -82,14 +82,11 @@ def main(args: argparse.Namespace) -> None:
     from torchvision.transforms.functional import normalize
     from tqdm import tqdm
 
-    from scripts.train_emojiclip import PAIRS, training_batch
+    from scripts.train_emojiclip import training_batch
     from utils.data.datasets import embedded_scenes
     from utils.data.scenes import draw
     from utils.runs.files import write_json
 
-    check_positive(args, "steps", "eval_every", "eval_scenes")
-    if args.batch_size < PAIRS:
-        raise UserError(f"--batch_size is {args.batch_size}; it must be at least {PAIRS}")
     folder = Path(args.output_dir)
     if not (folder / "config.json").is_file():
         raise UserError(f"--output_dir {folder}: no config.json there; copy that of models/emojivit, and change it at will")
@@ -167,4 +164,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -6,16 +6,16 @@
 
 Beside the images, scenes.jsonl holds every scene's attributes, caption and nuisances, one a line, in order.
 """
-from utils.cli import make_parser, run
+from utils import cli
 from utils.data.datasets import EMBEDDED
 
 
 def get_args_parser():
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--dataset", default="emoji", choices=EMBEDDED, metavar="NAME",
-                        help=f"one of {', '.join(EMBEDDED)} (default: %(default)s)")
+                        help=f"one of {', '.join(EMBEDDED)}")
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="where it goes; should be new or empty")
-    parser.add_argument("--image_size", type=int, default=224, help="side of an image, in pixels (default: %(default)s)")
+    parser.add_argument("--image_size", type=cli.POSITIVE, default=224, help="side of an image, in pixels")
     return parser
 
 
@@ -103,4 +103,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    cli.run(main, get_args_parser())

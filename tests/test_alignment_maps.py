@@ -329,7 +329,7 @@ def test_runs_of_other_images_are_refused(refused, planted):
     (("--clip", "other"), "emoji_train_mlp_other.npy does not exist"),
     (("--apply", "val"), "emoji_val_mlp_m.npy does not exist"),
     (("--epochs", 0), "--epochs is 0; it must be at least 1"), (("--batch_size", 0), "it must be at least 1"),
-    (("--lr", 0), "--lr is 0.0"), (("--lr", "nan"), "--lr is nan"), (("--penalty_weight", -1), "at least 0"),
+    (("--lr", 0), "--lr is 0; it must be above 0"), (("--lr", "nan"), "--lr is nan"), (("--penalty_weight", -1), "at least 0"),
     (("--lr", 1e30), "the training diverged in epoch 1; give a smaller --lr than 1e+30")])
 def test_bad_options_are_one_line(refused, planted, arguments, message):
     assert message in refused("compute_alignment", *options(planted, *arguments))

@@ -195,7 +195,7 @@ def test_a_class_is_asked_about_once_where_names_repeat(run_script, options, tmp
 # What the user can mend.
 
 @pytest.mark.parametrize("more, message", [
-    (("--num_classes", 0), "--num_classes 0: emoji has 260 classes; choose from 1 to 260"),
+    (("--num_classes", 0), "--num_classes is 0; it must be at least 1"),
     (("--num_classes", 261), "choose from 1 to 260"),
     (("--dataset", "cub"), "--dataset cub needs --data_path"),
     (("--output_filepath", "pool.json"), "let the name end with .txt"),

@@ -92,7 +92,7 @@ def test_more_texts_explain_more(run_script, emoji_run, tmp_path):
 
 @pytest.mark.parametrize("more, message", [
     (("--num_of_last_layers", 7), "--num_of_last_layers is 7; choose from 1 to 6"),
-    (("--num_of_last_layers", 0), "choose from 1 to 6"),
+    (("--num_of_last_layers", 0), "it must be at least 1"),
     (("--num_of_last_layers", 1, "--texts_per_head", 0), "--texts_per_head is 0"),
     (("--num_of_last_layers", 1, "--w_ov_rank", 0), "--w_ov_rank is 0"),
     (("--text_descriptions", "nothing"), "nothing.txt does not exist"),

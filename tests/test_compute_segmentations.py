@@ -304,7 +304,7 @@ def test_a_classifier_of_another_model_or_width_is_refused(refused, options, cla
 
 
 @pytest.mark.parametrize("more, reason", [
-    (("--image_size", 60), "nearest are 56 and 64"), (("--image_size", 0), "nearest are 8 and 16"),
+    (("--image_size", 60), "nearest are 56 and 64"), (("--image_size", 0), "--image_size is 0"),
     (("--thr", 2), "--thr is 2"), (("--batch_size", 0), "--batch_size is 0"),
     (("--method", "lime"), "invalid choice"), (("--mask_resize", "cut"), "invalid choice")])
 def test_wrong_options_are_refused(refused, options, mask_folder, more, reason):

@@ -9,6 +9,7 @@ from PIL import Image
 from scipy.io import savemat
 from test_layouts import WRITERS, cells, picture
 
+from utils import cli
 from utils.cli import UserError
 from utils.data import concepts, datasets, scenes
 
@@ -24,14 +25,14 @@ def folder(root, **classes):
 
 def options(*arguments, **settings):
     parser = argparse.ArgumentParser()
-    concepts.add_concept_options(parser, **settings)
+    cli.add_concept_options(parser, concepts.NAMES, **settings)
     return vars(parser.parse_args(arguments))
 
 
 def test_options():
     assert options() == {"dataset_name": "emoji", "data_root": None, "split": "train", "num_concepts": None,
                          "num_images_for_reward": 256}
-    assert options("--eval_dataset", "pets", "--num_concepts", "3", name_option="--eval_dataset")["eval_dataset"] == "pets"
+    assert options("--eval_dataset", "pets", "--num_concepts", "3", option="--eval_dataset")["eval_dataset"] == "pets"
     with pytest.raises(SystemExit):
         options("--dataset_name", "imagenet")
 
@@ -129,8 +130,6 @@ def test_what_the_user_can_mend(tmp_path):
         concepts.concept_names("cub", str(tmp_path / "nowhere"), "train", None)
     with pytest.raises(UserError, match="images.txt does not exist; get CUB_200_2011.tgz"):
         concepts.concept_names("cub", str(tmp_path), "train", None)
-    with pytest.raises(UserError, match="--num_images_for_reward should be 1 or more"):
-        concepts.load_concepts("emoji", None, "train", 1, 0)
     root = folder(tmp_path / "twice", big_owl=["1.png"], **{"big owl": ["1.png"]}, cat=["1.png"])
     with pytest.raises(UserError, match="two classes of imagefolder are both called 'big owl'"):
         concepts.concept_names("imagefolder", root, "train", 1)

@@ -222,7 +222,7 @@ def test_default_place_and_settings_file(run_script, photo_file, tmp_path, monke
 def test_a_number_in_a_settings_file_is_no_text(refused, photo_file, tmp_path):
     for text in ("5", "[a, 5]"):
         (tmp_path / "s.yaml").write_text(f"image: {photo_file}\ntext: {text}\n")
-        assert "--text 5: is empty or no text" in refused("compute_heatmaps", "--config", tmp_path / "s.yaml")
+        assert "text is 5, and should be text; put it in quotes" in refused("compute_heatmaps", "--config", tmp_path / "s.yaml")
 
 
 def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
@@ -236,7 +236,7 @@ def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
     (["--text", " "], "is empty or no text"), (["--text", "a", ""], "is empty or no text"),
     (["--text", *"abcdefghijklmnopqrstuvwxyz"], "26 texts, and a picture has room for 24"), ([], "required: --text"),
     (["--text", "a", "--head", "1"], "a head needs its layer"), (["--text", "a", "--output", "x.jpg"], "end in .png"),
-    (["--text", "a", "--layer", "two"], "invalid int value"), (["--text", "a", "--layer", "6"], "layer 6: the model has 6"),
+    (["--text", "a", "--layer", "two"], "it must be a whole number"), (["--text", "a", "--layer", "6"], "layer 6: the model has 6"),
     (["--text", "a", "--layer", "-1"], "layer -1: the model has 6"),
     (["--text", "a", "--layer", "5", "--head", "6"], "head 6: the model has 6"),
     (["--text", "a", "--model", "emoji"], "unknown model")])

@@ -281,8 +281,8 @@ def test_missing_arrays_are_named_with_the_command_that_makes_them(refused, tmp_
 
 
 @pytest.mark.parametrize("options, message", [
-    (("--keep_last_layers", 0), "--keep_last_layers is 0; choose from 1 to 3"),
-    (("--keep_last_layers", 4), "choose from 1 to 3"), (("--split", "train"), "the probe is fitted on it")])
+    (("--keep_last_layers", 0), "--keep_last_layers is 0; it must be at least 1"),
+    (("--keep_last_layers", 4), "--keep_last_layers is 4; choose from 1 to 3"), (("--split", "train"), "the probe is fitted on it")])
 def test_bad_options_are_one_line(refused, tmp_path, options, message):
     for split in ("train", "test"):
         write_run(tmp_path, split, linear_run(20, 1), "abc")

@@ -259,8 +259,8 @@ def test_the_script_compares_the_unmapped_components_of_uneven_blocks(run_script
 @pytest.mark.parametrize("more, message", [
     ((), "either by --text or by --index"), (("--text", "a", "--index", 1), "either by --text or by --index"),
     (("--text", "a", "--feature", "colour"), "--feature colour: "), (("--index", 400), "the run has the images 0 to 399"),
-    (("--index", -1), "--index -1: "), (("--text", "a", "--components", 0), "--components is 0"),
-    (("--text", "a", "--components", 44), "--components 44: the run has 43"), (("--text", "a", "--neighbors", 41), "room for 40"),
+    (("--index", -1), "--index is -1"), (("--text", "a", "--components", 0), "--components is 0"),
+    (("--text", "a", "--components", 44), "--components is 44; choose from 1 to 43"), (("--text", "a", "--neighbors", 41), "room for 40"),
     (("--index", 1, "--source_model", "m"), "--source_model goes with --index and a mapped model"),
     (("--text", *map(str, range(21))), "21 queries by 2 ways of comparing make 42 rows"),
     (("--text", "a", "--features", "nothing.yaml"), "nothing.yaml: cannot be read"),

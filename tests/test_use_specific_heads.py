@@ -138,7 +138,7 @@ def test_heads_come_from_the_list_of_the_data_set_another_or_the_command_line(ab
 
 def test_a_head_that_a_settings_file_reads_as_a_number_is_refused(refused, arrays, tmp_path):
     (tmp_path / "settings.yaml").write_text("heads: 5.10\n")
-    assert "heads: 5.1 should be text; put it in quotes" in refused(
+    assert "heads is 5.1, and should be text; put it in quotes" in refused(
         "compute_use_specific_heads", "--model", "emojiclip", "--dataset", "emoji_spurious", "--input_dir", arrays, "--config",
         tmp_path / "settings.yaml")
 
@@ -258,14 +258,14 @@ def test_waterbirds_as_it_is_downloaded(run_script, refused, waterbirds, tmp_pat
                                             "train"),
     (("--select", "auto", "--select_split", "train"), "make it with: python compute_prs.py --dataset emoji_spurious --model "
                                                       "emojiclip --output_dir"),
-    (("--select", "auto", "--number_of_heads", 0), "--number_of_heads is 0; choose from 1 to 24"),
+    (("--select", "auto", "--number_of_heads", 0), "--number_of_heads is 0; it must be at least 1"),
     (("--select", "auto", "--number_of_heads", 24), "--number_of_heads is 24, and only "),
     ((*TEXTS, "--number_of_heads", 25), "--number_of_heads is 25; choose from 1 to 24"),
     ((*TEXTS, "--keep_last_layers", 1), "--number_of_heads is 10; choose from 1 to 6"),
     ((*TEXTS[:3], "nothing.txt", *TEXTS[4:]), "nothing.txt does not exist"),
     ((*TEXTS, "--pretrained", "openai"), "--pretrained openai does not go with --model emojiclip"),
     ((*TEXTS[:3], ROOT / "text_descriptions" / "emoji_descriptions.txt", *TEXTS[4:]), "409 texts span more than the 128"),
-    (("--keep_last_layers", 0), "--keep_last_layers is 0; choose from 1 to 6"),
+    (("--keep_last_layers", 0), "--keep_last_layers is 0; it must be at least 1"),
     (("--keep_last_layers", 7), "--keep_last_layers is 7; choose from 1 to 6"),
     (("--random_trials", 0), "--random_trials is 0; it must be at least 1"),
     (("--dataset", "emoji", "--select", "auto"), "--select needs groups, and --dataset emoji has none; binary_waterbirds and "

@@ -1,33 +1,108 @@
-"""What every script does around its work: options, settings files, errors of the user in one line."""
+"""What every script does around its work: options, settings files, errors of the user in one line, several processes,
+and results that have their names only when they are complete. Nothing here imports anything of ours."""
 import argparse
+import contextlib
+import datetime
+import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"
+PATIENCE = datetime.timedelta(days=7)  # that a process waits for the others
 
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong and what to do."""
 
 
+def describe(error: Exception) -> str:
+    """An error in one line; those of the operating system with the file they are about."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{os.fspath(error.filename)}: " if error.filename else ""
+        return f"{place}{error.strerror}; free some space or choose another --output_dir" \
+            if error.errno in (28, 122) else f"{place}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+# Types of options. Where one refuses a value, it says what the value is, and the caller whose.
+
+@dataclass(frozen=True)
+class Number:
+    """The type of an option: finite numbers of one `kind` (int or float) from `low` to `high`, or above `low` alone."""
+    kind: type
+    low: float
+    high: float = math.inf
+    above: bool = False  # whether `low` itself is too small
+
+    def __call__(self, text: str) -> int | float:
+        try:
+            value = self.kind(text)
+        except ValueError as error:
+            wanted = "a whole number" if self.kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"is {text!r}; it must be {wanted}") from error
+        if not (self.low < value if self.above else self.low <= value) or not value <= self.high or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {self}")
+        return value
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"from {self.low} to {self.high}"
+        return f"above {self.low}" if self.above else f"at least {self.low}"
+
+
+NATURAL, POSITIVE, SEED = Number(int, 0), Number(int, 1), Number(int, 0, 2 ** 32 - 1)
+FRACTION, RATE, WEIGHT = Number(float, 0, 1), Number(float, 0, above=True), Number(float, 0)
+
+
+def boolean(text: str) -> bool:
+    """The value of an option that is given as True or False."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be True or False")
+    return text.lower() == "true"
+
+
+def check_range(option: str, value: int, most: int, least: int = 1) -> None:
+    """Raises UserError for a value that is out of a range that only the data tells."""
+    if not least <= value <= most:
+        raise UserError(f"{option} is {value}; choose from {least} to {most}")
+
+
+# Parsers and settings files
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows a script's docstring as it is, and every default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is argparse.SUPPRESS or "default: " in action.help:
+            return action.help
+        return action.help + (" (default: off)" if action.default is False else " (default: %(default)s)")
+
+
 def make_parser(documentation: str) -> argparse.ArgumentParser:
     """A parser that shows a script's docstring, with the options that all scripts share."""
-    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=_Help)
     parser.error = _raise  # one line, like every other error
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings file: 'option: value' lines that become defaults")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (default: off)")
+    parser.add_argument("--config", metavar="FILE.yaml",
+                        help="settings file: 'option: value' lines that become defaults")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def _raise(message: str) -> None:
+    message = message.removeprefix("argument ").replace(": is ", " is ", 1)  # types say what a value is
     raise UserError(f"{message}; see --help")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line over the defaults of `--config`.
 
-    Values of the file go through the same types and choices as the command line's.
-    Raises UserError for an unknown key or an unreadable file.
+    Values of the file go through the same types and choices as the command line's; where an option takes several, the
+    file may hold a list or a single one. Raises UserError for an unknown key or an unreadable file.
     """
     known = argparse.ArgumentParser(add_help=False)
     known.add_argument("--config")
@@ -39,31 +114,33 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
         if unknown:
             raise UserError(f"{path}: unknown option {', '.join(unknown)}; known are {', '.join(sorted(actions))}")
         for name, value in settings.items():
-            action = actions[name]
-            if isinstance(value, str) and action.type:
-                try:
-                    value = action.type(value)
-                except (ValueError, argparse.ArgumentTypeError) as error:
-                    raise UserError(f"{path}: {name} cannot be {value!r}") from error
-            if action.choices and value not in action.choices:
-                raise UserError(f"{path}: {name} is {value!r}; choose from {', '.join(map(str, action.choices))}")
+            if value is None:  # an empty line
+                continue
+            try:
+                value = _setting(actions[name], value)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise UserError(f"{path}: {name} {error}") from error
             parser.set_defaults(**{name: value})
-            action.required = False
+            actions[name].required = False
     return parser.parse_args(arguments)
 
 
-def boolean(text: str | bool) -> bool:
-    """The value of an option that is given as True or False."""
-    if str(text).lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return str(text).lower() == "true"
+def _setting(action: argparse.Action, value):
+    """A value of a settings file as the option's own; ValueError or ArgumentTypeError says why it cannot be one."""
+    if action.nargs == 0:
+        return boolean(str(value))
+    if action.nargs:
+        return [_single(action, one) for one in (value if isinstance(value, list) else [value])]
+    return _single(action, value)
 
 
-def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raises UserError for an option among `names` that is below 1."""
-    for name in names:
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+def _single(action: argparse.Action, value):
+    if not action.type and not isinstance(value, str):  # YAML reads 22.10 as the number 22.1
+        raise ValueError(f"is {value}, and should be text; put it in quotes")
+    value = action.type(str(value)) if action.type else value
+    if action.choices and value not in action.choices:
+        raise ValueError(f"is {value!r}; choose from {', '.join(map(str, action.choices))}")
+    return value
 
 
 def read_yaml(path: str) -> dict:
@@ -80,13 +157,117 @@ def read_yaml(path: str) -> dict:
     return content
 
 
+# Groups of options that several scripts share
+
+def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
+    """The options that choose a model."""
+    parser.add_argument("--model", default=default, metavar="NAME",
+                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER, emojiclip, or timm:NAME where no texts are "
+                             "needed")
+    parser.add_argument("--pretrained", metavar="TAG",
+                        help="weights: a tag of open_clip or timm, a checkpoint file, or 'none' for random weights from "
+                             f"--seed; not with a folder or hub name (default: {DEFAULT_PRETRAINED} for {DEFAULT_MODEL})")
+    add_device(parser)
+    parser.add_argument("--seed", type=SEED, default=0, help="of random weights")
+
+
+def add_device(parser: argparse.ArgumentParser, of: str = "") -> None:
+    """The device; `of` says for what, where a script does not need it for all it does."""
+    parser.add_argument("--device", help=f"{of}torch device, such as cuda:0 or cpu (default: the best there is)")
+
+
+def add_reload_options(parser: argparse.ArgumentParser, of: str = "", seed: str = "of random weights") -> None:
+    """The options that load the model of a run again; `of` says for what, and `seed` what else is drawn at random."""
+    parser.add_argument("--pretrained", metavar="TAG",
+                        help=f"{of}weights, as given to compute_prs.py; not for mapped models (default: none)")
+    add_device(parser, of)
+    parser.add_argument("--seed", type=SEED, default=0, help=seed)
+
+
+def add_data_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """The options that choose one of the data sets of these names."""
+    parser.add_argument("--dataset", default="imagenet", choices=names, metavar="NAME",
+                        help=f"one of {', '.join(names)}")
+    parser.add_argument("--data_path", metavar="FOLDER",
+                        help="where the images are; the emoji sets need none (default: none)")
+
+
+def add_split_option(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses a split."""
+    parser.add_argument("--split", metavar="NAME",
+                        help="train, val or test, where the data set has it (default: test; val of imagenet, all of an "
+                             "imagefolder)")
+
+
+def add_run_options(parser: argparse.ArgumentParser, names: Sequence[str], model: str | None = DEFAULT_MODEL,
+                    dataset: str = "imagenet") -> None:
+    """The options by which a script finds the arrays of a run, of one of the data sets of these `names`; `model` is the
+    default, or None where the script has a --model of its own."""
+    if model:
+        parser.add_argument("--model", default=model, metavar="NAME", help="as given to compute_prs.py")
+    parser.add_argument("--dataset", default=dataset, choices=names, metavar="NAME", help="as given to compute_prs.py")
+    add_split_option(parser)
+    add_input_dir(parser)
+
+
+def add_input_dir(parser: argparse.ArgumentParser) -> None:
+    """Where the arrays of runs are."""
+    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER", help="where the arrays are")
+
+
+def add_output_dir(parser: argparse.ArgumentParser, what: str, beside_input: bool = False) -> None:
+    """Where results go: `what` they are, and whether they go where the arrays are unless the user says otherwise."""
+    parser.add_argument("--output_dir", default=None if beside_input else "./output_dir", metavar="FOLDER",
+                        help=f"where {what}" + (" (default: --input_dir)" if beside_input else ""))
+
+
+def add_texts_of_heads_options(parser: argparse.ArgumentParser, pool: str = "image_descriptions_general") -> None:
+    """The options by which a script finds what compute_complete_text_set.py wrote."""
+    parser.add_argument("--text_descriptions", default=pool, metavar="POOL",
+                        help="as given to compute_complete_text_set.py")
+    parser.add_argument("--texts_per_head", type=POSITIVE, default=10, help="as given there")
+
+
+def add_source_model(parser: argparse.ArgumentParser, when: str) -> None:
+    """The model whose components a mapped run holds; `when` it is read."""
+    parser.add_argument("--source_model", metavar="NAME",
+                        help=f"{when}: the model whose components were mapped, as given to compute_prs.py (default: "
+                             "what stands before -as- in --model)")
+
+
+def add_vlm_options(parser: argparse.ArgumentParser, option: str = "--vlm_name",
+                    default: str | None = "r-open-clip:emojiclip") -> None:
+    """The options that choose a vision-language model as a judge."""
+    parser.add_argument(option, default=default, metavar="NAME",
+                        help="the VLM: a hub name or folder of transformers (CLIP, ALIGN, SigLIP), or r-open-clip: and one "
+                             "of MODEL:DATASET, hf-hub:NAME, local-dir:PATH, emojiclip"
+                             + ("" if default else " (default: none)"))
+    parser.add_argument("--vlm_16bit", type=boolean, metavar="True|False",
+                        help="run the VLM in 16 bits: float16 on a GPU, bfloat16 on a CPU (default: True on a GPU)")
+
+
+def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], option: str = "--dataset_name") -> None:
+    """The options that choose concepts and their images; `option` names one of the data sets `names`."""
+    parser.add_argument(option, default="emoji", choices=names, metavar="NAME",
+                        help=f"whose classes are the concepts: one of {', '.join(names)}")
+    parser.add_argument("--data_root", metavar="FOLDER", help="where the images are; emoji needs none (default: none)")
+    parser.add_argument("--split", default="train", metavar="NAME",
+                        help="of the data set: train, val or test, where it has them")
+    parser.add_argument("--num_concepts", type=POSITIVE, metavar="N",
+                        help="so many concepts, evenly spaced over the data set's list (default: all)")
+    parser.add_argument("--num_images_for_reward", type=POSITIVE, default=256, metavar="N",
+                        help="images of a concept, at most, the first by file name")
+
+
+# Running
+
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Run a script: exit code 2 and one line `error: ...` for what the user can mend, 130 when interrupted, and 143 when
-    told to end (SIGTERM), which stops it as cleanly."""
-    debug, told = "--debug" in sys.argv, []
+    """Run a script: exit code 2 and one line `error: ...` for what the user can mend, 130 when interrupted, and 143
+    when told to end (SIGTERM), which stops it as cleanly."""
+    debug, ended = "--debug" in sys.argv, []
 
     def end(*_) -> None:
-        told.append(True)
+        ended.append(True)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
@@ -100,20 +281,11 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"error: {'told to end' if told else 'interrupted'}; nothing incomplete was left under its final name",
+        print(f"error: {'told to end' if ended else 'interrupted'}; nothing incomplete was left under its final name",
               file=sys.stderr)
-        sys.exit(143 if told else 130)
+        sys.exit(143 if ended else 130)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def describe(error: Exception) -> str:
-    """An error in one line; those of the operating system with the file they are about."""
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{os.fspath(error.filename)}: " if error.filename else ""
-        return f"{place}{error.strerror}; free some space or choose another --output_dir" \
-            if error.errno in (28, 122) else f"{place}{error.strerror}"
-    return " ".join(str(error).split())
 
 
 def pick_device(name: str | None):
@@ -130,3 +302,86 @@ def pick_device(name: str | None):
         raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); "
                         f"leave --device out to take the best there is") from error
     return device
+
+
+# Several processes, on one machine or many, through accelerate. A script that is started alone is one process.
+
+def process_count() -> int:
+    """How many processes the script was started as."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes what all have computed."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def start_processes(device: str | None):
+    """This process among those that `accelerate launch` or torchrun started: accelerate's state, with num_processes,
+    process_index, is_main_process and device. Several processes say how many they are.
+
+    Raises UserError where the device cannot be used; several processes choose their own.
+    """
+    import torch
+    from accelerate import PartialState
+
+    # Where there is no GPU, accelerate makes several processes one another's only when it is told so.
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
+    if state.num_processes > 1 and device not in (None, "cpu", "cuda"):
+        raise UserError(f"--device {device}: each of {state.num_processes} processes takes a device of its own; "
+                        "leave it out")
+    state.device = pick_device(device if state.num_processes == 1 else str(state.device))
+    if state.num_processes > 1 and state.is_main_process:
+        print(f"{state.num_processes} processes, on {state.device.type}", file=sys.stderr)
+    return state
+
+
+def own_batches(numbers: Sequence[int], state) -> list[int]:
+    """Which of the batches are this process's: with n processes, every n-th."""
+    from accelerate.data_loader import BatchSamplerShard
+
+    batches = [[number] for number in numbers]
+    shard = BatchSamplerShard(batches, state.num_processes, state.process_index, even_batches=False)
+    return [number for number, in shard]
+
+
+def gather(results: dict) -> dict:
+    """What all processes computed, by number of the batch, in order; every process has it."""
+    from accelerate.utils import gather_object
+
+    return dict(sorted(gather_object(list(results.items()))))
+
+
+def gather_in_order(numbers: Sequence[int], results: Iterator, total: int, state) -> Iterator:
+    """What all processes compute, in the order of `total` batches, as soon as each of them has done one more; every
+    process has it. `results` are this one's, for the batches `numbers` of `own_batches`."""
+    mine = zip(numbers, results)
+    for _ in range(-(-total // state.num_processes)):
+        pair = next(mine, None)
+        yield from gather(dict([pair] if pair else [])).values()
+
+
+# Results
+
+@contextlib.contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A path to write to, beside `path`: the file gets its name when it is complete, and is removed where it is not. The
+    folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write text; the file has its name only when it is complete."""
+    with complete(path) as partial:
+        partial.write_text(content, encoding="utf-8")
+
+
+def save_result(path: Path, result: dict) -> None:
+    """Write a result as JSON; the file has its name only when it is complete."""
+    write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from utils import cli
 from utils.cli import UserError
 from utils.models import names as models
 from utils.models.names import Vision
@@ -172,13 +172,8 @@ def describe_pair(manifest: dict, model: str, run: Run, other: dict, clip: str) 
 
 def save(path: Path, weight: Tensor, bias: Tensor, about: dict) -> None:
     """Write maps; the file has its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with cli.complete(path) as partial:
         partial.write_bytes(safetensors.torch.save({"weight": weight, "bias": bias}, metadata={KEY: json.dumps(about)}))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load(path: Path, instead: str = "leave --maps out to train them") -> Maps:
@@ -251,7 +246,7 @@ def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str,
             writer.append(files.term_path(folder, name, "labels", model), run["labels"][block], "int64")
         cosine = total / len(run["mlp"]) if targets else None
         if names:
-            files.write_json(files.term_path(folder, name, "components", model).with_suffix(".json"), names)
+            cli.save_result(files.term_path(folder, name, "components", model).with_suffix(".json"), names)
         writer.finish({**manifest, "model": model, "weights_sha256": maps.sha256, "cosine": cosine,
                        "pretrained": f"{about['pretrained']}, mapped to {about['clip']} {about['clip_pretrained']}",
                        **text_side(about)})

@@ -47,8 +47,6 @@ def read_ways(properties: Sequence[str], listed: str | None, path: Path, model: 
             raise UserError(f"--property {name}: {path} has no such role; choose from {', '.join([WHOLE, *roles])}")
         ways[name] = None if name == WHOLE else roles[name]
     if listed is not None:
-        if not isinstance(listed, str):  # YAML reads 22.10 as the number 22.1
-            raise UserError(f"heads: {listed}: put a single head of a settings file in quotes, such as '22.10'")
         found = heads.parse(listed)
         ways[",".join(map(heads.name, found))] = found
     return ways or {WHOLE: None}

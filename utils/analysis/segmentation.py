@@ -20,7 +20,7 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional.classification import binary_average_precision
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 
-from utils import processes
+from utils import cli
 from utils.analysis import alignment
 from utils.analysis.heatmaps import shaping
 from utils.cli import UserError, describe
@@ -305,7 +305,7 @@ class Scores:
 
 def gathered(scores: Scores, state) -> Scores:
     """The scores that all processes were fed together, on the CPU; every process has them."""
-    first, *others = processes.gather({state.process_index: scores.cpu()}).values()
+    first, *others = cli.gather({state.process_index: scores.cpu()}).values()
     for other in others:
         first.add(other)
     return first

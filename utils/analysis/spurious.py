@@ -110,8 +110,6 @@ def check_options(args) -> None:
     ways = [f"--{name}" for name in ("heads", "heads_file", "select") if getattr(args, name) is not None]
     if len(ways) > 1:
         raise UserError(f"{' and '.join(ways)} both choose heads; give one of them")
-    if not isinstance(args.heads, str | None):  # a settings file reads 22.10 as the number 22.1
-        raise UserError(f"heads: {args.heads} should be text; put it in quotes, such as '22.10'")
     if args.roles and ways in (["--heads"], ["--select"]):
         raise UserError(f"--roles goes with a list of heads, and not with {ways[0]}; leave one of the two out")
     for name, way in (("select_split", None), ("number_of_heads", None), ("spurious_texts", "texts"), ("core_texts", "texts")):
@@ -143,7 +141,7 @@ def listed(args, model: str, attn: HeadTerms, manifest: dict | None) -> tuple[li
             raise UserError(f"there is no list of heads {source.name} in configs/heads; name heads with --heads or --heads_file"
                             + (", or choose them with --select auto" if args.dataset in datasets.PLACES else ""))
         roles = heads.read_list(source, model, manifest)
-        named = args.roles.split() if isinstance(args.roles, str) else args.roles or list(roles)  # text in a settings file
+        named = " ".join(args.roles).split() if args.roles else list(roles)  # a settings file may name them in a line
         unknown = [role for role in named if role not in roles]
         if unknown:
             raise UserError(f"--roles {unknown[0]}: {source} has {', '.join(roles)}")

@@ -11,19 +11,6 @@ NAMES = ("cub", "fgvc_aircraft", "flowers", "pets", "stanford_cars", "stanford_d
 EMOJI_SEEDS = {"train": 11, "val": 12, "test": 13}  # others than those of datasets.SEEDS
 
 
-def add_concept_options(parser, name_option: str = "--dataset_name") -> None:
-    """The options that choose concepts and their images; `name_option` is the one that names the data set."""
-    parser.add_argument(name_option, default="emoji", choices=NAMES, metavar="NAME",
-                        help=f"whose classes are the concepts: one of {', '.join(NAMES)} (default: %(default)s)")
-    parser.add_argument("--data_root", metavar="FOLDER", help="where the images are; emoji needs none (default: none)")
-    parser.add_argument("--split", default="train", metavar="NAME",
-                        help="of the data set: train, val or test, where it has them (default: %(default)s)")
-    parser.add_argument("--num_concepts", type=int, metavar="N",
-                        help="so many concepts, evenly spaced over the data set's list (default: all)")
-    parser.add_argument("--num_images_for_reward", type=int, default=256, metavar="N",
-                        help="images of a concept, at most, the first by file name (default: %(default)s)")
-
-
 def concept_names(name: str, data_root: str | None, split: str, num_concepts: int | None) -> list[str]:
     """Names of `num_concepts` concepts of a data set (None: all), evenly spaced over its classes.
 
@@ -41,8 +28,6 @@ def load_concepts(name: str, data_root: str | None, split: str, num_concepts: in
     Images of `emoji` are scenes drawn at `image_size`, others for each split.
     Raises UserError as `concept_names` does, and for a concept without images.
     """
-    if num_images < 1:
-        raise UserError(f"{num_images} images of a concept are too few; --num_images_for_reward should be 1 or more")
     files, names = _read(name, data_root, split)
     chosen = _spaced_evenly(num_concepts, len(names))
     concepts = [names[k] for k in chosen]

@@ -97,30 +97,6 @@ class ImageFiles:
             return image.convert("RGB"), label
 
 
-def add_data_options(parser) -> None:
-    """The options that choose a data set."""
-    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
-                        help=f"one of {', '.join(NAMES)} (default: %(default)s)")
-    parser.add_argument("--data_path", metavar="FOLDER",
-                        help="where the images are; the emoji sets need none (default: none)")
-
-
-def add_split_option(parser) -> None:
-    """The option that chooses a split."""
-    parser.add_argument("--split", metavar="NAME", help="train, val or test, where the data set has it (default: test; val of "
-                        "imagenet, all of an imagefolder)")
-
-
-def add_run_options(parser) -> None:
-    """The options by which a script finds the arrays of a run of compute_prs.py."""
-    parser.add_argument("--model", default="ViT-H-14", metavar="NAME", help="as given to compute_prs.py (default: %(default)s)")
-    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
-                        help="as given to compute_prs.py (default: %(default)s)")
-    add_split_option(parser)
-    parser.add_argument("--input_dir", default="./output_dir", metavar="FOLDER",
-                        help="where the arrays are (default: %(default)s)")
-
-
 def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], list[int] | None]:
     """Scenes and labels of an embedded data set, and for emoji_spurious the background's place (0 land, 1 sea).
 

@@ -5,7 +5,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import processes
+from utils import cli
 from utils.cli import UserError
 from utils.data import datasets
 from utils.data.datasets import Images
@@ -23,7 +23,7 @@ def harvest(images: Images, preprocess: Callable, read: Callable[[Tensor], Parts
 
     Raises UserError for an image that cannot be read, or that the model makes NaN of, and for a disk that is too small.
     """
-    numbers = processes.share(rows.left, state)
+    numbers = cli.own_batches(rows.left, state)
     batches = datasets.batches(images, preprocess, args.batch_size, datasets.worker_count(args.num_workers), args.skip_bad_images,
                                numbers)
     with tqdm(total=len(numbers), desc="batches", unit="batch", disable=not state.is_main_process) as progress:

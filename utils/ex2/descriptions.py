@@ -4,9 +4,9 @@ import os
 import statistics
 from pathlib import Path
 
+from utils import cli
 from utils.cli import UserError
 from utils.ex2 import collapse
-from utils.runs import files
 
 KEPT = ".kept.partial"  # suffix of what a run that is cut off has made
 KEYS = ("concept", "question", "description", "seed", "reward")
@@ -39,11 +39,10 @@ def write(path: str, rows: list[dict], manifest: dict) -> None:
     for row in rows:
         lists.setdefault(row["concept"], []).append(row["description"])
     lines = [json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     found = measures(rows)
-    files.write_json(_beside(path, ".manifest.json"), manifest | {"mean_reward": mean_reward(rows), "measures": found})
-    files.write_text(_beside(path, ".jsonl"), "".join(lines))
-    files.write_json(_beside(path, ".json"), list(lists.values()))
+    cli.save_result(_beside(path, ".manifest.json"), manifest | {"mean_reward": mean_reward(rows), "measures": found})
+    cli.write_text(_beside(path, ".jsonl"), "".join(lines))
+    cli.save_result(_beside(path, ".json"), list(lists.values()))
     _beside(path, KEPT).unlink(missing_ok=True)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from utils import cli
 from utils.ex2 import collapse
 from utils.ex2.queries import fill
 from utils.language.loading import prompt
-from utils.runs import files
 
 TOP = 10  # best-rewarded descriptions that are kept at every log step
 COLUMNS = ("step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases", "copies",
@@ -87,7 +87,7 @@ class Log(TrainerCallback):
             path = self.folder / name
             if path.is_file():
                 lines = [line.decode() for line in path.read_bytes().split(b"\n")[:-1]]  # a line without its end was cut off
-                files.write_text(path, "".join(line + "\n" for line in lines if _step(line) is None or _step(line) <= done))
+                cli.write_text(path, "".join(line + "\n" for line in lines if _step(line) is None or _step(line) <= done))
 
     def on_step_end(self, args, state, control, **_):
         if self.bar and state.global_step % self.epochs == 0:

@@ -24,14 +24,6 @@ HOPELESS = {401: "set OPENAI_API_KEY to a key of this server", 403: "use a key t
             404: "check --model and --base_url, which usually ends with /v1"}
 
 
-def check_numbers(args) -> None:
-    """Raises UserError for a number among inspect.py's options that makes no sense."""
-    for name, least in (("concurrency", 1), ("max_tokens", 1), ("max_requests", 1), ("max_retries", 0), ("timeout", 0.001)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}; it must be at least {least}")
-
-
 def api_key(base_url: str | None) -> str:
     """The key, from OPENAI_API_KEY. Raises UserError where OpenAI's own server would be asked without one."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import UserError, boolean, describe
+from utils.cli import DEFAULT_MODEL, DEFAULT_PRETRAINED, UserError, describe
 
 EMOJICLIP = Path(__file__).resolve().parents[2] / "models" / "emojiclip"
-DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"
 OPEN_CLIP, TIMM = "r-open-clip:", "timm:"
 # Kinds of transformers' models that have an image and a text side, and how each was trained to pad its texts.
 PADDING = {"clip": True, "align": "max_length", "siglip": "max_length"}
@@ -62,18 +61,6 @@ class Vlm:
     encode_text: Callable   # list of texts -> unit embeddings [m, d], float32
     logit_scale: float
     image_size: int
-
-
-def add_model_options(parser) -> None:
-    """The options that choose a model."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME",
-                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER, emojiclip, or timm:NAME where no texts are needed "
-                             "(default: %(default)s)")
-    parser.add_argument("--pretrained", metavar="TAG",
-                        help="weights: a tag of open_clip or timm, a checkpoint file, or 'none' for random weights from --seed; "
-                             f"not with a folder or hub name (default: {DEFAULT_PRETRAINED} for {DEFAULT_MODEL})")
-    parser.add_argument("--device", help="torch device, such as cuda:0 or cpu (default: the best there is)")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 
 
 def file_name(model: str) -> str:
@@ -253,15 +240,6 @@ def weights_hash(clip: Clip | Vision) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def add_vlm_options(parser, option: str = "--vlm_name", default: str | None = f"{OPEN_CLIP}emojiclip") -> None:
-    """The options that choose a vision-language model as a judge."""
-    parser.add_argument(option, default=default, metavar="NAME",
-                        help="the VLM: a hub name or folder of transformers (CLIP, ALIGN, SigLIP), or r-open-clip: and one of "
-                             "MODEL:DATASET, hf-hub:NAME, local-dir:PATH, emojiclip (default: %(default)s)")
-    parser.add_argument("--vlm_16bit", type=boolean, metavar="True|False",
-                        help="run the VLM in 16 bits: float16 on a GPU, bfloat16 on a CPU (default: True on a GPU)")
 
 
 def check_vlm_name(name: str) -> None:

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.cli import UserError, save_result, write_text  # noqa: F401
 from utils.data.datasets import DEFAULT_SPLITS, Images
 from utils.models.names import TIMM, file_name
 from utils.runs.stored import Stored
 from utils.runs.terms import WHAT, HeadTerms, Run
 
+write_json = save_result  # until every caller says cli.save_result
 PACKAGES = ("torch", "open-clip-torch", "numpy")
 
 
@@ -124,21 +125,6 @@ class Writer:
             with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses once more
                 writer.file.close()
             writer.partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON; the file has its name only when it is complete."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write text; the file has its name only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> dict | None:

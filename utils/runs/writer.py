@@ -35,7 +35,7 @@ class Rows:
     """The arrays of a run while they are written; used with `with`.
 
     `manifest` is the manifest's path, `identity` what the run is made from, `images` their number, in batches of
-    `batch_size`; `state` is that of utils/processes.py. With `resume` a run that was cut off goes on, and one that is
+    `batch_size`; `state` is that of cli.start_processes. With `resume` a run that was cut off goes on, and one that is
     complete is `complete`; without, everything begins anew. `left` are the batches that are not there yet, by number.
 
     Raises UserError where another process writes the same run, and where `resume` finds one that is made from something else.

@@ -1,0 +1,162 @@
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from utils import cli
+from utils.cli import UserError
+
+SCRIPTS = ["compute_prs", "compute_text_projection", "compute_text_set_projection", "compute_ablations",
+           "compute_complete_text_set", "compute_segmentations", "compute_heatmaps", "compute_head_truth", "compute_alignment",
+           "compute_use_specific_heads", "compute_nearest_neighbors", "compute_linear_probe", "make_report", "train", "inference",
+           "inspect", "scripts.show_results", "scripts.write_emoji", "scripts.build_emoji", "scripts.bench_prs",
+           "scripts.bench_textspan", "scripts.bench_segmentation", "scripts.train_emojiclip", "scripts.measure_emojiclip",
+           "scripts.export_model", "scripts.compare_descriptions", "scripts.sweep_textspan", "scripts.build_class_descriptions",
+           "scripts.bench_components", "scripts.train_emojivit", "scripts.bench_scale", "compute_component_scores",
+           "compute_component_ablation", "compute_retrieval", "compute_component_repair"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_teaches_and_answers_without_heavy_imports(name):
+    how = ["-m", name] if "." in name else [f"{name}.py"]
+    code = "import sys, runpy; sys.argv = sys.argv[1:]\ntry: runpy.{}\nexcept SystemExit: pass\n" \
+           "print('HEAVY' if 'torch' in sys.modules else 'light')".format(
+               f"run_module({name!r}, run_name='__main__')" if "." in name else f"run_path({how[0]!r}, run_name='__main__')")
+    found = subprocess.run([sys.executable, "-c", code, name, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert found.stdout.rstrip().endswith("light"), found.stdout[-300:] + found.stderr
+    assert "python" in found.stdout and "default: " in found.stdout
+
+
+def parser():
+    p = cli.make_parser("doc")
+    p.add_argument("--model", default="a")
+    p.add_argument("--batch_size", type=cli.POSITIVE, default=2)
+    p.add_argument("--lr", type=cli.RATE, default=0.1)
+    p.add_argument("--share", type=cli.FRACTION, default=0.5, help="of all")
+    p.add_argument("--index", type=cli.NATURAL, nargs="+")
+    p.add_argument("--text", nargs="+")
+    p.add_argument("--check", action="store_true", help="only look")
+    p.add_argument("--half", type=cli.boolean)
+    p.add_argument("--kind", choices=("x", "y"), default="x")
+    return p
+
+
+def test_a_settings_file_sets_defaults_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("model: b\nbatch_size: 7\n")
+    args = cli.parse(parser(), ["--config", str(path), "--batch_size", "9"])
+    assert (args.model, args.batch_size, args.kind) == ("b", 9, "x")
+
+
+@pytest.mark.parametrize("content, message", [
+    ("modle: b", "unknown option modle; known are"), ("kind: z", "kind is 'z'; choose from x, y"), ("- a", "option: value"),
+    ("a: [", "cannot be read as YAML")])
+def test_a_wrong_settings_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "s.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        cli.parse(parser(), ["--config", str(path)])
+
+
+def test_errors_of_the_command_line_are_one_line():
+    with pytest.raises(UserError, match="unrecognized arguments: --modle x; see --help"):
+        cli.parse(parser(), ["--modle", "x"])
+
+
+@pytest.mark.parametrize("option, value, message", [
+    ("batch_size", "0", "is 0; it must be at least 1"), ("batch_size", "2.5", "is '2.5'; it must be a whole number"),
+    ("lr", "0", "is 0; it must be above 0"), ("lr", "nan", "is nan; it must be above 0"), ("lr", "inf", "is inf; it must be above"),
+    ("lr", "fast", "is 'fast'; it must be a number"), ("share", "1.1", "is 1.1; it must be from 0 to 1"),
+    ("index", "-1", "is -1; it must be at least 0"), ("half", "maybe", "is 'maybe'; it must be True or False")])
+def test_a_number_out_of_its_range_is_refused_wherever_it_is_given(tmp_path, option, value, message):
+    with pytest.raises(UserError, match=re.escape(f"--{option} {message}")):
+        cli.parse(parser(), [f"--{option}", value])
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{option}: {value}\n")
+    with pytest.raises(UserError, match=re.escape(f"s.yaml: {option} {message}")):
+        cli.parse(parser(), ["--config", str(path)])
+
+
+def test_a_range_has_its_ends_in_it():
+    args = cli.parse(parser(), ["--batch_size", "1", "--share", "1", "--index", "0", "7", "--lr", "1e-9", "--half", "false"])
+    assert (args.batch_size, args.share, args.index, args.lr, args.half) == (1, 1.0, [0, 7], 1e-9, False)
+    assert (cli.SEED.low, cli.SEED.high, str(cli.SEED)) == (0, 2 ** 32 - 1, "from 0 to 4294967295")
+
+
+@pytest.mark.parametrize("line, found", [
+    ("index: 3", [3]), ("index: [3, 4]", [3, 4]), ("text: a dog", ["a dog"]), ("text: [a, b]", ["a", "b"]), ("check: true", True),
+    ("half: true", True), ("lr: 1e-3", 1e-3), ("lr:", 0.1)])
+def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{line}\n")
+    assert getattr(cli.parse(parser(), ["--config", str(path)]), line.split(":")[0]) == found
+
+
+@pytest.mark.parametrize("line, message", [
+    ("text: [a, 5]", "text is 5, and should be text; put it in quotes"), ("model: 1.0", "model is 1.0, and should be text"),
+    ("model: [a, b]", "model is ['a', 'b'], and should be text"), ("check: 5", "check is '5'; it must be True or False"),
+    ("batch_size: true", "is 'True'; it must be a whole number"), ("batch_size: [1]", "is '[1]'; it must be a whole number")])
+def test_a_value_of_another_kind_is_refused(tmp_path, line, message):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{line}\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        cli.parse(parser(), ["--config", str(path)])
+
+
+def test_help_tells_every_default():
+    shown = " ".join(parser().format_help().split())
+    assert "of all (default: 0.5)" in shown
+    assert "only look (default: off)" in shown
+
+
+def test_a_range_that_only_the_data_tells():
+    cli.check_range("--layers", 6, 6)
+    with pytest.raises(UserError, match="--layers is 7; choose from 1 to 6"):
+        cli.check_range("--layers", 7, 6)
+    with pytest.raises(UserError, match="--maps is -1; choose from 0 to 6"):
+        cli.check_range("--maps", -1, 6, least=0)
+
+
+def test_a_result_has_its_name_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "x.json"
+    cli.save_result(path, {"a": "é"})
+    assert path.read_text(encoding="utf-8") == '{\n "a": "é"\n}\n'
+    with pytest.raises(ZeroDivisionError), cli.complete(path) as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text(encoding="utf-8").startswith("{")
+    assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+
+
+def run(main, arguments=(), monkeypatch=None):
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, parser())
+    return stop.value.code
+
+
+def test_exit_codes(monkeypatch, capsys):
+    def wrong(args):
+        raise UserError("this\nis wrong")
+
+    def full(args):
+        raise OSError(28, "No space left on device", "x.npy")
+
+    def stopped(args):
+        raise KeyboardInterrupt
+
+    def broken(args):
+        raise RuntimeError("a defect of ours")
+
+    assert run(wrong, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == "error: this is wrong\n"
+    assert run(full, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == "error: x.npy: No space left on device; free some space or choose another --output_dir\n"
+    assert run(stopped, monkeypatch=monkeypatch) == 130
+    with pytest.raises(RuntimeError):  # our own defects keep their traceback
+        cli.run(broken, parser())
+    monkeypatch.setattr(sys, "argv", ["x.py", "--debug"])
+    with pytest.raises(UserError):
+        cli.run(wrong, parser())
