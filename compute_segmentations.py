@@ -89,8 +89,9 @@ def main(args) -> None:
     methods = METHODS if args.method == "all" else (args.method,)
     if methods != ("decomposition",):
         segmentation.check_baselines(subject, args.method)
-        from utils.analysis.relevance import METHODS as baselines
+        from utils.analysis import relevance
 
+        towers = relevance.Towers(vision.tower)
     scores = {method: segmentation.Scores(args.thr, device) for method in methods}
     pictures = Path(args.output_dir, f"{args.train_dataset}_{args.method}_pictures_{subject.name}")
     if args.save_img:
@@ -104,9 +105,10 @@ def main(args) -> None:
             pixels, masks = pixels.to(device), masks.to(device)
             images = slice(number * size, number * size + len(masks))
             maps, target = segmentation.class_maps(subject, pixels, classifier, None if truth is None else truth[images])
+            batch = relevance.Batch(towers, pixels, classifier, target) if methods != ("decomposition",) else None
             heats = {}
             for method in methods:
-                found = maps if method == "decomposition" else baselines[method](vision.model, pixels, classifier, target)
+                found = maps if method == "decomposition" else relevance.METHODS[method](batch)
                 heats[method] = segmentation.heat_maps(found, image_size)
                 scores[method].update(number, heats[method], masks)
             if args.save_img:

@@ -7,7 +7,6 @@ from conftest import random_clip
 
 from utils.analysis import relevance
 from utils.cli import UserError
-from utils.decompose.tower import read_tower
 
 METHODS = ("raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
 
@@ -22,6 +21,10 @@ def inputs_for(model, number=3, size=None, seed=1):
     return images, classifier, (model.encode_image(images) @ classifier).argmax(dim=1)
 
 
+def batch_of(model, images, classifier, classes):
+    return relevance.Batch(relevance.Towers(model.visual), images, classifier, classes)
+
+
 def close(maps, others, tolerance):
     """Equal up to a part of the largest value, as the maps of some methods are small."""
     torch.testing.assert_close(maps.double(), others.double(), atol=tolerance * others.abs().max().item(), rtol=0)
@@ -33,11 +36,12 @@ def test_the_methods_are_those_of_the_issue():
 
 def test_the_explicit_forward_pass_is_the_models_own(variant):
     _, model = variant
-    images, _, _ = inputs_for(model)
-    tower = read_tower(model.visual)
-    *_, last = relevance.run_layers(tower, tower.embed(images))
-    own = torch.nn.functional.normalize(model.encode_image(images), dim=-1)
-    torch.testing.assert_close(relevance.represent(tower, last.after), own, atol=1e-6, rtol=0)
+    batch = batch_of(model, *inputs_for(model))
+    own = torch.nn.functional.normalize(model.encode_image(batch.images), dim=-1)
+    torch.testing.assert_close(relevance.represent(batch.towers.single, batch.single.layers[-1].after), own, atol=1e-6, rtol=0)
+    assert len(batch.double.layers) == len(batch.single.attentions) == len(batch.towers.single.blocks)
+    for rows, precise in zip(batch.single.attentions, batch.double.attentions):
+        torch.testing.assert_close(rows.double(), precise, atol=1e-5, rtol=0)
 
 
 def test_every_map_equals_its_definition(variant):
@@ -47,8 +51,9 @@ def test_every_map_equals_its_definition(variant):
     slow = [literal.relevance(visual, image.double(), classifier.double()[:, label])
             for image, label in zip(images, predicted)]
     rows, columns = model.visual.grid_size
+    batch = batch_of(model, images, classifier, predicted)
     for name, method in relevance.METHODS.items():
-        maps = method(model, images, classifier, predicted)
+        maps = method(batch)
         assert maps.shape == (3, rows, columns) and maps.dtype == torch.float32 and not maps.requires_grad, name
         assert maps.isfinite().all() and maps.amax() > maps.amin(), name
         close(maps.flatten(1), torch.stack([image[name] for image in slow]), 1e-5)
@@ -59,9 +64,8 @@ def test_gradients_equal_finite_differences():
     model = random_clip()
     visual = copy.deepcopy(model.visual).double()
     images, classifier, predicted = inputs_for(model)
-    images, classifier, tower = images.double(), classifier.double(), read_tower(visual)
-    layers = list(relevance.run_layers(tower, tower.embed(images).requires_grad_()))
-    gradients = relevance._gradients(tower, layers, classifier, predicted)
+    gradients = batch_of(model, images, classifier, predicted).double.gradients
+    images, classifier = images.double(), classifier.double()
     step = 1e-5
     for index, gradient in enumerate(gradients):
         torch.manual_seed(index)
@@ -77,13 +81,9 @@ def test_gradients_equal_finite_differences():
 def test_relevance_is_conserved_through_every_layer(variant):
     """Biases get none, so that all of the logit's relevance arrives at the first tokens."""
     _, model = variant
-    visual = copy.deepcopy(model.visual).double()
-    images, classifier, predicted = inputs_for(model)
-    tower = read_tower(visual)
-    layers = list(relevance.run_layers(tower, tower.embed(images.double())))
-    passed = list(relevance.propagate(visual, tower, layers, classifier.double(), predicted))
-    assert len(passed) == len(layers)
-    for _, tokens in passed:
+    batch = batch_of(model, *inputs_for(model))
+    assert len(batch.double.relevances) == len(batch.towers.single.blocks)
+    for _, tokens in batch.double.relevances:
         torch.testing.assert_close(tokens.sum(dim=(1, 2)), torch.ones(3).double(), atol=1e-5, rtol=0)
 
 
@@ -110,12 +110,26 @@ def test_nothing_to_share_out_gives_no_infinities():
     assert torch.stack(relevance.relevance_of_sum(zero, zero, zero + 1)).isfinite().all()
 
 
+def test_all_methods_share_two_passes_and_one_copy_of_the_tower(monkeypatch):
+    ran, copied, run_layer, deepcopy = [], [], relevance.run_layer, copy.deepcopy
+    monkeypatch.setattr(relevance, "run_layer", lambda block, tokens: ran.append(tokens.dtype) or run_layer(block, tokens))
+    monkeypatch.setattr(copy, "deepcopy", lambda *given: copied.append(given[0]) or deepcopy(*given))
+    model = random_clip()
+    towers, (images, classifier, predicted) = relevance.Towers(model.visual), inputs_for(model)
+    for _ in range(2):
+        batch = relevance.Batch(towers, images, classifier, predicted)
+        first, again = ([method(batch) for method in relevance.METHODS.values()] for _ in range(2))
+        assert all(torch.equal(*maps) for maps in zip(first, again))
+    assert sum(found is model.visual for found in copied) == 1
+    assert sorted(map(str, ran)) == ["torch.float32"] * 6 + ["torch.float64"] * 6
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_of_one_equals_its_place_in_a_larger_batch(name):
     model, method = random_clip(), relevance.METHODS[name]
     images, classifier, predicted = inputs_for(model)
-    together = method(model, images, classifier, predicted)
-    alone = torch.cat([method(model, images[i:i + 1], classifier, predicted[i:i + 1]) for i in range(3)])
+    together = method(batch_of(model, images, classifier, predicted))
+    alone = torch.cat([method(batch_of(model, images[i:i + 1], classifier, predicted[i:i + 1])) for i in range(3)])
     close(alone, together, 1e-6)
 
 
@@ -123,7 +137,7 @@ def test_a_batch_of_one_equals_its_place_in_a_larger_batch(name):
 def test_images_of_another_shape(name):
     model = random_clip()
     images, classifier, predicted = inputs_for(model, number=2, size=(24, 56))
-    maps = relevance.METHODS[name](model, images, classifier, predicted)
+    maps = relevance.METHODS[name](batch_of(model, images, classifier, predicted))
     assert maps.shape == (2, 3, 7) and maps.isfinite().all()
 
 
@@ -132,25 +146,25 @@ def test_the_model_is_left_as_it_was(name):
     model, method = random_clip(), relevance.METHODS[name]
     images, classifier, predicted = inputs_for(model)
     before = copy.deepcopy(model.state_dict())
-    maps = method(model, images, classifier, predicted)
+    maps = method(batch_of(model, images, classifier, predicted))
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
     assert not images.requires_grad and torch.is_grad_enabled()
     after = model.state_dict()
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
     with torch.inference_mode():
-        torch.testing.assert_close(method(model, images + 0, classifier + 0, predicted + 0), maps)
+        torch.testing.assert_close(method(batch_of(model, images + 0, classifier + 0, predicted + 0)), maps)
     with torch.no_grad():
-        torch.testing.assert_close(method(model, images, classifier, predicted), maps)
+        torch.testing.assert_close(method(batch_of(model, images, classifier, predicted)), maps)
     model.requires_grad_(True)
-    torch.testing.assert_close(method(model, images, classifier, predicted), maps)
+    torch.testing.assert_close(method(batch_of(model, images, classifier, predicted)), maps)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_which_methods_know_the_class():
     model = random_clip()
     images, classifier, predicted = inputs_for(model)
-    same = {name for name, method in relevance.METHODS.items()
-            if torch.equal(method(model, images, classifier, predicted), method(model, images, classifier, (predicted + 1) % 7))}
+    batch, other = (batch_of(model, images, classifier, classes) for classes in (predicted, (predicted + 1) % 7))
+    same = {name for name, method in relevance.METHODS.items() if torch.equal(method(batch), method(other))}
     assert same == {"raw_attention", "rollout"}
 
 
@@ -176,7 +190,7 @@ def scenes_of_the_embedded_model():
 @pytest.mark.parametrize("name", METHODS)
 def test_the_embedded_models_objects_are_found(name, scenes_of_the_embedded_model):
     model, images, classifier, labels, where = scenes_of_the_embedded_model
-    maps = relevance.METHODS[name](model, images, classifier, labels)
+    maps = relevance.METHODS[name](batch_of(model, images, classifier, labels))
     assert maps.shape == where.shape and maps.isfinite().all()
     inside = (maps * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2))
     outside = (maps * (1 - where)).sum(dim=(1, 2)) / (1 - where).sum(dim=(1, 2))
@@ -186,10 +200,8 @@ def test_the_embedded_models_objects_are_found(name, scenes_of_the_embedded_mode
 
 def test_an_unknown_inside_is_refused():
     model = random_clip(vision_cfg={"pool_type": "avg"})
-    images, classifier, _ = inputs_for(model)
-    for method in relevance.METHODS.values():
-        with pytest.raises(UserError, match="avg"):
-            method(model, images, classifier, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(UserError, match="avg"):
+        relevance.Towers(model.visual)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: relevance on a GPU was not covered")
@@ -197,6 +209,6 @@ def test_an_unknown_inside_is_refused():
 def test_a_gpu_gives_the_same_maps(name):
     model, method = random_clip(), relevance.METHODS[name]
     images, classifier, predicted = inputs_for(model)
-    here = method(model, images, classifier, predicted)
-    there = method(model.cuda(), images.cuda(), classifier.cuda(), predicted.cuda())
+    here = method(batch_of(model, images, classifier, predicted))
+    there = method(batch_of(model.cuda(), images.cuda(), classifier.cuda(), predicted.cuda()))
     close(there.cpu(), here, 1e-4)

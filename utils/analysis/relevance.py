@@ -1,22 +1,21 @@
-"""Which patches of an image matter for its predicted class: the methods the paper (arXiv 2310.05916) compares its
-decomposition with, and MaskCLIP.
+"""Which patches of an image matter for its class: the methods the paper (arXiv 2310.05916) compares its decomposition
+with, and MaskCLIP.
 
 Each is implemented from its paper, in the conventions of the comparison by Chefer, Gur and Wolf ("Transformer
-Interpretability Beyond Attention Visualization", CVPR 2021), section 4. What is explained is the logit of the
-predicted class: the unit representation of the image times the classifier's column.
+Interpretability Beyond Attention Visualization", CVPR 2021), section 4. What is explained is the logit of a class: the
+unit representation of the image times the classifier's column.
 
-All take `(model, images [b, 3, height, width], classifier [d, classes], predicted [b])` and return the relevance of
-every patch, [b, rows, columns], float32. `model` is an open_clip model in eval mode, float32, on the images' device;
-its parameters and their gradients are left alone. Images may have any size that is a multiple of the patches'.
-Raises UserError for a model whose inside is not known (`utils.decomposition.read_tower`).
+All take a `Batch` and return the relevance of every patch, [b, rows, columns], float32. A batch records what its forward
+passes compute, one in single and one in double precision, when a method first asks; `Towers` make the copy in double
+precision once.
 
-`lrp`, `partial_lrp` and `chefer` compute in double precision, on a copy of the image tower: their rules divide by sums
-that cancel, and in single precision rounding alone moves the maps of the embedded model by a tenth and more.
+`lrp`, `partial_lrp` and `chefer` compute in double precision: their rules divide by sums that cancel, and in single
+precision rounding alone moves the maps of the embedded model by a tenth and more.
 """
 import copy
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -60,17 +59,12 @@ def run_layer(block: Block, tokens: Tensor) -> Layer:
     return Layer(block, tokens, q, k, v, attention, heads, attended, added, middle + added)
 
 
-def run_layers(tower: Tower, tokens: Tensor) -> Iterator[Layer]:
-    """The blocks one after the other, from the tokens [b, n, w] that enter the first; none is kept here."""
-    for block in tower.blocks:
+def run_layers(blocks: list[Block], tokens: Tensor) -> Iterator[Layer]:
+    """Blocks one after the other, from the tokens [b, n, w] that enter the first; none is kept here."""
+    for block in blocks:
         layer = run_layer(block, tokens)
         tokens = layer.after
         yield layer
-
-
-def _last(items: Iterable):
-    """The last item, the others forgotten one by one."""
-    return deque(items, maxlen=1).pop()
 
 
 def represent(tower: Tower, tokens: Tensor) -> Tensor:
@@ -78,37 +72,96 @@ def represent(tower: Tower, tokens: Tensor) -> Tensor:
     return F.normalize(tower.norm(tokens[:, 0]) @ tower.projection, dim=-1)
 
 
-def _double(visual: nn.Module) -> nn.Module:
-    return copy.deepcopy(visual).double().requires_grad_(False)
+class Pass:
+    """A forward pass of images [b, 3, height, width], recorded.
+
+    `columns` [b, d] are the classifier's, of the class that is explained of each image. All layers' attention is kept, and
+    everything of the last ones, from the block `first` on.
+    """
+
+    def __init__(self, visual: nn.Module, tower: Tower, images: Tensor, columns: Tensor, first: int):
+        self.visual, self.tower, self.columns = visual, tower, columns
+        with torch.no_grad():
+            tokens, self.attentions = tower.embed(images), []  # [b, n, n] each, mean over heads
+            for layer in run_layers(tower.blocks[:first], tokens):
+                tokens = layer.after
+                self.attentions.append(layer.attention.mean(dim=1))
+        with torch.enable_grad():
+            self.layers = list(run_layers(tower.blocks[first:], tokens.requires_grad_()))
+        self.attentions += [layer.attention.detach().mean(dim=1) for layer in self.layers]
+
+    @cached_property
+    @torch.inference_mode(False)
+    def gradients(self) -> tuple[Tensor, ...]:
+        """Gradients [b, h, n, n] of each image's logit with respect to its attention weights in each of the layers."""
+        with torch.enable_grad():
+            logits = (represent(self.tower, self.layers[-1].after) * self.columns).sum(dim=-1)
+        return torch.autograd.grad(logits.sum(), [layer.attention for layer in self.layers])
+
+    @cached_property
+    def relevances(self) -> list[tuple[Tensor, Tensor]]:
+        """Relevance of attention weights [b, h, n, n] and of the tokens that enter [b, n, w], the last layer's first."""
+        return list(propagate(self))
 
 
-def _maps(tower: Tower, images: Tensor, patches: Tensor) -> Tensor:
-    """[b, n - 1], a value for each patch -> [b, rows, columns]."""
-    rows, columns = (size // patch for size, patch in zip(images.shape[-2:], tower.patch_size))
-    return patches.detach().float().unflatten(1, (rows, columns))
+class Towers:
+    """The image tower of an open_clip model, float32 and in eval mode, and its copy in double precision.
+
+    Parameters and their gradients are left alone. Raises UserError for a model whose inside is not known.
+    """
+
+    def __init__(self, visual: nn.Module):
+        self.visual, self.single = visual, read_tower(visual)
+
+    @cached_property
+    def double(self) -> tuple[nn.Module, Tower]:
+        """The copy, and what is read of it."""
+        visual = copy.deepcopy(self.visual).double().requires_grad_(False)
+        return visual, read_tower(visual)
 
 
-@torch.no_grad()
-def raw_attention(model: nn.Module, images: Tensor, classifier: Tensor, predicted: Tensor) -> Tensor:
+class Batch:
+    """Images [b, 3, height, width] of which the logits of `classes` [b] are explained, columns of the classifier [d, classes].
+
+    Images may have any size that is a multiple of the patches'.
+    """
+
+    def __init__(self, towers: Towers, images: Tensor, classifier: Tensor, classes: Tensor):
+        self.towers, self.images, self.classifier, self.classes = towers, images, classifier, classes
+
+    @cached_property
+    @torch.inference_mode(False)  # gradients even where the caller switched them off
+    def single(self) -> Pass:
+        """The pass in single precision, with everything of its last layer."""
+        tower = self.towers.single
+        return Pass(self.towers.visual, tower, self.images, self.classifier.T[self.classes], len(tower.blocks) - 1)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def double(self) -> Pass:
+        """The pass in double precision, with everything of all layers."""
+        return Pass(*self.towers.double, self.images.double(), self.classifier.T[self.classes].double(), 0)
+
+    def maps(self, patches: Tensor) -> Tensor:
+        """[b, n - 1], a value for each patch -> [b, rows, columns]."""
+        rows, columns = (size // patch for size, patch in zip(self.images.shape[-2:], self.towers.single.patch_size))
+        return patches.detach().float().unflatten(1, (rows, columns))
+
+
+def raw_attention(batch: Batch) -> Tensor:
     """The last layer's attention weights from the class token to every patch, mean over heads.
 
-    The same for every class. Shapes and errors as above.
+    The same for every class.
     """
-    tower = read_tower(model.visual)
-    last = _last(run_layers(tower, tower.embed(images)))
-    return _maps(tower, images, last.attention[:, :, 0, 1:].mean(dim=1))
+    return batch.maps(batch.single.layers[-1].attention[:, :, 0, 1:].mean(dim=1))
 
 
-@torch.no_grad()
-def rollout(model: nn.Module, images: Tensor, classifier: Tensor, predicted: Tensor) -> Tensor:
+def rollout(batch: Batch) -> Tensor:
     """Attention rollout: the class token's row of the product, over layers, of (A + I) / 2, with A the mean over heads.
 
     Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (ACL 2020), section 3. The same for every class.
-    Shapes and errors as above.
     """
-    tower = read_tower(model.visual)
-    attentions = [layer.attention.mean(dim=1) for layer in run_layers(tower, tower.embed(images))]
-    return _maps(tower, images, _roll(attentions, half=True))
+    return batch.maps(_roll(batch.single.attentions, half=True))
 
 
 def _roll(matrices: list[Tensor], half: bool) -> Tensor:
@@ -124,106 +177,72 @@ def _roll(matrices: list[Tensor], half: bool) -> Tensor:
     return row[:, 0, 1:]
 
 
-def gradcam(model: nn.Module, images: Tensor, classifier: Tensor, predicted: Tensor) -> Tensor:
+def gradcam(batch: Batch) -> Tensor:
     """GradCAM with the last layer's attention in the place of a convolution's channels.
 
     A head's map is its attention from the class token to the patches; its weight is the logit's gradient with respect
     to these attention weights (after the softmax), mean over patches. The weighted maps' mean over heads, negatives
     set to 0: all zero for an image whose heads all speak against the class. Selvaraju et al., "Grad-CAM" (ICCV 2017),
     as applied to transformers in Chefer et al. 2021, section 4.
-    Shapes and errors as above.
     """
-    tower = read_tower(model.visual)
-    with torch.inference_mode(False):  # gradients even where the caller switched them off
-        with torch.no_grad():
-            tokens = _last(run_layers(tower, tower.embed(images))).before
-        with torch.enable_grad():
-            last = run_layer(tower.blocks[-1], tokens.requires_grad_())
-            (gradient,) = _gradients(tower, [last], classifier, predicted)
+    (gradient,), last = batch.single.gradients, batch.single.layers[-1]
     weights = gradient[:, :, 0, 1:].mean(dim=-1, keepdim=True)  # [b, h, 1]
-    return _maps(tower, images, (weights * last.attention[:, :, 0, 1:]).mean(dim=1).relu())
+    return batch.maps((weights * last.attention[:, :, 0, 1:]).mean(dim=1).relu())
 
 
-def _gradients(tower: Tower, layers: list[Layer], classifier: Tensor, predicted: Tensor) -> tuple[Tensor, ...]:
-    """Gradients [b, h, n, n] of each image's logit with respect to its attention weights in each of the layers."""
-    logits = (represent(tower, layers[-1].after) * classifier.T[predicted]).sum(dim=-1)
-    return torch.autograd.grad(logits.sum(), [layer.attention for layer in layers])
-
-
-@torch.no_grad()
-def maskclip(model: nn.Module, images: Tensor, classifier: Tensor, predicted: Tensor) -> Tensor:
+def maskclip(batch: Batch) -> Tensor:
     """MaskCLIP: every patch takes the class token's way to the joint space, as if it attended to itself alone.
 
     The last layer's value of each patch, through the output projection, the final norm and the projection, at unit
-    length, times the predicted class's column: a cosine, not compared with other classes. No residual stream and no
+    length, times the class's column: a cosine, not compared with other classes. No residual stream and no
     MLP of the last layer, as Zhou, Loy and Dai, "Extract Free Dense Labels from CLIP" (ECCV 2022), section 3, define
     it on the attention pooling of CLIP's ResNet; key smoothing and prompt denoising are left out.
-    Shapes and errors as above.
     """
-    tower = read_tower(model.visual)
-    last = _last(run_layers(tower, tower.embed(images)))
+    tower, last = batch.towers.single, batch.single.layers[-1]
     values = F.linear(_merge(last.v), last.block.out_weight, last.block.out_bias)[:, 1:]
     patches = F.normalize(tower.norm(values) @ tower.projection, dim=-1)
-    return _maps(tower, images, torch.einsum("bnd,db->bn", patches, classifier[:, predicted]))
+    return batch.maps(torch.einsum("bnd,bd->bn", patches, batch.single.columns))
 
 
-@torch.no_grad()
-def lrp(model: nn.Module, images: Tensor, classifier: Tensor, predicted: Tensor) -> Tensor:
+def lrp(batch: Batch) -> Tensor:
     """Layer-wise relevance propagation from the logit to the tokens that enter the first block.
 
     The sum over the width of each patch's token; its position embedding and `ln_pre` are part of it. Rules as in
     `propagate`. Binder et al., "Layer-wise Relevance Propagation for Neural Networks with Local Renormalization
-    Layers" (ICANN 2016), as applied to transformers in Chefer et al. 2021, section 4. Shapes and errors as above.
+    Layers" (ICANN 2016), as applied to transformers in Chefer et al. 2021, section 4.
     """
-    visual = _double(model.visual)
-    tower = read_tower(visual)
-    layers = list(run_layers(tower, tower.embed(images.double())))
-    _, tokens = _last(propagate(visual, tower, layers, classifier.double(), predicted))
-    return _maps(tower, images, tokens[:, 1:].sum(dim=-1))
+    _, tokens = batch.double.relevances[-1]
+    return batch.maps(tokens[:, 1:].sum(dim=-1))
 
 
-@torch.no_grad()
-def partial_lrp(model: nn.Module, images: Tensor, classifier: Tensor, predicted: Tensor) -> Tensor:
+def partial_lrp(batch: Batch) -> Tensor:
     """The relevance of the last layer's attention weights from the class token to every patch: negatives of each head
     set to 0, mean over heads.
 
     Voita et al., "Analyzing Multi-Head Self-Attention" (ACL 2019), section 4, as applied in Chefer et al. 2021,
-    section 4. Rules as in `propagate`. Shapes and errors as above.
+    section 4. Rules as in `propagate`.
     """
-    visual = _double(model.visual)
-    tower = read_tower(visual)
-    last = _last(run_layers(tower, tower.embed(images.double())))
-    attention, _ = next(propagate(visual, tower, [last], classifier.double(), predicted))
-    return _maps(tower, images, attention[:, :, 0, 1:].relu().mean(dim=1))
+    attention, _ = next(propagate(batch.double))
+    return batch.maps(attention[:, :, 0, 1:].relu().mean(dim=1))
 
 
-def chefer(model: nn.Module, images: Tensor, classifier: Tensor, predicted: Tensor) -> Tensor:
+def chefer(batch: Batch) -> Tensor:
     """Transformer attribution: rollout of relevance times gradient.
 
     In every layer, the logit's gradient with respect to the attention weights times their relevance (rules as in
     `propagate`), negatives set to 0, mean over heads: M. Then the class token's row of the product of I + M over
     layers, not normalised. Chefer et al. 2021, section 3. The logit is the cosine, without CLIP's
     temperature, which would weigh paths through several layers more.
-    Shapes and errors as above.
     """
-    with torch.inference_mode(False):  # gradients even where the caller switched them off
-        visual = _double(model.visual)
-        tower, classifier = read_tower(visual), classifier.double()
-        with torch.no_grad():
-            tokens = tower.embed(images.double())
-        with torch.enable_grad():
-            layers = list(run_layers(tower, tokens.requires_grad_()))
-            gradients = _gradients(tower, layers, classifier, predicted)
-        with torch.no_grad():
-            relevances = [attention for attention, _ in propagate(visual, tower, layers, classifier, predicted)]
-            matrices = [(gradient * relevance).relu().mean(dim=1) for gradient, relevance in zip(gradients, relevances[::-1])]
-    return _maps(tower, images, _roll(matrices, half=False))
+    relevances = [attention for attention, _ in reversed(batch.double.relevances)]
+    matrices = [(gradient * relevance).relu().mean(dim=1) for gradient, relevance in zip(batch.double.gradients, relevances)]
+    return batch.maps(_roll(matrices, half=False))
 
 
-def propagate(visual: nn.Module, tower: Tower, layers: list[Layer], classifier: Tensor,
-              predicted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Relevance of attention weights [b, h, n, n] and of the tokens that enter [b, n, w], from the last of `layers` to
-    the first. `layers` are what `run_layers` gave for all, or for the last few, of the blocks of `tower`, read from `visual`.
+@torch.no_grad()
+def propagate(seen: Pass) -> Iterator[tuple[Tensor, Tensor]]:
+    """Relevance of attention weights [b, h, n, n] and of the tokens that enter [b, n, w], from the last layer of a pass to
+    the first that it recorded.
 
     The logit's relevance is 1, whatever its value, and no rule creates or loses any. The rules of Chefer et al. 2021,
     section 3:
@@ -234,13 +253,12 @@ def propagate(visual: nn.Module, tower: Tower, layers: list[Layer], classifier: 
       which is what their rescaling comes to (`relevance_of_product`);
     - norms, activations, softmax, LayerScale, the scaling to unit length: passed on unchanged.
     """
-    last = layers[-1].after
-    gains = (represent(tower, last) * classifier.T[predicted]).relu()  # the linear rule, every image with its own weights
+    tower, last = seen.tower, seen.layers[-1].after
+    gains = (represent(tower, last) * seen.columns).relu()  # the linear rule, every image with its own weights
     relevance = _divide(gains, gains.sum(dim=-1, keepdim=True))
     tokens = torch.zeros_like(last)
     tokens[:, 0] = relevance_of_linear(tower.norm(last[:, 0]), tower.projection.T, relevance)
-    resblocks = visual.transformer.resblocks[-len(layers):]
-    for layer, resblock in zip(reversed(layers), reversed(resblocks)):
+    for layer, resblock in zip(reversed(seen.layers), reversed(seen.visual.transformer.resblocks)):
         block, middle = layer.block, layer.before + layer.attended
         kept, mlp = relevance_of_sum(middle, layer.added, tokens)
         tokens = kept + _relevance_of_mlp(resblock.mlp, block.norm_2(middle), mlp)
@@ -296,6 +314,6 @@ def relevance_of_sum(x: Tensor, y: Tensor, relevance: Tensor) -> tuple[Tensor, T
     return tuple(part * scale * total.sign() for part, total in zip(parts, sums))
 
 
-METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]] = {
+METHODS: dict[str, Callable[[Batch], Tensor]] = {
     "raw_attention": raw_attention, "rollout": rollout, "gradcam": gradcam, "lrp": lrp, "partial_lrp": partial_lrp,
     "chefer": chefer, "maskclip": maskclip}
