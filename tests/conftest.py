@@ -1,60 +1,18 @@
 """Fixtures: small random models with every parameter away from its neutral start, and scripts run in place."""
-import importlib
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from builders import ROOT, VARIANTS, call_script, load_script, random_clip, save_adapter
 
-ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
-
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12}
-VARIANTS = {
-    "plain": {},
-    "quick_gelu": {"quick_gelu": True},
-    "no_ln_pre": {"vision_cfg": {"no_ln_pre": True}},
-    "layer_scale": {"vision_cfg": {"ls_init_value": 0.4}},
-    "odd_size": {"vision_cfg": {"image_size": 35, "patch_size": 7, "layers": 2}},
-    "cut_patches": {"vision_cfg": {"image_size": 37, "patch_size": 9}},
-    "oblong": {"vision_cfg": {"image_size": [24, 40]}},
-    "one_layer": {"vision_cfg": {"layers": 1}},
-    "one_head": {"vision_cfg": {"head_width": 48}},
-    "norm_after_pool": {"vision_cfg": {"final_ln_after_pool": True}},
-    "custom_block": {"vision_cfg": {"block_type": "custom"}},
-    "qk_norm_scaled_heads": {"vision_cfg": {"qk_norm": True, "scale_heads": True}},
-}
-
-
-def random_clip(seed: int = 0, **changes):
-    """A small open_clip model in eval mode, every parameter moved at random."""
-    import open_clip
-
-    torch.manual_seed(seed)
-    vision = VISION | changes.pop("vision_cfg", {})
-    model = open_clip.CLIP(embed_dim=20, vision_cfg=vision, text_cfg=TEXT, **changes).eval().requires_grad_(False)
-    for parameter in model.visual.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.15)
-    return model
 
 
 @pytest.fixture(params=list(VARIANTS))
 def variant(request):
     """Each kind of image tower in turn: (name, model)."""
     return request.param, random_clip(**VARIANTS[request.param])
-
-
-def load_script(name: str):
-    """The module of a script in the root; inspect.py under another name, as its own is the standard library's."""
-    if name != "inspect":
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location("inspect_script", ROOT / "inspect.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -112,7 +70,6 @@ def emoji_run(tmp_path_factory):
     """The embedded model's arrays on 130 images of the embedded data, made by the scripts themselves."""
     from PIL import Image
 
-    from utils import cli
     from utils.data import scenes
 
     folder = tmp_path_factory.mktemp("emoji_run")
@@ -131,8 +88,7 @@ def emoji_run(tmp_path_factory):
     for name, arguments in (("compute_prs", [*common, *data, "--batch_size", "32", "--num_workers", "0"]),
                             ("compute_text_projection", [*common, *data]),
                             ("compute_text_set_projection", [*common, "--data_path", str(pool)])):
-        module = importlib.import_module(name)
-        module.main(cli.parse(module.get_args_parser(), arguments))
+        call_script(name, *arguments)
     return folder
 
 
@@ -159,16 +115,3 @@ def tiny_adapter(tiny_lm, tmp_path_factory):
     return save_adapter(tiny_lm, tmp_path_factory.mktemp("tiny_adapter"))
 
 
-def save_adapter(base: str, folder) -> str:
-    """Save a LoRA adapter of that base, both of its matrices random; an untrained one would change nothing."""
-    from peft import LoraConfig, get_peft_model
-
-    from utils.language import loading
-
-    torch.manual_seed(1)
-    model = get_peft_model(loading.load_model(base, torch.float32), LoraConfig(r=4, task_type="CAUSAL_LM"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    model.save_pretrained(folder)
-    return str(folder)

@@ -2,13 +2,6 @@
 import numpy as np
 import torch
 
-from utils.runs.terms import HeadTerms
-
-
-def with_heads(run):
-    """A run of whole arrays, with attn [b, l, h, d], as the analyses take it."""
-    return run | {"attn": HeadTerms(run["attn"])}
-
 
 def decompose(visual, images):
     """Every term of every image, as section 3 of the paper and the published conventions define it.
@@ -314,3 +307,55 @@ def segmentation_figures(heats, masks):
     iou = [intersections[label] / unions[label] if unions[label] else 0.0 for label in (0, 1)]
     return {"pixel_accuracy": right / pixels, "mean_iou": np.mean(iou), "iou_background": iou[0], "iou_foreground": iou[1],
             "mean_ap": np.mean(precisions)}
+
+
+def group_accuracies(right, group, names):
+    found = {}
+    for index, name in enumerate(names):
+        answers = [bool(right[i]) for i in range(len(right)) if group[i] == index]
+        found[name] = 100 * sum(answers) / len(answers) if answers else None
+    return found
+
+
+def right_answers(run, classifier, chosen, last_layers, mlps):
+    """Every component of every image replaced in copies of the arrays."""
+    attn, mlp = run["attn"].astype(np.float64), run["mlp"].astype(np.float64)
+    for layer in range(attn.shape[1]):
+        for head in range(attn.shape[2]):
+            if layer < attn.shape[1] - last_layers or (layer, head) in chosen:
+                attn[:, layer, head] = attn[:, layer, head].mean(axis=0)
+    if not mlps:
+        mlp[:] = mlp.mean(axis=0)
+    logits = (attn.sum(axis=(1, 2)) + mlp.sum(axis=1)) @ classifier
+    return np.array([row.argmax() == label for row, label in zip(logits, run["labels"])])
+
+
+def main_effects(terms, classifier, group, classes, places):
+    """Balanced main effects of place and class of terms [b, d], as vectors of centred logits: two lists, one entry a level."""
+    logits = [[sum(x * w for x, w in zip(term, classifier[:, k])) for k in range(classes)] for term in terms.astype(np.float64)]
+    logits = [np.array(row) - sum(row) / classes for row in logits]
+    cell = {(c, p): np.mean([row for row, g in zip(logits, group) if g == c * places + p], axis=0)
+            for c in range(classes) for p in range(places)}
+    grand = sum(cell.values()) / len(cell)
+    return ([sum(cell[c, p] for c in range(classes)) / classes - grand for p in range(places)],
+            [sum(cell[c, p] for p in range(places)) / places - grand for c in range(classes)])
+
+
+def feature_score(component, whole, texts):
+    """Mean over directions of the correlation of two series over images."""
+    directions = np.linalg.qr(texts.astype(np.float64).T)[0].T
+    found = []
+    for direction in directions:
+        own, all_ = component.astype(np.float64) @ direction, whole.astype(np.float64) @ direction
+        found.append(np.corrcoef(own, all_)[0, 1] if np.ptp(component, axis=0).any() else 0.0)
+    return np.mean(found)
+
+
+def epsilon_squared(x, group):
+    """Epsilon squared of a one-way analysis of variance, group by group, summed over the coordinates."""
+    x = np.asarray(x, np.float64)
+    names = sorted(set(group.tolist()))
+    total = sum(((row - x.mean(0)) ** 2).sum() for row in x)
+    within = sum(((row - x[group == name].mean(0)) ** 2).sum() for name in names for row in x[group == name])
+    within_mean, total_mean = within / (len(x) - len(names)), total / (len(x) - 1)
+    return (total_mean - within_mean) / total_mean

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from literal import with_heads
+from builders import opened
 
 from utils.analysis import ablation
 from utils.runs import stored
@@ -35,9 +35,9 @@ def literal_representations(run, means, heads, last_layers, mlps):
 def test_representations_equal_the_definition(monkeypatch, block, heads, last_layers, mlps):
     monkeypatch.setattr(stored.blocks, "__defaults__", (block, "images"))
     run, _ = random_run()
-    means = ablation.means(with_heads(run))
+    means = ablation.means(opened(run))
     found = np.zeros((37, 7), np.float32)
-    for part, values in ablation.representations(with_heads(run), means, heads, last_layers, mlps):
+    for part, values in ablation.representations(opened(run), means, heads, last_layers, mlps):
         assert values.dtype == np.float32 and len(values) <= block
         found[part] = values
     np.testing.assert_allclose(found, literal_representations(run, means, heads, last_layers, mlps), atol=1e-5)
@@ -46,17 +46,17 @@ def test_representations_equal_the_definition(monkeypatch, block, heads, last_la
 def test_the_means_may_be_those_of_another_run():
     run, _ = random_run(images=5)
     other, _ = random_run(seed=1)
-    means = ablation.means(with_heads(other))
-    (_, found), = ablation.representations(with_heads(run), means, [(2, 1)], 2, mlps=False)
+    means = ablation.means(opened(other))
+    (_, found), = ablation.representations(opened(run), means, [(2, 1)], 2, mlps=False)
     np.testing.assert_allclose(found, literal_representations(run, means, [(2, 1)], 2, False), atol=1e-5)
 
 
 @pytest.mark.parametrize("images", (1, 37, 300))
 def test_single_heads_equal_ablating_each_alone(images):
     run, classifier = random_run(images=images)
-    found = ablation.single_heads(with_heads(run), classifier, last_layers=2)
+    found = ablation.single_heads(opened(run), classifier, last_layers=2)
     assert list(found) == [(layer, head) for layer in (2, 3) for head in range(3)]
-    means = ablation.means(with_heads(run))
+    means = ablation.means(opened(run))
     for key, accuracy in found.items():
         slow = literal_representations(run, means, [key], None, True) @ classifier
         assert accuracy == pytest.approx(100 * (slow.argmax(1) == run["labels"]).mean())
@@ -65,8 +65,8 @@ def test_single_heads_equal_ablating_each_alone(images):
 def test_without_a_class_token_its_ablations_are_left_out():
     run, classifier = random_run()
     run["cls_attn"] = np.random.default_rng(5).standard_normal((37, 4, 7)).astype(np.float32)
-    whole = ablation.accuracies(with_heads(run), classifier)
+    whole = ablation.accuracies(opened(run), classifier)
     del run["cls_attn"]
-    found = ablation.accuracies(with_heads(run), classifier)
+    found = ablation.accuracies(opened(run), classifier)
     assert found.pop("cls_ablated") is None and found.pop("mlp_and_cls_ablated") is None
     assert found == {name: whole[name] for name in found} and len(found) == 3

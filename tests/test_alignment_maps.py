@@ -4,14 +4,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from builders import opened, save_timm, write_run
 from sklearn.linear_model import LinearRegression, Ridge
-from test_vision import folder_of
 
 from utils.analysis import alignment
 from utils.runs import files
-from utils.runs.terms import HeadTerms
 
 D = 12  # of the CLIP's space
+
+
+def write(folder, dataset, model, parts, labels, seed=0, **about):
+    """A run whose weights follow from the model's name and a seed."""
+    write_run(folder, dataset, model, parts, labels, pretrained=f"seed {seed}", weights_sha256=f"{model} {seed}", **about)
 
 
 def literal_loss(weight, bias, x, y, penalty_weight):
@@ -31,16 +35,6 @@ def literal_loss(weight, bias, x, y, penalty_weight):
     return distance + penalty_weight * penalty
 
 
-def write_run(folder, dataset, model, parts, labels, seed=0, skipped=(), classes=("a", "b"), dtype="float32"):
-    """Arrays with a manifest, as compute_prs.py writes them."""
-    with files.Writer(files.manifest_path(folder, dataset, model)) as writer:
-        for what, values in parts.items():
-            writer.append(files.term_path(folder, dataset, what, model), values, dtype)
-        writer.append(files.term_path(folder, dataset, "labels", model), labels, "int64")
-        writer.finish({"model": model, "pretrained": f"seed {seed}", "weights_sha256": f"{model} {seed}", "dataset": dataset,
-                       "images": len(labels), "classes": list(classes), "skipped_images": [], "skipped_indices": list(skipped)})
-
-
 def unit_terms(rng, images, width, shapes):
     """Random terms of those shapes, whose constant parts differ, and which sum to unit length."""
     parts = {what: rng.normal(size=(images, *shape, width)) + rng.normal(size=(*shape, width))
@@ -48,10 +42,6 @@ def unit_terms(rng, images, width, shapes):
     whole = sum(part.reshape(images, -1, width).sum(axis=1) for part in parts.values())
     length = np.linalg.norm(whole, axis=1)
     return {what: (part / length.reshape(-1, *[1] * (part.ndim - 1))).astype(np.float32) for what, part in parts.items()}
-
-
-def with_heads(parts):
-    return parts | {"attn": HeadTerms(parts["attn"])}
 
 
 def flat(parts):
@@ -70,8 +60,8 @@ def planted(tmp_path):
         target = np.einsum("bck,ckd->bd", flat(parts), turns)
         target = target / np.linalg.norm(target, axis=1, keepdims=True)
         halves = rng.normal(size=(images, 1, D))
-        write_run(tmp_path, dataset, "m", parts, labels)
-        write_run(tmp_path, dataset, "clip", {"attn": (halves / 2)[:, :, None], "mlp": target[:, None] - halves / 2}, labels)
+        write(tmp_path, dataset, "m", parts, labels)
+        write(tmp_path, dataset, "clip", {"attn": (halves / 2)[:, :, None], "mlp": target[:, None] - halves / 2}, labels)
     return tmp_path
 
 
@@ -174,18 +164,18 @@ def test_the_held_out_images_are_not_trained_on():
     rng = np.random.default_rng(0)
     terms = unit_terms(rng, 101, 5, {"attn": (2, 2), "mlp": (1,)})
     targets = torch.randn(101, 4)
-    first = alignment.train(with_heads(terms), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
+    first = alignment.train(opened(terms), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
     changed = {what: part.copy() for what, part in terms.items()}
     for part in (*changed.values(), targets):
         part[held] += 5
-    second = alignment.train(with_heads(changed), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
+    second = alignment.train(opened(changed), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
     assert torch.equal(first[0], second[0]) and first[2][1]["train_cosine"] == second[2][1]["train_cosine"]
     assert first[2][1]["validation_cosine"] != second[2][1]["validation_cosine"]
 
 
 def test_the_epoch_of_the_highest_held_out_cosine_is_kept():
     rng = np.random.default_rng(6)
-    terms = with_heads(unit_terms(rng, 40, 6, {"attn": (2, 2), "mlp": (3,)}))
+    terms = opened(unit_terms(rng, 40, 6, {"attn": (2, 2), "mlp": (3,)}))
     targets = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     weight, bias, history = alignment.train(terms, targets, "ridge", 12, 0.05, 8, 0.0, 0, "cpu")
     best = max(history[1:], key=lambda entry: entry["validation_cosine"])
@@ -226,9 +216,8 @@ def test_components_of_uneven_blocks_and_half_precision(run_script, tmp_path):
     parts = unit_terms(rng, 300, 6, {"attn": (5,), "mlp": (2,), "conv": (3,)})
     labels = np.zeros(300, np.int64)
     names = {what: [{"kind": what, "block": 0, "head": i} for i in range(len(part[0]))] for what, part in parts.items()}
-    write_run(tmp_path, "emoji", "m", parts, labels, dtype="float16")
-    files.write_json(tmp_path / "emoji_components_m.json", names)
-    write_run(tmp_path, "emoji", "clip", unit_terms(rng, 300, 9, {"attn": (2, 2), "mlp": (3,)}), labels)
+    write(tmp_path, "emoji", "m", parts, labels, names=names, dtype="float16")
+    write(tmp_path, "emoji", "clip", unit_terms(rng, 300, 9, {"attn": (2, 2), "mlp": (3,)}), labels)
     code, out, err = run_script("compute_alignment", *options(tmp_path, "--split", "test"))
     assert code == 0, err
     found = alignment.load(tmp_path / "out" / "emoji_maps_m_to_clip.safetensors")
@@ -243,7 +232,7 @@ def test_components_of_uneven_blocks_and_half_precision(run_script, tmp_path):
 
 
 def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of_images, tmp_path):
-    folder = folder_of(tmp_path, "vit")
+    folder = save_timm(tmp_path, "vit")
     out = tmp_path / "out"
     data = ("--dataset", "imagefolder", "--device", "cpu", "--output_dir", out)
     for model in (f"timm:local-dir:{folder}", "emojiclip"):
@@ -287,14 +276,14 @@ def test_maps_of_something_else_are_refused_in_one_line(run_script, refused, pla
         "compute_alignment", *options(planted, *given, "--clip", "emojiclip"))
     rng, labels = np.random.default_rng(0), np.load(planted / "emoji_labels.npy")
     for width, layers in ((D, 1), (D + 1, 2)):
-        write_run(planted, "emoji", "m", unit_terms(rng, 70, width, {"attn": (layers, 3), "mlp": (layers + 1,)}), labels)
+        write(planted, "emoji", "m", unit_terms(rng, 70, width, {"attn": (layers, 3), "mlp": (layers + 1,)}), labels)
         message = f"trained for components attn [2, 3, {D}], mlp [3, {D}], and the arrays hold attn [{layers}, 3, {width}], mlp"
         assert message in refused("compute_alignment", *options(planted, *given))
     parts = unit_terms(rng, 70, D, {"attn": (2, 3), "mlp": (3,)})
-    write_run(planted, "emoji", "m", parts, labels, seed=1)
+    write(planted, "emoji", "m", parts, labels, seed=1)
     assert "other weights of m than those of the arrays (seed 1)" in refused("compute_alignment", *options(planted, *given))
-    write_run(planted, "emoji", "m", parts, labels)
-    write_run(planted, "emoji", "clip", {"attn": parts["attn"], "mlp": parts["mlp"]}, labels, seed=2)
+    write(planted, "emoji", "m", parts, labels)
+    write(planted, "emoji", "clip", {"attn": parts["attn"], "mlp": parts["mlp"]}, labels, seed=2)
     assert "other weights of clip than those of the arrays (seed 2)" in refused("compute_alignment", *options(planted, *given))
     assert sorted(path.name for path in (planted / "out").iterdir()) == before
 
@@ -315,11 +304,11 @@ def test_runs_of_other_images_are_refused(refused, planted):
     rng = np.random.default_rng(0)
     labels = np.load(planted / "emoji_train_labels.npy")
     parts = unit_terms(rng, 600, D, {"attn": (1, 2), "mlp": (2,)})
-    for changes, message in (({"skipped": [3]}, "differ in their skipped images"),
-                             ({"classes": ("a", "c")}, "in their classes")):
-        write_run(planted, "emoji_train", "clip", parts, labels, **changes)
+    for changes, message in (({"skipped_indices": [3]}, "differ in their skipped images"),
+                             ({"classes": ["a", "c"]}, "in their classes")):
+        write(planted, "emoji_train", "clip", parts, labels, **changes)
         assert message in refused("compute_alignment", *options(planted))
-    write_run(planted, "emoji_train", "clip", {what: part[:50] for what, part in parts.items()}, labels[:50])
+    write(planted, "emoji_train", "clip", {what: part[:50] for what, part in parts.items()}, labels[:50])
     assert "they are of different runs" in refused("compute_alignment", *options(planted))
     assert not (planted / "out").exists()
 
@@ -344,5 +333,5 @@ def test_arrays_without_a_manifest_are_refused(refused, planted):
 def test_one_image_is_too_few(refused, tmp_path):
     parts = unit_terms(np.random.default_rng(0), 1, D, {"attn": (1, 2), "mlp": (2,)})
     for model in ("m", "clip"):
-        write_run(tmp_path, "emoji_train", model, parts, np.zeros(1, np.int64))
+        write(tmp_path, "emoji_train", model, parts, np.zeros(1, np.int64))
     assert "training needs at least two" in refused("compute_alignment", *options(tmp_path))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import yaml
-from conftest import ROOT
+from builders import ROOT
 from fault_server import GOOD
 
 from utils.cli import UserError

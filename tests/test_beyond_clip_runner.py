@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_runners import run
+from builders import ROOT, run_command
 
 pytestmark = pytest.mark.long
 
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.long
 def beyond(tmp_path_factory):
     """The runner that maps the embedded vision transformer to the embedded CLIP: (output folder, what it printed)."""
     out = tmp_path_factory.mktemp("beyond clip") / "out"
-    return out, run(["bash", ROOT / "scripts" / "beyond_clip_runner.sh"], out.parent, OUTPUT_DIR=out).stdout
+    return out, run_command(["bash", ROOT / "scripts" / "beyond_clip_runner.sh"], out.parent, OUTPUT_DIR=out).stdout
 
 
 def test_the_mapped_model_does_what_the_clip_does(beyond):

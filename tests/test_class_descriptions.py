@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fault_server
 import pytest
-from conftest import ROOT
+from builders import ROOT
 from fault_server import FaultServer
 
 from scripts import build_class_descriptions as build

@@ -5,7 +5,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from builders import ROOT, call_script
 
 from utils.analysis import textspan
 from utils.decompose.tower import compact_reader, decompose, read_tower, readout
@@ -39,16 +39,10 @@ def test_terms_made_again_are_the_terms(variant):
 @pytest.fixture(scope="module")
 def stored(emoji_run, tmp_path_factory):
     """The images of `emoji_run` in all three kinds of storage, each with classifier and pool."""
-    import importlib
-
-    from utils import cli
-
     folder = tmp_path_factory.mktemp("stored")
     for name, more in ((COMPACT, ["--compact"]), (MOMENTS, ["--moments_only"])):
-        module = importlib.import_module("compute_prs")
-        module.main(cli.parse(module.get_args_parser(), [
-            "--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path", str(emoji_run / "images"),
-            "--batch_size", "32", "--num_workers", "0", "--output_dir", str(folder / name), *more]))
+        call_script("compute_prs", "--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path",
+                    emoji_run / "images", "--batch_size", 32, "--num_workers", 0, "--output_dir", folder / name, *more)
         for path in (emoji_run / "out").iterdir():
             if "classifier" in path.name or path.name.startswith("pool"):
                 (folder / name / path.name).write_bytes(path.read_bytes())

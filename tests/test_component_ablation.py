@@ -3,9 +3,9 @@ import json
 
 import numpy as np
 import pytest
+from builders import HEADS, NAMES, opened, uneven_terms, write_classifier, write_run
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from test_component_scores import NAMES, opened, uneven, write_run
 
 from utils.analysis import ablation, cumulative
 from utils.cli import UserError
@@ -33,14 +33,14 @@ def literal_curve(parts, labels, weight, bias, places):
 
 def labelled(images, seed=0, classes=4):
     """A run with a convolution and uneven heads, labels, and the linear head that tells them from its terms."""
-    parts, weight = uneven(images, seed=seed), np.random.default_rng(8).normal(size=(7, classes)).astype(np.float32)
-    bias = -np.concatenate(list(uneven(1000).values()), axis=1).sum(axis=1).mean(axis=0) @ weight  # classes are balanced
+    parts, weight = uneven_terms(images, seed=seed), np.random.default_rng(8).normal(size=(7, classes)).astype(np.float32)
+    bias = -np.concatenate(list(uneven_terms(1000).values()), axis=1).sum(axis=1).mean(axis=0) @ weight  # classes are balanced
     logits = np.concatenate(list(parts.values()), axis=1).sum(axis=1) @ weight + bias
     return parts, logits.argmax(axis=1), weight, bias
 
 
 def test_layers_go_from_the_last_back_and_a_block_has_no_more_than_it_has():
-    order = cumulative.steps(terms.components(opened(uneven(1)), NAMES))
+    order = cumulative.steps(terms.components(opened(uneven_terms(1), HEADS), NAMES))
     assert [step.name for step in order] == ORDER and [step.places for step in order] == PLACES
     plain = {"attn": HeadTerms(np.zeros((1, 2, 3, 4))), "mlp": np.zeros((1, 3, 4))}
     order = cumulative.steps(terms.components(plain, None))
@@ -53,8 +53,8 @@ def test_layers_go_from_the_last_back_and_a_block_has_no_more_than_it_has():
 @pytest.mark.parametrize("images", [1, 63, 131])
 def test_the_curve_is_the_literal_one(images):
     parts, labels, weight, bias = labelled(images)
-    order = cumulative.steps(terms.components(opened(parts), NAMES))
-    found = cumulative.curve(opened(parts) | {"labels": labels}, order, weight, bias)
+    order = cumulative.steps(terms.components(opened(parts, HEADS), NAMES))
+    found = cumulative.curve(opened(parts, HEADS) | {"labels": labels}, order, weight, bias)
     assert found == pytest.approx(literal_curve(parts, labels, weight, bias, PLACES)) and found[0] == 100
     assert images == 1 or len(set(found)) > 6
     assert len(found) == 10
@@ -79,10 +79,10 @@ def splits_of(classes, parts):
     weight = np.random.default_rng(9).normal(size=(7, len(classes)))
     found = {}
     for seed, part in enumerate(parts):
-        run = {what: values - values.mean(axis=0) for what, values in uneven(400, seed=seed).items()}
+        run = {what: values - values.mean(axis=0) for what, values in uneven_terms(400, seed=seed).items()}
         scores = whole(run) @ weight
         labels = np.array(classes)[(scores + np.random.default_rng(seed).normal(size=scores.shape)).argmax(axis=1)]
-        found[part] = opened(run) | {"labels": labels}
+        found[part] = opened(run, HEADS) | {"labels": labels}
     return found
 
 
@@ -124,16 +124,14 @@ def folder(tmp_path):
     for dataset, images, seed in (("emoji", 131, 0), ("emoji_train", 300, 1)):
         parts, labels, weight, _ = labelled(images, seed=seed)
         write_run(tmp_path, dataset, "m-as-clip", parts, labels, NAMES, **about)
-        write_run(tmp_path, dataset, "timm-m", parts, labels, NAMES, classes=list("abcd"), given="timm:m")
+        write_run(tmp_path, dataset, "timm-m", parts, labels, NAMES, classes=list("abcd"), model="timm:m")
         total = np.concatenate(list(parts.values()), axis=1).sum(axis=1)
         rng = np.random.default_rng(seed)
         halves = rng.normal(size=(images, 3, 7))
         write_run(tmp_path, dataset, "clip", {"attn": halves[:, :2, None], "mlp": np.stack(
             [halves[:, 2], total - halves.sum(axis=1), 0 * total], axis=1)}, labels, classes=list("abcd"))
     parts, labels, weight, bias = labelled(131)
-    with files.Writer(files.manifest_path(tmp_path, "emoji", "classifier", "clip")) as writer:
-        writer.append(files.term_path(tmp_path, "emoji", "classifier", "clip"), weight)
-        writer.finish({"weights_sha256": "aa", "pretrained": "w", "classes": list("abcd")})
+    write_classifier(tmp_path, "emoji", "clip", weight, classes=list("abcd"))
     return tmp_path
 
 

@@ -1,13 +1,12 @@
 """Repair of a classifier by scores of components: against literal definitions, with uneven heads, and by the script."""
 import json
 
+import literal
 import numpy as np
 import pytest
-from conftest import ROOT
+from builders import LABELS, NAMES, ROOT, components_of, split_components, uneven_run, write_classifier, write_run
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from test_retrieval import UNEVEN, WAYS, uneven_run, write_run
-from test_spurious import literal_feature_score, literal_group_accuracies
 
 from utils.analysis import repair, zeroshot
 from utils.data import datasets
@@ -15,10 +14,6 @@ from utils.models import names
 from utils.runs import files
 
 GROUPS = ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
-LABELS = [*(f"attn {block}.{head}" for block, head in UNEVEN), "embed", "mlp 0", "mlp 2", "conv 0", "conv 1"]
-NAMES = {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in UNEVEN],
-         "mlp": [{"kind": "embed", "block": -1, "head": None}] + [{"kind": "mlp", "block": i, "head": None} for i in (0, 2)],
-         "conv": [{"kind": "conv", "block": i, "head": None} for i in (0, 1)]}
 TEXTS = ("--spurious_texts", ROOT / "text_descriptions" / "spurious_backgrounds_emoji.txt",
          "--core_texts", ROOT / "text_descriptions" / "core_animals_emoji.txt")
 
@@ -35,14 +30,14 @@ def literal_right(flat, labels, weight, bias, chosen):
 @pytest.mark.parametrize("images", [1, 64, 130])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_ablation_is_the_literal_one(images, classes):
-    run, flat = uneven_run(images)
+    run, flat = uneven_run(images, 5)
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(5, classes)).astype(np.float32)
     bias = rng.normal(size=classes) - flat.sum(axis=1).mean(axis=0) @ weight  # else constants decide, whatever is ablated
     run["labels"] = rng.integers(0, classes, images)
     means = repair.mean(run)
     np.testing.assert_allclose(means, flat.astype(np.float64).mean(axis=0), atol=1e-6)
-    sets = [(), [3, 0, 8], *WAYS[:2], list(range(11))]
+    sets = [(), [3, 0, 8], [1, 4, 7], [3], list(range(len(LABELS)))]
     found = repair.right(run, means, (weight, bias), sets)
     assert found.shape == (5, images)
     for own, chosen in zip(found, sets):
@@ -52,7 +47,7 @@ def test_ablation_is_the_literal_one(images, classes):
 
 
 def test_a_class_that_is_never_answered_is_none():
-    run, _ = uneven_run(70)
+    run, _ = uneven_run(70, 5)
     weight, bias = np.zeros((5, 2), np.float32), np.array([-np.inf, 0])
     run["labels"] = np.arange(70) % 2
     np.testing.assert_array_equal(repair.right(run, repair.mean(run), (weight, bias), [(), [2]]), [run["labels"] == 1] * 2)
@@ -75,32 +70,28 @@ def runs(tmp_path_factory):
     own = names.weights_hash(clip)
     cue, core = (zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99) for i in (1, 3))
     turns = {"m": rng.normal(size=(2, 7)), "m-as-emojiclip": np.stack([cue[1] - cue[2], core[0] - core[1]]) * 3}
-    coding = rng.normal(size=(2, 11))  # how much of the place and of the class each component writes
-    constant = {model: rng.normal(size=(11, turn.shape[1])) for model, turn in turns.items()}
+    coding = rng.normal(size=(2, len(LABELS)))  # how much of the place and of the class each component writes
+    constant = {model: rng.normal(size=(len(LABELS), turn.shape[1])) for model, turn in turns.items()}
     about = {"pretrained": "none", "classes": list(datasets.SPURIOUS_CLASSES), "skipped_images": [], "skipped_indices": []}
     text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip", "text_weights_sha256": own}
     for split in ("train", "val", "test"):
         _, labels, places = datasets.embedded_scenes("emoji_spurious", split)
         truth = np.stack([np.array(places) * 2 - 1, np.array(labels) * 2 - 1])  # [2, b]
-        amounts = np.einsum("kc,kb->bck", coding, truth) + rng.normal(size=(len(labels), 11, 2))
+        amounts = np.einsum("kc,kb->bck", coding, truth) + rng.normal(size=(len(labels), len(LABELS), 2))
         for model, turn in turns.items():
-            flat = amounts @ turn + constant[model] + rng.normal(size=(len(labels), 11, turn.shape[1])) * 0.3
+            flat = amounts @ turn + constant[model] + rng.normal(size=(len(labels), len(LABELS), turn.shape[1])) * 0.3
             more = text if model != "m" else {}
-            write_run(folder, files.run_name("emoji_spurious", split), model, flat, np.array(labels), NAMES,
-                      {**about, "weights_sha256": model, "images": len(labels), **more})
+            write_run(folder, files.run_name("emoji_spurious", split), model, split_components(flat, NAMES), labels, NAMES,
+                      **about | {"weights_sha256": model, **more})
     direction = turns["m-as-emojiclip"][1] + turns["m-as-emojiclip"][0]
-    with files.Writer(files.manifest_path(folder, "emoji_spurious", "classifier", "emojiclip")) as writer:
-        path = files.term_path(folder, "emoji_spurious", "classifier", "emojiclip")
-        writer.append(path, np.stack([-direction, direction], axis=1))
-        writer.finish({**about, "weights_sha256": own})
+    write_classifier(folder, "emoji_spurious", "emojiclip", np.stack([-direction, direction], axis=1), **about, weights_sha256=own)
     return folder
 
 
 def loaded(folder, model, split):
     run, *_ = files.open_terms(folder, "emoji_spurious", model, split)
     _, labels, places = datasets.embedded_scenes("emoji_spurious", split or "test")
-    return (np.concatenate([run[what][:] for what in ("attn", "mlp", "conv")], axis=1), np.array(labels),
-            np.array(labels) * 2 + np.array(places))
+    return components_of(run), np.array(labels), np.array(labels) * 2 + np.array(places)
 
 
 def call(folder, out, *more):
@@ -112,16 +103,16 @@ def literal_choice(folder, split):
     """The scores of every component on a split, and all components by their difference."""
     flat, _, _ = loaded(folder, "m-as-emojiclip", split)
     clip, whole = names.load_clip("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
-    scores = np.array([[literal_feature_score(flat[:, c], whole, zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99))
-                        for c in range(11)] for i in (1, 3)])
-    return scores, sorted(range(11), key=lambda c: scores[1, c] - scores[0, c])
+    scores = np.array([[literal.feature_score(flat[:, c], whole, zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99))
+                        for c in range(len(LABELS))] for i in (1, 3)])
+    return scores, sorted(range(len(LABELS)), key=lambda c: scores[1, c] - scores[0, c])
 
 
 def check_figures(found, flat, labels, group, weight, bias, chosen):
     for key, places in (("baseline", ()), ("ablated", chosen),
                         ("random_best", [LABELS.index(name) for name in found["random_best_components"]])):
         right = literal_right(flat, labels, weight, bias, places)
-        assert found[key]["groups"] == pytest.approx(literal_group_accuracies(right, group, GROUPS), abs=0.6), key
+        assert found[key]["groups"] == pytest.approx(literal.group_accuracies(right, group, GROUPS), abs=0.6), key
         assert found[key]["overall"] == pytest.approx(100 * right.mean(), abs=0.3), key
         assert found[key]["worst_group"] == min(found[key]["groups"].values())
 
@@ -147,7 +138,7 @@ def test_with_texts_the_mapped_components_are_ablated_and_every_figure_is_the_li
     assert row[2:] == [f"{found[key]['worst_group']:.1f}" for key in ("baseline", "ablated", "random_best", "random_mean")]
     assert Image.open(path.with_suffix(".png")).width > 1000
     other = literal_choice(runs, "train")[1]
-    assert run_script(*call(runs, tmp_path, "--components", 11, "--select_split", "train", "--random_trials", 1))[0] == 0
+    assert run_script(*call(runs, tmp_path, "--components", len(LABELS), "--select_split", "train", "--random_trials", 1))[0] == 0
     found = json.loads(path.read_text())
     assert found["components"] == [LABELS[place] for place in other] and found["options"]["select_split"] == "train"
     assert other != order and found["ablated"] == found["random_mean"]  # all of them
@@ -174,7 +165,7 @@ def test_with_a_probe_the_components_of_the_model_itself_are_ablated(run_script,
     (("--select_split", "test"), "--select_split test is the split that is reported; choose components on another, such as val"),
     (("--split", "val"), "--select_split val is the split that is reported; choose components on another, such as train"),
     (("--split", "train", "--classifier", "probe"), "--split train: the probe is fitted on it"),
-    (("--components", 0), "--components is 0"), (("--components", 12), "--components is 12; choose from 1 to 11"),
+    (("--components", 0), "--components is 0"), (("--components", 13), "--components is 13; choose from 1 to 12"),
     (("--random_trials", 0), "--random_trials is 0"), (("--source_model", "m"), "--source_model goes with --classifier probe"),
     (("--classifier", "probe", "--source_model", "n"), "does not exist; make it with: python compute_prs.py"),
     (("--core_texts", "nothing.txt"), "nothing.txt does not exist"),

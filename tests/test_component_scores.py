@@ -3,10 +3,11 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import literal
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from builders import HEADS, NAMES, ROOT, call_script, components_of, opened, uneven_terms, write_run
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -15,27 +16,11 @@ from utils.cli import UserError
 from utils.data import captions, scenes
 from utils.models import names as models
 from utils.runs import files, terms
-from utils.runs.terms import Component, HeadTerms
-
-HEADS = [(0, 0), (0, 1), (1, 0), (3, 0), (3, 1), (3, 2)]  # of blocks with different numbers, and one without
-NAMES = {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in HEADS],
-         "mlp": [{"kind": "embed", "block": -1, "head": None}, *({"kind": "mlp", "block": b, "head": None} for b in (0, 1, 3))],
-         "conv": [{"kind": "conv", "block": block, "head": None} for block in (0, 2)]}
-
-
-def uneven(images, d=7, seed=0):
-    """Arrays of a run with a convolution; the constant parts of its components differ, and are those of any seed."""
-    rng, constants = np.random.default_rng(seed), np.random.default_rng(99)
-    return {what: (rng.normal(size=(images, number, d)) + 3 * constants.normal(size=(number, d))).astype(np.float32)
-            for what, number in (("attn", 6), ("mlp", 4), ("conv", 2))}
-
-
-def opened(parts):
-    return parts | {"attn": HeadTerms(parts["attn"], HEADS)}
+from utils.runs.terms import Component
 
 
 def flat(parts):
-    return np.concatenate([parts[what] for what in ("attn", "mlp", "conv")], axis=1).astype(np.float64)
+    return components_of(parts).astype(np.float64)
 
 
 def literal_agreement(component, whole, texts):
@@ -44,39 +29,20 @@ def literal_agreement(component, whole, texts):
     return sum(found) / len(found)
 
 
-def literal_share(x, group):
-    """Epsilon squared of a one-way analysis of variance, group by group, summed over the coordinates."""
-    names = sorted(set(group.tolist()))
-    total = sum(((row - x.mean(0)) ** 2).sum() for row in x)
-    within = sum(((row - x[group == name].mean(0)) ** 2).sum() for name in names for row in x[group == name])
-    return 1 - within / (len(x) - len(names)) / (total / (len(x) - 1))
-
-
-def write_run(folder, dataset, model, parts, labels, names=None, given=None, **about):
-    with files.Writer(files.manifest_path(folder, dataset, model)) as writer:
-        for what, values in parts.items():
-            writer.append(files.term_path(folder, dataset, what, model), values)
-        writer.append(files.term_path(folder, dataset, "labels", model), labels, "int64")
-        if names:
-            files.write_json(files.term_path(folder, dataset, "components", model).with_suffix(".json"), names)
-        writer.finish({"model": given or model, "pretrained": "w", "weights_sha256": "aa", "images": len(labels),
-                       "classes": ["a", "b"], "skipped_indices": [], **about})
-
-
 def test_components_are_called_by_kind_block_and_head():
-    named = [features.label(part) for part in terms.components(opened(uneven(1)), NAMES)]
+    named = [features.label(part) for part in terms.components(opened(uneven_terms(1), HEADS), NAMES)]
     assert named == ["attn 0.0", "attn 0.1", "attn 1.0", "attn 3.0", "attn 3.1", "attn 3.2", "embed", "mlp 0", "mlp 1", "mlp 3",
                      "conv 0", "conv 2"]
 
 
 @pytest.mark.parametrize("images", [2, 64, 131])
 def test_agreements_are_the_literal_rank_correlations(images):
-    parts, rng = uneven(images), np.random.default_rng(5)
+    parts, rng = uneven_terms(images), np.random.default_rng(5)
     parts["mlp"][:, 2] = rng.normal(size=7)  # ranks nothing
     texts = [rng.normal(size=(number, 7)).astype(np.float32) for number in (3, 1, 6)]
-    other = uneven(images, seed=1)
+    other = uneven_terms(images, seed=1)
     for whole in (parts, other):
-        found, ranked = features.agreements(opened(parts), opened(whole), texts)
+        found, ranked = features.agreements(opened(parts, HEADS), opened(whole, HEADS), texts)
         assert found.shape == (3, 12) and ranked == images
         assert not found[:, 8].any()
         x = flat(parts)
@@ -87,25 +53,25 @@ def test_agreements_are_the_literal_rank_correlations(images):
 
 def test_one_image_agrees_with_nothing_and_of_many_some_are_taken_evenly(monkeypatch):
     texts = [np.ones((1, 7), np.float32)]
-    assert not features.agreements(opened(uneven(1)), opened(uneven(1)), texts)[0].any()
+    assert not features.agreements(opened(uneven_terms(1), HEADS), opened(uneven_terms(1), HEADS), texts)[0].any()
     monkeypatch.setattr(features, "RANKED", 70)
-    parts, rows = uneven(139), np.arange(0, 139, 2)
-    found, ranked = features.agreements(opened(parts), opened(parts), texts)
+    parts, rows = uneven_terms(139), np.arange(0, 139, 2)
+    found, ranked = features.agreements(opened(parts, HEADS), opened(parts, HEADS), texts)
     few = {what: part[rows] for what, part in parts.items()}
     assert ranked == 70
-    np.testing.assert_array_equal(found, features.agreements(opened(few), opened(few), texts)[0])
+    np.testing.assert_array_equal(found, features.agreements(opened(few, HEADS), opened(few, HEADS), texts)[0])
 
 
 @pytest.mark.parametrize("images", [60, 301])
 def test_shares_are_the_analysis_of_variance_of_every_component(images):
-    parts, rng = uneven(images), np.random.default_rng(2)
+    parts, rng = uneven_terms(images), np.random.default_rng(2)
     groups = {"color": rng.integers(3, size=images), "count": rng.integers(20, size=images)}
     parts["conv"][:, 1] += 2 * groups["color"][:, None]
     parts["attn"][:, 4] = 0.5
-    found = features.shares(opened(parts), groups)
+    found = features.shares(opened(parts, HEADS), groups)
     assert found["color"][4] == 0 and found["color"][11] > 0.5
     for name, group in groups.items():
-        slow = [literal_share(flat(parts)[:, c], group) for c in range(12) if c != 4]
+        slow = [literal.epsilon_squared(flat(parts)[:, c], group) for c in range(12) if c != 4]
         np.testing.assert_allclose(np.delete(found[name], 4), slow, atol=1e-6)
 
 
@@ -120,7 +86,7 @@ def test_constant_components_are_left_out_and_counted():
 
 def test_the_clip_ranks_where_its_arrays_are_there(tmp_path):
     labels, about = np.zeros(30, np.int64), {"text_model": "clip", "text_option": "clip", "text_weights_sha256": "aa"}
-    write_run(tmp_path, "emoji", "m-as-clip", uneven(30), labels, NAMES, **about)
+    write_run(tmp_path, "emoji", "m-as-clip", uneven_terms(30), labels, NAMES, **about)
     run, manifest, _ = files.open_terms(tmp_path, "emoji", "m-as-clip", None)
     assert features.target(tmp_path, "emoji", None, run, manifest) == (run, "m-as-clip")
     write_run(tmp_path, "emoji", "clip", {"attn": np.ones((30, 2, 2, 7)), "mlp": np.ones((30, 3, 7))}, labels)
@@ -164,20 +130,15 @@ def test_a_wrong_file_of_features_is_refused(refused, tmp_path, content, message
 @pytest.fixture(scope="module")
 def scenes_run(tmp_path_factory):
     """Arrays of the embedded model on 140 scenes of emoji_seg, and of a random model with uneven heads, mapped to it."""
-    import importlib
-
-    from utils import cli
     from utils.data import datasets
 
     folder = tmp_path_factory.mktemp("scores")
     sizes, datasets.SIZES["emoji_seg"] = datasets.SIZES["emoji_seg"], {"test": 140}
     try:
-        module = importlib.import_module("compute_prs")
-        module.main(cli.parse(module.get_args_parser(), [
-            "--model", "emojiclip", "--dataset", "emoji_seg", "--batch_size", "70", "--num_workers", "0", "--device", "cpu",
-            "--output_dir", str(folder)]))
+        call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji_seg", "--batch_size", 70, "--num_workers", 0,
+                    "--device", "cpu", "--output_dir", folder)
         manifest = json.loads((folder / "emoji_seg_emojiclip.json").read_text())
-        write_run(folder, "emoji_seg", "m-as-emojiclip", uneven(140, 128), np.load(folder / "emoji_seg_labels.npy"), NAMES,
+        write_run(folder, "emoji_seg", "m-as-emojiclip", uneven_terms(140, 128), np.load(folder / "emoji_seg_labels.npy"), NAMES,
                   classes=manifest["classes"], text_model="emojiclip", text_option="emojiclip", text_pretrained="emojiclip",
                   text_weights_sha256=manifest["weights_sha256"])
         yield folder
@@ -213,7 +174,7 @@ def test_the_script_tells_scores_and_both_correlations(run_script, scenes_run, t
         np.testing.assert_allclose(column["rankings"], slow, atol=2e-3)  # ranks of float32 products: a near tie may turn
         np.testing.assert_allclose(column["scores"], features.feature_scores([x], [texts])[0], atol=1e-5)
         group = np.array([scene.attributes()[feature] for scene in drawn])
-        np.testing.assert_allclose(column["truth"], [literal_share(x[:, c], group) for c in range(len(components))], atol=1e-5)
+        np.testing.assert_allclose(column["truth"], [literal.epsilon_squared(x[:, c], group) for c in range(len(components))], atol=1e-5)
         assert row["truth"]["spearman"] == pytest.approx(spearmanr(column["scores"], column["truth"]).statistic)
         assert row["rankings"]["spearman"] == pytest.approx(spearmanr(column["scores"], column["rankings"]).statistic)
         assert row["truth"]["largest_share"] == max(column["truth"]) and row["truth"]["constant"] == 0

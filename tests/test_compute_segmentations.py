@@ -5,7 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, TEXT, VISION, load_script
+from builders import ROOT, TEXT, VISION, load_script
 from PIL import Image
 
 SCENES = 11

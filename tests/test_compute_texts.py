@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from builders import ROOT
 
 from utils.data import datasets
 from utils.models import names

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import WRITERS, cells, picture
 from PIL import Image
 from scipy.io import savemat
-from test_layouts import WRITERS, cells, picture
 
 from utils import cli
 from utils.cli import UserError

@@ -4,15 +4,10 @@ from functools import partial
 import literal
 import pytest
 import torch
-from conftest import VISION, random_clip
+from builders import VISION, images_for, random_clip
 
 from utils.cli import UserError
 from utils.decompose.tower import by_tower, check, decompose, read_tower
-
-
-def images_for(model, number=3, seed=1):
-    size = model.visual.image_size
-    return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def test_every_term_equals_its_definition(variant):
@@ -74,7 +69,7 @@ def test_check_sees_a_wrong_tower():
 ])
 def test_what_cannot_be_decomposed_is_refused_with_its_reason(changes, reason):
     import open_clip
-    from conftest import TEXT
+    from builders import TEXT
 
     vision = {key: value for key, value in VISION.items() if not (changes.get("timm_model_name") and key != "image_size")}
     model = open_clip.CLIP(embed_dim=20, vision_cfg=vision | changes, text_cfg=TEXT).eval()

@@ -6,7 +6,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from builders import ROOT
 
 from utils import cli
 from utils.cli import UserError

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, load_script
+from builders import ROOT, load_script
 
 from utils import cli
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from builders import ROOT
 from timm.data import create_transform, resolve_model_data_config
 
 from utils.data import datasets, scenes

@@ -4,12 +4,22 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TEXT, VARIANTS, VISION, random_clip
+from builders import (
+    FAMILIES,
+    ROOT,
+    SWIN,
+    TEXT,
+    VARIANTS,
+    VISION,
+    family_vision,
+    images_for,
+    random_clip,
+    random_images,
+    random_maps,
+    vision_of,
+)
 from PIL import Image
 from safetensors.torch import save_file
-from test_decomposition import images_for
-from test_walk import FAMILIES, SWIN, random_model, representation_of
-from test_walk import images_for as family_images
 from timm.data import create_transform
 
 from utils.analysis import alignment, heatmaps
@@ -280,17 +290,6 @@ def test_python_callers_get_the_same_refusals(emojiclip, photo):
         heatmaps.explain(tower, heatmaps.to_pixels(photo, emojiclip, (8, 8)), ["a"], random_directions(128, 1), None, 1)
 
 
-def vision_of(tower, size, encode=None, prefix=0, class_token=False) -> models.Vision:
-    return models.Vision(tower=tower, encode=encode or tower, class_token=class_token, preprocess=None, name="x", source="",
-                         image_size=size, device=torch.device("cpu"), model=tower, prefix_tokens=prefix)
-
-
-def family_vision(family: str) -> models.Vision:
-    model, images = random_model(*FAMILIES[family]), family_images(FAMILIES[family][1])
-    return vision_of(model, tuple(images.shape[-2:]), representation_of(family, model), getattr(model, "num_prefix_tokens", 0),
-                     getattr(model, "global_pool", "") == "token")
-
-
 @pytest.mark.parametrize("layer, head", SELECTIONS)
 @pytest.mark.parametrize("name", ["plain", "layer_scale", "oblong", "cut_patches", "qk_norm_scaled_heads"])
 def test_the_walk_gives_the_maps_and_parts_of_the_decomposition_written_for_a_tower(name, layer, head):
@@ -305,17 +304,12 @@ def test_the_walk_gives_the_maps_and_parts_of_the_decomposition_written_for_a_to
         assert one.parts == pytest.approx(renamed, abs=1e-5)
 
 
-def random_maps(components: int, width: int, d: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    return torch.randn(components, width, d, generator=generator) / width ** 0.5, torch.randn(d, generator=generator) * 0.3
-
-
 @pytest.mark.parametrize("family", ["vit", "vit_average", "vit_oblong", "deit_distilled", "dinov2_registers", "siglip", "swin",
                                     "swin_padded", "maxvit"])
 def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
     """Each head's terms of tokens, by the walk for that head alone, through that head's own map; components in the order in which
     they are stored; patches of a coarser layer laid out one by one."""
-    vision, images = family_vision(family), family_images(FAMILIES[family][1], 1)
+    vision, images = family_vision(family), random_images(FAMILIES[family][1]["img_size"], 1)
     parts, names = decomposition.by_walk(vision, images), walk.decompose(vision.tower, images, vision.encode).names
     stored = torch.cat([parts.arrays[what].reshape(-1, parts.arrays[what].shape[-1])
                         for what in ("attn", "mlp", "conv") if what in parts.arrays])
@@ -373,7 +367,7 @@ def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
 
 
 def test_heads_of_a_hierarchical_model_sum_to_their_layer_and_layers_to_the_whole():
-    vision, images, directions = family_vision("swin"), family_images(SWIN, 1), random_directions(96)
+    vision, images, directions = family_vision("swin"), random_images(SWIN["img_size"], 1), random_directions(96)
 
     def maps_of(layer=None, head=None):
         return heatmaps.explain_by_walk(vision, images, ["a"], directions[:1], layer, head)[0].patches
@@ -387,7 +381,7 @@ def test_heads_of_a_hierarchical_model_sum_to_their_layer_and_layers_to_the_whol
 
 
 def test_layers_and_heads_that_a_walked_model_lacks_are_refused():
-    vision, images, directions = family_vision("swin"), family_images(SWIN, 1), random_directions(96, 1)
+    vision, images, directions = family_vision("swin"), random_images(SWIN["img_size"], 1), random_directions(96, 1)
     for layer, head, message in ((5, None, "layer 5: the model's layers with heads are 0, 1, 2, 3, 4"),
                                  (-1, None, "layer -1"), (0, 2, "head 2: layer 0 has 2 of them"), (0, -1, "head -1"),
                                  (None, 1, "head needs its layer")):
@@ -396,7 +390,7 @@ def test_layers_and_heads_that_a_walked_model_lacks_are_refused():
 
 
 def test_tokens_that_are_no_grid_and_maps_of_other_components_are_refused():
-    vision, images = family_vision("vit"), family_images(FAMILIES["vit"][1], 1)
+    vision, images = family_vision("vit"), random_images(FAMILIES["vit"][1]["img_size"], 1)
     for prefix in (0, 17):
         vision.prefix_tokens = prefix
         with pytest.raises(UserError, match="tokens cannot be laid out on its images of 32 x 32 pixels"):

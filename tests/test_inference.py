@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from builders import ROOT
 from PIL import Image
 
 from utils.data import concepts

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from builders import ROOT
 from fault_server import GOOD, FaultServer, body, no_schema, question_of, reset, says, slow, status
 
 from utils.ex2 import verdicts

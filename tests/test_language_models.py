@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_adapter
+from builders import save_adapter
 from safetensors.torch import load_file, save_file
 
 from utils import cli

@@ -3,115 +3,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import (
+    WRITERS,
+    annotations,
+    cells,
+    picture,
+    write_aircraft,
+    write_cars,
+    write_cub,
+    write_dogs,
+    write_flowers,
+    write_imagefolder,
+    write_pets,
+)
 from PIL import Image
 from scipy.io import savemat
 
 from utils.cli import UserError
 from utils.data import datasets, layouts
 
-
-def picture(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4)).save(path)
-
-
-def cells(*texts):
-    """A column of MATLAB cells."""
-    column = np.empty((len(texts), 1), dtype=object)
-    column[:, 0] = texts
-    return column
-
-
-def write_imagefolder(root):
-    for name in ("b_b/2.PNG", "b_b/deep/0.png", "b_b/1.jpg", "A/x.webp"):
-        picture(root / name)
-    (root / "b_b" / "notes.txt").write_text("no image")
-
-
-def write_waterbirds(root):
-    root = root / "waterbird_complete95_forest2water2"
-    rows = ["img_id,img_filename,y,split,place,place_filename"]
-    for i, (y, split) in enumerate([(0, 0), (1, 2), (0, 2), (1, 1)]):
-        picture(root / "001.A" / f"{i}.jpg")
-        rows.append(f"{i},001.A/{i}.jpg,{y},{split},1,/o/x.jpg")
-    (root / "metadata.csv").write_text("\n".join(rows) + "\n")
-
-
-def write_cub(root):
-    root = root / "CUB_200_2011"
-    for name in ("001.Black_footed_Albatross/a.jpg", "002.Laysan_Albatross/b.jpg", "002.Laysan_Albatross/c.jpg"):
-        picture(root / "images" / name)
-    (root / "images.txt").write_text("1 001.Black_footed_Albatross/a.jpg\n2 002.Laysan_Albatross/b.jpg\n"
-                                     "3 002.Laysan_Albatross/c.jpg\n")
-    (root / "image_class_labels.txt").write_text("1 1\n2 2\n3 2\n")
-    (root / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n")
-    (root / "classes.txt").write_text("1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n")
-
-
-def write_aircraft(root):
-    data = root / "fgvc-aircraft-2013b" / "data"
-    rows = {"train": ["0056978 Challenger 600", "0034309 747-400", "0001000 747-400"], "val": ["0000002 F/A-18"],
-            "test": ["0000003 Challenger 600"]}
-    for line in sum(rows.values(), []):
-        picture(data / "images" / f"{line.split()[0]}.jpg")
-    for split, lines in (rows | {"trainval": rows["train"] + rows["val"]}).items():
-        (data / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n")
-    (data / "variants.txt").write_text("747-400\nChallenger 600\nF/A-18\n")
-
-
-def write_flowers(root):
-    for i in range(1, 6):
-        picture(root / "jpg" / f"image_{i:05d}.jpg")
-    savemat(root / "imagelabels.mat", {"labels": np.array([[102, 1, 21, 1, 77]], dtype=np.uint8)})
-    savemat(root / "setid.mat", {name: np.array([ids], dtype=np.uint16)
-                                 for name, ids in (("trnid", [4, 1, 2]), ("valid", [3]), ("tstid", [5]))})
-
-
-def write_pets(root):
-    tables = {"trainval": [("german_shorthaired_10", 2), ("german_shorthaired_9", 2), ("Abyssinian_100", 1)],
-              "test": [("Abyssinian_2", 1), ("german_shorthaired_1", 2)]}
-    (root / "annotations").mkdir(parents=True)
-    for name, rows in tables.items():
-        (root / "annotations" / f"{name}.txt").write_text("".join(f"{image} {label} 1 1\n" for image, label in rows))
-        for image, _ in rows:
-            picture(root / "images" / f"{image}.jpg")
-
-
-def annotations(rows, with_class=True):
-    """MATLAB's struct array of Stanford Cars."""
-    fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", *(["class"] if with_class else []), "fname"]
-    array = np.zeros((1, len(rows)), dtype=[(field, object) for field in fields])
-    for i, (name, label) in enumerate(rows):
-        for field in fields:
-            array[0, i][field] = {"fname": name, "class": np.uint8(label)}.get(field, np.uint8(1))
-    return array
-
-
-def write_cars(root):
-    rows = {"train": [("00002.jpg", 2), ("00001.jpg", 2), ("00003.jpg", 1)], "test": [("00001.jpg", 1)]}
-    for split, listed in rows.items():
-        for name, _ in listed:
-            picture(root / f"cars_{split}" / name)
-    (root / "devkit").mkdir(parents=True)
-    savemat(root / "devkit" / "cars_meta.mat", {"class_names": cells("AM General Hummer SUV 2000", "Ram C/V Van 2012").T})
-    savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": annotations(rows["train"])})
-    savemat(root / "cars_test_annos_withlabels.mat", {"annotations": annotations(rows["test"])})
-
-
-def write_dogs(root):
-    names = {"train": ["n02089078-black-and-tan_coonhound/n02089078_9.jpg", "n02085620-Chihuahua/n02085620_7.jpg",
-                       "n02085620-Chihuahua/n02085620_5927.jpg"],
-             "test": ["n02085620-Chihuahua/n02085620_1.jpg", "n02089078-black-and-tan_coonhound/n02089078_1.jpg"]}
-    labels = {"train": [2, 1, 1], "test": [1, 2]}
-    for split, listed in names.items():
-        for name in listed:
-            picture(root / "Images" / name)
-        savemat(root / f"{split}_list.mat", {"file_list": cells(*listed), "labels": np.array(labels[split])[:, None]})
-
-
-WRITERS = {"imagefolder": write_imagefolder, "binary_waterbirds": write_waterbirds, "cub": write_cub,
-           "fgvc_aircraft": write_aircraft, "flowers": write_flowers, "pets": write_pets, "stanford_cars": write_cars,
-           "stanford_dogs": write_dogs}
 AIRCRAFT, COONHOUND = "fgvc-aircraft-2013b/data", "n02089078-black-and-tan_coonhound/n02089078"
 # Files under the root with their labels, of every split.
 TRUTH = {

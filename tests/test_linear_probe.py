@@ -1,9 +1,10 @@
 import json
 import shutil
 
+import builders
 import numpy as np
 import pytest
-from literal import with_heads
+from builders import opened
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -41,11 +42,9 @@ def random_run(images, seed=0, dtype=np.float32):
 
 def write_run(folder, split, run, classes="abcd", weights="aa"):
     """A run of flowers, whose names of splits are train, val and test."""
-    name = files.run_name("flowers", split)
-    with files.Writer(files.manifest_path(folder, name, "m")) as writer:
-        for what, values in run.items():
-            writer.append(files.term_path(folder, name, what, "m"), values, values.dtype.name)
-        writer.finish({"weights_sha256": weights, "pretrained": "tag", "classes": list(classes), "images": len(run["labels"])})
+    parts = {what: run[what] for what in ("attn", "mlp")}
+    builders.write_run(folder, files.run_name("flowers", split), "m", parts, run["labels"], dtype=run["attn"].dtype.name,
+                       classes=list(classes), weights_sha256=weights)
 
 
 def arguments(folder, *more):
@@ -128,9 +127,9 @@ def check_rows(found, runs, held):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_features_equal_the_literal_ablation(images, dtype):
     run, train = random_run(images, 1, dtype), random_run(90, 2, dtype)
-    means = ablation.means(with_heads(train))
+    means = ablation.means(opened(train))
     for row in probe.rows(5, 2):
-        found = probe.features(with_heads(run), means, row["last_layers"], row["mlps"])
+        found = probe.features(opened(run), means, row["last_layers"], row["mlps"])
         assert found.dtype == np.float32
         slow = literal_features(run["attn"], run["mlp"], train["attn"], train["mlp"], row["last_layers"], row["mlps"])
         np.testing.assert_allclose(found, slow, atol=1e-4)

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import random_clip
+from builders import random_clip
 
 from utils.cli import UserError
 from utils.models import names

@@ -3,12 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
-from literal import with_heads
+from builders import opened, write_run
 from PIL import Image
 
 from utils.analysis import neighbors
 from utils.plots import sheets
-from utils.runs import files as arrays
 
 WAYS = [None, [(1, 2)], [(0, 1), (2, 0), (2, 3)]]
 
@@ -46,8 +45,8 @@ def literal_nearest(run, attn, mlp, way, number, left_out=None):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_neighbors_equal_the_literal_ones(images, dtype):
     run, other = random_run(images, dtype), random_run(2, seed=1)
-    queries = neighbors.vectors(with_heads(other), slice(None), WAYS)
-    indices, similarities = neighbors.nearest(with_heads(run), queries, WAYS, 8)
+    queries = neighbors.vectors(opened(other), slice(None), WAYS)
+    indices, similarities = neighbors.nearest(opened(run), queries, WAYS, 8)
     assert indices.shape == similarities.shape == (3, 2, 8)
     for w, way in enumerate(WAYS):
         for q in range(2):
@@ -59,14 +58,14 @@ def test_neighbors_equal_the_literal_ones(images, dtype):
 @pytest.mark.parametrize("rows", [[0], [299, 7, 256]])
 def test_a_query_of_the_run_is_left_out_of_its_own_neighbors_alone(rows):
     run = random_run(300)
-    queries = neighbors.of_rows(with_heads(run), rows, WAYS)
-    indices, similarities = neighbors.nearest(with_heads(run), queries, WAYS, 299, rows)
+    queries = neighbors.of_rows(opened(run), rows, WAYS)
+    indices, similarities = neighbors.nearest(opened(run), queries, WAYS, 299, rows)
     for w, way in enumerate(WAYS):
         for q, row in enumerate(rows):
             slow = literal_nearest(run, run["attn"][row], run["mlp"][row], way, 299, row)
             assert indices[w, q].tolist() == slow[0] and sorted([*indices[w, q], row]) == list(range(300))
             np.testing.assert_allclose(similarities[w, q], slow[1], atol=1e-6)
-    itself, _ = neighbors.nearest(with_heads(run), queries, WAYS, 1)  # where it is not left out
+    itself, _ = neighbors.nearest(opened(run), queries, WAYS, 1)  # where it is not left out
     assert (itself == np.array([rows] * 3)[..., None]).all()
 
 
@@ -74,7 +73,7 @@ def test_of_equally_near_images_the_first_comes_first():
     run, copies = random_run(600), [3, 255, 256, 257, 400, 598, 599]  # across blocks, and in the last partial one
     for what in run:
         run[what][copies] = run[what][3]
-    run = with_heads(run)
+    run = opened(run)
     for row in (3, 400):
         indices, similarities = neighbors.nearest(run, neighbors.of_rows(run, [row], WAYS), WAYS, 7, [row])
         assert (indices[:, 0, :6] == [copy for copy in copies if copy != row]).all()
@@ -88,7 +87,7 @@ def test_a_head_that_writes_a_constant_finds_no_one_nearer(dtype, value):
     run["attn"][:, 1, 2] = value
     if value:  # but for the rounding of what is stored
         run["attn"][:, 1, 2] += (np.finfo(dtype).eps * value * np.random.default_rng(1).uniform(-1, 1, (300, 6))).astype(dtype)
-    run = with_heads(run)
+    run = opened(run)
     queries = neighbors.of_rows(run, [0, 150], [[(1, 2)]])
     indices, similarities = neighbors.nearest(run, queries, [[(1, 2)]], 4, [0, 150])
     assert (similarities == 0).all() and indices[0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
@@ -98,7 +97,7 @@ def test_a_representation_of_zeros_is_near_to_nothing():
     run = random_run(20)
     for what in run:
         run[what][[4, 9]] = 0
-    run = with_heads(run)
+    run = opened(run)
     similarities = neighbors.nearest(run, neighbors.of_rows(run, [4, 5], [None]), [None], 19, [4, 5])[1]
     assert (similarities[0, 0] == 0).all() and np.isfinite(similarities).all() and (similarities[0, 1] == 0).sum() == 2
 
@@ -107,7 +106,7 @@ def test_adding_the_same_to_every_image_changes_no_neighbor_by_heads():
     run = random_run(100)
     shifted = {"attn": run["attn"] + np.float32(5), "mlp": run["mlp"]}
     before, after = (neighbors.nearest(r, neighbors.of_rows(r, [8], WAYS[1:]), WAYS[1:], 20, [8])
-                     for r in map(with_heads, (run, shifted)))
+                     for r in map(opened, (run, shifted)))
     assert np.array_equal(before[0], after[0])
     np.testing.assert_allclose(before[1], after[1], atol=1e-5)
 
@@ -235,12 +234,9 @@ def test_an_embedded_set_is_drawn_and_its_list_is_found(run_script, tmp_path):
     roles = heads.read_list(heads.list_path("emoji_spurious", "emojiclip"), "emojiclip")
     labels = datasets.load_images("emoji_spurious", split="val").samples.labels
     rng = np.random.default_rng(0)
-    shapes = {"attn": (len(labels), 6, 6, 8), "mlp": (len(labels), 7, 8)}
-    with arrays.Writer(arrays.manifest_path(tmp_path, "emoji_spurious_val", "emojiclip")) as writer:
-        for what, shape in shapes.items():
-            writer.append(arrays.term_path(tmp_path, "emoji_spurious_val", what, "emojiclip"), rng.normal(size=shape), "float16")
-        writer.append(arrays.term_path(tmp_path, "emoji_spurious_val", "labels", "emojiclip"), np.array(labels), "int64")
-        writer.finish({"weights_sha256": "", "pretrained": "", "classes": datasets.class_names("emoji_spurious")})
+    parts = {"attn": rng.normal(size=(len(labels), 6, 6, 8)), "mlp": rng.normal(size=(len(labels), 7, 8))}
+    write_run(tmp_path, "emoji_spurious_val", "emojiclip", parts, labels, dtype="float16",
+              classes=datasets.class_names("emoji_spurious"))
     role = next(iter(roles))
     code, _, err = run_script("compute_nearest_neighbors", "--model", "emojiclip", "--dataset", "emoji_spurious",
                               "--split", "val", "--input_dir", tmp_path, "--output_dir", tmp_path, "--index", 399,

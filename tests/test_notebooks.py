@@ -6,7 +6,7 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ROOT, load_script
+from builders import ROOT, load_script
 from nbclient import NotebookClient
 
 from utils import cli

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from builders import ROOT
 from PIL import Image
 
 pytestmark = pytest.mark.long  # every process imports all that a script needs

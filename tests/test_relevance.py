@@ -3,7 +3,7 @@ import copy
 import literal
 import pytest
 import torch
-from conftest import random_clip
+from builders import random_clip
 
 from utils.analysis import relevance
 from utils.cli import UserError

@@ -1,5 +1,4 @@
 import html
-import importlib
 import json
 import re
 import shlex
@@ -8,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import load_script
-from literal import with_heads
+from builders import analyse, call_script, load_script, opened, read_report, report_options, write_report
 from PIL import Image
 
 from utils import cli
@@ -23,34 +21,6 @@ from utils.runs import stored
 TEXTS = "imagefolder_completeness_pool_top_3_heads_emojiclip.json"
 
 
-def call(name, *arguments):
-    module = importlib.import_module(name)
-    module.main(cli.parse(module.get_args_parser(), [str(word) for word in arguments]))
-
-
-def options(run, *more):
-    return ("--model", "emojiclip", "--dataset", "imagefolder", "--data_path", run / "images", "--input_dir", run / "out",
-            "--text_dir", run / "texts", "--text_descriptions", "pool", "--texts_per_head", 3, *more)
-
-
-def analyse(run):
-    """What a report reads beside the arrays: ablations, and three texts for each head of the last two layers."""
-    common = ("--model", "emojiclip", "--dataset", "imagefolder", "--input_dir", run / "out")
-    call("compute_ablations", *common)
-    call("compute_complete_text_set", *common, "--output_dir", run / "out", "--text_dir", run / "texts",
-         "--text_descriptions", "pool", "--texts_per_head", 3, "--num_of_last_layers", 2)
-
-
-def write_report(emoji_run, folder):
-    """A report on a copy of the run. Returns the copy; the report lies in its folder `page`."""
-    run = folder / "run"
-    shutil.copytree(emoji_run, run, symlinks=True)
-    analyse(run)
-    call("make_report", *options(run, "--images_per_head", 4, "--heat_maps", 2, "--output_dir", run / "page",
-                                 "--device", "cpu"))
-    return run
-
-
 @pytest.fixture(scope="module")
 def made(emoji_run, tmp_path_factory):
     """A run with its report, which no test may change."""
@@ -62,10 +32,6 @@ def own(made, tmp_path):
     """A copy that a test may spoil, without the report."""
     shutil.copytree(made, tmp_path / "own", symlinks=True, ignore=shutil.ignore_patterns("page"))
     return tmp_path / "own"
-
-
-def content(folder):
-    return json.loads((folder / report.RECORD).read_text())
 
 
 def page_of(folder):
@@ -105,7 +71,7 @@ def test_the_page_says_what_textspan_found(made):
         assert f"more than {percentile:.0f}% of random heads" in part or percentile == 100 and "more than all random" in part
         index = re.search(rf'<a href="#head-{head["layer"]}-{head["head"]}"><b>.*?</a>', page).group()
         assert re.findall(r'text-of-head">(.*?)<', index) == [html.escape(entry["text"]) for entry in head["texts"][:2]]
-    assert "Known truth" not in page and content(made / "page")["truth"] is None
+    assert "Known truth" not in page and read_report(made / "page")["truth"] is None
 
 
 def test_the_page_shows_the_ablations_and_how_it_was_made(made):
@@ -132,7 +98,7 @@ def test_highest_and_lowest_images_are_those_of_the_definition(made):
     attn, pool, labels = load(made, "attn"), np.load(made / "out" / "pool_emojiclip.npy"), np.load(
         made / "out" / "imagefolder_labels.npy")
     images = datasets.load_images("imagefolder", str(made / "images"))
-    for head in content(made / "page")["heads"]:
+    for head in read_report(made / "page")["heads"]:
         text = pool[head["texts"][0]["index"]]
         terms = [attn[i, head["layer"], head["head"]] for i in range(len(attn))]
         average = sum(terms) / len(terms)
@@ -153,7 +119,7 @@ def test_highest_and_lowest_images_are_those_of_the_definition(made):
 def test_accuracy_without_a_head_is_that_of_its_mean_ablation(made):
     attn, mlp, classifier = load(made, "attn"), load(made, "mlp"), load(made, "classifier")
     labels = np.load(made / "out" / "imagefolder_labels.npy")
-    found = content(made / "page")
+    found = read_report(made / "page")
     baseline = 100 * np.mean(((attn.sum((1, 2)) + mlp.sum(1)) @ classifier).argmax(1) == labels)
     assert found["ablations"]["baseline"] == pytest.approx(baseline)
     for head in found["heads"]:
@@ -170,7 +136,7 @@ def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
     clip = models.load_clip("emojiclip", None, torch.device("cpu"))
     tower = read_tower(clip.model.visual)
     images = datasets.load_images("imagefolder", str(made / "images"))
-    for head in content(made / "page")["heads"]:
+    for head in read_report(made / "page")["heads"]:
         assert [found["index"] for found in head["heat_maps"]] == [image["index"] for image in head["highest"][:2]]
         text, limits = pool[head["texts"][0]["index"]], []
         for found in head["heat_maps"]:
@@ -200,7 +166,7 @@ def test_the_overlay_is_red_above_blue_below_and_grey_at_zero():
 
 
 def test_pictures_are_stored_once_and_show_what_the_model_sees(made):
-    found = content(made / "page")
+    found = read_report(made / "page")
     shown = {image["index"]: image for head in found["heads"] for image in head["highest"] + head["lowest"]}
     files = {path.relative_to(made / "page").as_posix() for path in (made / "page").rglob("*") if path.is_file()}
     heat = {heat["file"] for head in found["heads"] for heat in head["heat_maps"]}
@@ -245,7 +211,7 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
     whole = run["attn"].sum((1, 2)) + run["mlp"].sum(1)
     results = {"texts": {"heads": heads},
                "ablations": {"baseline": 100 * float(((whole @ classifier).argmax(1) == run["labels"]).mean())}}
-    average, scores = report.score_images(with_heads(run), classifier, pool, results, {})
+    average, scores = report.score_images(opened(run), classifier, pool, results, {})
     assert average.shape == (12,) and scores.shape == (12, 37)
     for i, head in enumerate(heads):
         expected = run["attn"][:, head["layer"], head["head"]] @ pool[7 * head["head"]] if head["texts"] else np.zeros(37)
@@ -265,8 +231,8 @@ def test_a_head_that_writes_the_same_for_every_image_says_so(own):
     attn[:, 5, 2] = attn[0, 5, 2]
     np.save(path, attn)
     analyse(own)
-    call("make_report", *options(own, "--heat_maps", 0, "--output_dir", own / "page"))
-    parts, found = articles(page_of(own / "page")), content(own / "page")
+    call_script("make_report", *report_options(own, "--heat_maps", 0, "--output_dir", own / "page"))
+    parts, found = articles(page_of(own / "page")), read_report(own / "page")
     head = next(head for head in found["heads"] if head["id"] == "head-5-2")
     assert head["texts"] == head["highest"] == head["lowest"] == [] and head["consistency"] is None
     assert "the same for every image" in parts["head-5-2"] and "not measured" in parts["head-5-2"]
@@ -287,16 +253,16 @@ def test_what_others_wrote_is_escaped(own):
     pool.write_text("\n".join(lines) + "\n")
     change(own / "out" / "pool_emojiclip.json", lambda found: found.update(texts_sha256=arrays.texts_hash(lines)))
     analyse(own)
-    call("make_report", *options(own, "--heat_maps", 0, "--images_per_head", 65, "--output_dir", own / "page"))
+    call_script("make_report", *report_options(own, "--heat_maps", 0, "--images_per_head", 65, "--output_dir", own / "page"))
     page = page_of(own / "page")
     assert "<b>x" not in page and "alert(" in page and "<script>alert" not in page
     assert evil in [html.unescape(text) for text in re.findall(r'<span class="text-of-head">([^<>]*)</span>', page)]
     assert 'label: &lt;b&gt;x&amp;"' in page
-    assert any(entry["text"] == evil for head in content(own / "page")["heads"] for entry in head["texts"])
+    assert any(entry["text"] == evil for head in read_report(own / "page")["heads"] for entry in head["texts"])
 
 
 def test_the_commands_on_the_page_are_understood(made):
-    found = content(made / "page")
+    found = read_report(made / "page")
     names = []
     for line in [*found["commands"], found["command_for_several"].replace("{heads}", "5.4,4.0")]:
         words = shlex.split(line)
@@ -310,7 +276,7 @@ def test_the_commands_on_the_page_are_understood(made):
 
 
 def test_the_command_for_several_heads_computes_what_the_page_says_of_one(run_script, made, tmp_path):
-    found = content(made / "page")
+    found = read_report(made / "page")
     words = shlex.split(found["command_for_several"].replace("{heads}", "5.4"))
     code, out, err = run_script("compute_use_specific_heads", *words[2:], "--random_trials", 1, "--output_dir", tmp_path)
     assert code == 0, err
@@ -325,13 +291,13 @@ def truth_run(tmp_path_factory):
     patch.setitem(datasets.SIZES, "emoji", {"test": 60})
     model, pool = ("--model", "emojiclip"), ("--text_descriptions", "emoji_descriptions", "--texts_per_head", 3)
     made = (*model, "--device", "cpu", "--output_dir", out)
-    call("compute_prs", *made, "--dataset", "emoji", "--batch_size", 30, "--num_workers", 0)
-    call("compute_text_projection", *made, "--dataset", "emoji")
-    call("compute_text_set_projection", *made, "--data_path", "text_descriptions/emoji_descriptions.txt")
+    call_script("compute_prs", *made, "--dataset", "emoji", "--batch_size", 30, "--num_workers", 0)
+    call_script("compute_text_projection", *made, "--dataset", "emoji")
+    call_script("compute_text_set_projection", *made, "--data_path", "text_descriptions/emoji_descriptions.txt")
     read = (*model, "--dataset", "emoji", "--input_dir", out)
-    call("compute_ablations", *read)
-    call("compute_complete_text_set", *read, *pool, "--output_dir", out, "--num_of_last_layers", 1)
-    call("compute_head_truth", *read, *pool)
+    call_script("compute_ablations", *read)
+    call_script("compute_complete_text_set", *read, *pool, "--output_dir", out, "--num_of_last_layers", 1)
+    call_script("compute_head_truth", *read, *pool)
     yield out, (*read, *pool, "--heat_maps", 0)
     patch.undo()
 
@@ -369,14 +335,14 @@ def test_scenes_are_drawn_as_large_as_they_are_stored(run_script, truth_run, tmp
 
     _, arguments = truth_run
     run_script("make_report", *arguments, "--thumbnail_size", 70, "--output_dir", tmp_path / "page")
-    image = content(tmp_path / "page")["heads"][0]["highest"][0]
+    image = read_report(tmp_path / "page")["heads"][0]["highest"][0]
     drawn = scenes.draw([datasets.embedded_scenes("emoji")[0][image["index"]]], 140)[0][0].permute(1, 2, 0).numpy()
     stored = np.asarray(Image.open(tmp_path / "page" / image["file"]).convert("RGB"), int)
     assert stored.shape == drawn.shape and np.abs(stored - drawn.astype(int)).mean() < 6
 
 
 def test_size_is_printed_and_a_large_report_is_warned_of(run_script, monkeypatch, own):
-    arguments = options(own, "--heat_maps", 0, "--images_per_head", 2)
+    arguments = report_options(own, "--heat_maps", 0, "--images_per_head", 2)
     code, out, err = run_script("make_report", *arguments)
     folder = own / "out" / "imagefolder_report_emojiclip"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -389,31 +355,31 @@ def test_size_is_printed_and_a_large_report_is_warned_of(run_script, monkeypatch
 
 def test_a_report_is_replaced_and_nothing_else(run_script, refused, own):
     folder = own / "page"
-    arguments = options(own, "--heat_maps", 0, "--images_per_head", 2, "--output_dir", folder)
+    arguments = report_options(own, "--heat_maps", 0, "--images_per_head", 2, "--output_dir", folder)
     folder.mkdir()  # an empty one is taken
     assert run_script("make_report", *arguments)[0] == 0
     before = {path.name for path in (folder / "images").iterdir()}
-    assert run_script("make_report", *options(own, "--heat_maps", 0, "--images_per_head", 1, "--output_dir", folder))[0] == 0
+    assert run_script("make_report", *report_options(own, "--heat_maps", 0, "--images_per_head", 1, "--output_dir", folder))[0] == 0
     assert {path.name for path in (folder / "images").iterdir()} < before
     (folder / "images" / "mine.txt").write_text("mine")
     assert "beside the report, it holds images/mine.txt" in refused("make_report", *arguments)
     (folder / "report.json").unlink()
     assert "is there already, and no report of this script" in refused("make_report", *arguments)
     assert (folder / "images" / "mine.txt").read_text() == "mine"
-    assert "is there already" in refused("make_report", *options(own, "--output_dir", own / "texts" / "pool.txt"))
+    assert "is there already" in refused("make_report", *report_options(own, "--output_dir", own / "texts" / "pool.txt"))
     assert not list(own.glob("*.partial"))
 
 
 def test_a_report_that_fails_leaves_the_old_one(run_script, refused, own):
     folder = own / "page"
-    arguments = options(own, "--heat_maps", 0, "--images_per_head", 2, "--output_dir", folder)
+    arguments = report_options(own, "--heat_maps", 0, "--images_per_head", 2, "--output_dir", folder)
     assert run_script("make_report", *arguments)[0] == 0
-    before = content(folder)
+    before = read_report(folder)
     image = before["heads"][-1]["lowest"][0]
     (own / "images" / image["path"]).write_text("no image")
     line = refused("make_report", *arguments)
     assert f"cannot read {own / 'images' / image['path']}" in line and "mend it" in line
-    assert content(folder) == before and {path.name for path in own.iterdir()} == {"images", "out", "texts", "page"}
+    assert read_report(folder) == before and {path.name for path in own.iterdir()} == {"images", "out", "texts", "page"}
 
 
 @pytest.mark.parametrize("name, made_by", [
@@ -422,7 +388,7 @@ def test_a_report_that_fails_leaves_the_old_one(run_script, refused, own):
     (TEXTS, "compute_complete_text_set")])
 def test_what_is_missing_is_named_with_its_command(refused, own, name, made_by):
     (own / "out" / name).unlink()
-    line = refused("make_report", *options(own))
+    line = refused("make_report", *report_options(own))
     assert f"{name} does not exist; make it with: python {made_by}.py" in line
     words = shlex.split(line.split("make it with: ")[1])
     cli.parse(load_script(made_by).get_args_parser(), words[2:])
@@ -435,30 +401,30 @@ def test_what_is_missing_is_named_with_its_command(refused, own, name, made_by):
     ("imagefolder_emojiclip.json", {"classes": ["a", "b"]}, "has other classes than the run")])
 def test_results_of_other_arrays_are_refused(refused, own, name, edit, message):
     change(own / "out" / name, lambda found: found.update(edit))
-    assert message in refused("make_report", *options(own))
+    assert message in refused("make_report", *report_options(own))
 
 
 def test_texts_of_other_arrays_or_of_another_pool_are_refused(refused, own):
     path = own / "out" / TEXTS
     kept = path.read_text()
     change(path, lambda found: found["heads"][3].update(variance=2 * found["heads"][3]["variance"]))
-    assert "the texts of heads are about other arrays" in refused("make_report", *options(own))
+    assert "the texts of heads are about other arrays" in refused("make_report", *report_options(own))
     path.write_text(kept)
     change(path, lambda found: found["heads"][3]["texts"][1].update(index=100_000))
-    assert "is about other heads or texts" in refused("make_report", *options(own))
+    assert "is about other heads or texts" in refused("make_report", *report_options(own))
     path.write_text("{")
-    assert "is no JSON; make it again with" in refused("make_report", *options(own))
+    assert "is no JSON; make it again with" in refused("make_report", *report_options(own))
     pool = own / "texts" / "pool.txt"
     pool.write_text(pool.read_text().replace("one thing\n", "one single thing\n", 1))
-    assert "made from other texts" in refused("make_report", *options(own))
+    assert "made from other texts" in refused("make_report", *report_options(own))
 
 
 def test_other_weights_are_refused_unless_no_model_is_needed(run_script, refused, own):
     for name in ("imagefolder", "imagefolder_classifier", "pool"):
         change(own / "out" / f"{name}_emojiclip.json", lambda found: found.update(weights_sha256="0" * 64, pretrained="others"))
-    assert "are not those of the arrays (others)" in refused("make_report", *options(own))
+    assert "are not those of the arrays (others)" in refused("make_report", *report_options(own))
     # With a tag that does not go with the model, loading it would be refused.
-    code, _, err = run_script("make_report", *options(own, "--heat_maps", 0, "--pretrained", "openai", "--images_per_head", 1))
+    code, _, err = run_script("make_report", *report_options(own, "--heat_maps", 0, "--pretrained", "openai", "--images_per_head", 1))
     assert code == 0, err
     page = page_of(own / "out" / "imagefolder_report_emojiclip")
     assert not (own / "out" / "imagefolder_report_emojiclip" / "heat").exists() and "Heat maps" not in page
@@ -469,14 +435,14 @@ def test_images_that_changed_are_refused(refused, own):
     images = datasets.load_images("imagefolder", str(own / "images"))
     extra = own / "images" / images.classes[0] / "zzz.png"
     shutil.copy(images.paths[5], extra)
-    assert "the data set has 131 images, and the arrays hold 130" in refused("make_report", *options(own))
+    assert "the data set has 131 images, and the arrays hold 130" in refused("make_report", *report_options(own))
     extra.unlink()
     (own / "images" / images.classes[0]).rename(own / "images" / "0 other")
-    assert "the data set has other classes" in refused("make_report", *options(own, "--heat_maps", 0))
+    assert "the data set has other classes" in refused("make_report", *report_options(own, "--heat_maps", 0))
     (own / "images" / "0 other").rename(own / "images" / images.classes[0])
     for path in images.paths:
         Image.new("RGB", (64, 64), "red").save(path)
-    assert "do not sum to what the arrays hold of it" in refused("make_report", *options(own, "--device", "cpu"))
+    assert "do not sum to what the arrays hold of it" in refused("make_report", *report_options(own, "--device", "cpu"))
 
 
 def test_a_label_that_changed_is_refused(folder_of_images):
@@ -492,4 +458,4 @@ def test_a_label_that_changed_is_refused(folder_of_images):
     (("--heat_maps", 9), "choose from 0 to 8"), (("--texts_per_head", 4), "does not exist; make it with"),
     (("--text_descriptions", "none"), "none.txt does not exist"), (("--data_path", "nowhere"), "no such folder")])
 def test_bad_options_are_one_line(refused, made, more, message):
-    assert message in refused("make_report", *options(made, *more))
+    assert message in refused("make_report", *report_options(made, *more))

@@ -3,7 +3,7 @@ import re
 import shutil
 
 import pytest
-from test_report import content, write_report
+from builders import read_report, write_report
 
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER),
@@ -70,7 +70,7 @@ def type_words(driver, words):
 
 def expected(page, words):
     """Heads with a text in which each of the words begins a word."""
-    return [head["id"] for head in content(page)["heads"] if any(
+    return [head["id"] for head in read_report(page)["heads"] if any(
         all(re.search(rf"\b{word}", entry["text"], re.IGNORECASE) for word in words.split()) for entry in head["texts"])]
 
 
@@ -92,7 +92,7 @@ def choose(driver, select, value):
 def test_the_page_shows_the_texts_without_an_error(opened, page):
     body = find(opened, "body")[0].text
     assert find(opened, "html.js") and opened.title == "Heads of emojiclip on imagefolder"
-    for head in content(page)["heads"]:
+    for head in read_report(page)["heads"]:
         assert f"Layer {head['layer']}, head {head['head']}" in body
         for entry in head["texts"]:
             assert entry["text"] in body and f"{100 * entry['share']:.1f}%" in body
@@ -111,8 +111,8 @@ def test_every_picture_is_loaded_and_has_an_alternative(opened, page):
 
 
 def test_words_leave_the_heads_with_a_text_that_has_them_all(opened, page):
-    everything = [head["id"] for head in content(page)["heads"]]
-    texts = [entry["text"] for head in content(page)["heads"] for entry in head["texts"]]
+    everything = [head["id"] for head in read_report(page)["heads"]]
+    texts = [entry["text"] for head in read_report(page)["heads"] for entry in head["texts"]]
     longest = max(texts, key=lambda text: len(text.split())).split()
     for words in (longest[1], longest[-1][:3].upper(), f"{longest[-1]} {longest[0]}", texts[0][:-1], "xyz"):
         type_words(opened, words)
@@ -137,7 +137,7 @@ def test_words_are_no_patterns(opened, words):
 
 
 def test_heads_are_sorted_and_chosen_by_layer(opened, page):
-    heads = content(page)["heads"]
+    heads = read_report(page)["heads"]
     keys = {"variance": lambda head: -head["variance"], "lost": lambda head: head["change"],
             "consistency": lambda head: -head["consistency"]["percentile"], "layer": lambda head: -head["layer"]}
     for order, key in keys.items():
@@ -151,7 +151,7 @@ def test_heads_are_sorted_and_chosen_by_layer(opened, page):
 
 
 def test_a_head_that_is_switched_off_shows_the_accuracy_without_it(opened, page):
-    found = content(page)
+    found = read_report(page)
     bar, restore, command = (find(opened, selector)[0] for selector in (".power", "#restore", "#command"))
     assert f"Whole model {found['ablations']['baseline']:.1f}% with all heads on" in bar.text
     for head in (found["heads"][1], found["heads"][7]):
@@ -168,7 +168,7 @@ def test_several_heads_show_the_command_that_computes_them(opened, page):
         switch(opened, head)
     bar, command = find(opened, ".power")[0], find(opened, "#command")[0]
     assert "without 2 heads: not computed here" in bar.text
-    assert command.text == content(page)["command_for_several"].replace("{heads}", "5.4,4.0")
+    assert command.text == read_report(page)["command_for_several"].replace("{heads}", "5.4,4.0")
     assert "--keep_last_layers 6 --keep_mlps --heads 5.4,4.0" in command.text
     switch(opened, "head-5-4")
     assert "without layer 4, head 0" in bar.text and not command.is_displayed()
@@ -233,12 +233,12 @@ def test_everything_is_readable_without_javascript(page):
         driver.get((page / "index.html").as_uri())
         body = find(driver, "body")[0].text
         assert not find(driver, "html.js") and visible(driver, ".js-only") == []
-        for head in content(page)["heads"]:
+        for head in read_report(page)["heads"]:
             part = find(driver, f"#{head['id']}")[0].text
             assert all(entry["text"] in part and f"{100 * entry['share']:.1f}%" in part for entry in head["texts"])
             assert f"{head['accuracy']:.1f}%" in part and "points" in part
             assert head["texts"][1]["text"] in find(driver, f"#index-{head['id']} a")[0].text
-        assert f"{content(page)['ablations']['mlp_ablated']:.1f}%" in body
+        assert f"{read_report(page)['ablations']['mlp_ablated']:.1f}%" in body
         find(driver, "#index-head-4-3 a")[0].click()
         assert driver.current_url.endswith("#head-4-3")
     finally:

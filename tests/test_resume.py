@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from builders import ROOT
 from PIL import Image
 
 KILLS = int(os.environ.get("KILLS", "12"))  # of the test that kills at random moments
@@ -50,7 +50,7 @@ def compute_prs(given, log):
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     sys.argv = ["compute_prs.py", *given]
-    from conftest import load_script
+    from builders import load_script
 
     from utils import cli
 

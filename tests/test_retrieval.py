@@ -1,33 +1,20 @@
 """Retrieval through components: against literal definitions, with blocks of different numbers of heads, and by the script."""
-import importlib
 import json
 
+import literal
 import numpy as np
 import pytest
+from builders import LABELS, NAMES, call_script, components_of, split_components, uneven_run, write_run
 from PIL import Image
-from test_spurious import literal_feature_score
 
-from utils import cli
 from utils.analysis import retrieval, zeroshot
 from utils.data import datasets, scenes
 from utils.models import names as models
 from utils.runs import files
-from utils.runs.terms import HeadTerms
 
-UNEVEN = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
 WAYS = [[1, 4, 7], [3], None]
 FEATURES = {"color": ["a red background", "a blue background", "a green background"],
             "object": ["a dog", "a pizza", "a fish", "a boot"], "many": ["one thing", "four things"]}
-
-
-def uneven_run(images, dtype=np.float32, seed=0, width=5):
-    """Random terms of blocks of 2, 3 and 1 heads, an embedding and two MLPs, and two convolution blocks: a run, and all of
-    its components [b, c, d]."""
-    rng = np.random.default_rng(seed)
-    parts = {what: (rng.normal(size=(number, width)) * 3 + rng.normal(size=(images, number, width))).astype(dtype)
-             for what, number in (("attn", 6), ("mlp", 3), ("conv", 2))}
-    flat = np.concatenate(list(parts.values()), axis=1)
-    return {**parts, "attn": HeadTerms(parts["attn"], UNEVEN), "labels": np.zeros(images, int)}, flat
 
 
 def literal_sum(components, way):
@@ -54,7 +41,7 @@ def literal_order(similarities, number, left_out=None):
 @pytest.mark.parametrize("images", [1, 64, 130])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_images_of_a_text_are_the_literal_ones(images, dtype):
-    run, flat = uneven_run(images, dtype)
+    run, flat = uneven_run(images, 5, dtype=dtype)
     texts = np.random.default_rng(1).normal(size=(2, 5)).astype(np.float32)
     found = retrieval.by_texts(run, WAYS, texts)
     assert found.shape == (3, 2, images) and found.dtype == np.float32
@@ -68,7 +55,7 @@ def test_images_of_a_text_are_the_literal_ones(images, dtype):
 @pytest.mark.parametrize("images", [9, 64, 130])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_images_of_an_image_are_the_literal_ones_without_itself(images, dtype):
-    run, flat = uneven_run(images, dtype)
+    run, flat = uneven_run(images, 5, dtype=dtype)
     queries = [3, images - 1]
     found = retrieval.by_images(run, WAYS, queries)
     order = retrieval.first(found, 8, queries)
@@ -83,7 +70,7 @@ def test_images_of_an_image_are_the_literal_ones_without_itself(images, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_what_is_the_same_in_every_image_is_similar_to_none(dtype):
-    run, _ = uneven_run(70, dtype)
+    run, _ = uneven_run(70, 5, dtype=dtype)
     noise = np.random.default_rng(1).uniform(-1, 1, (70, 5))
     run["mlp"][:, 1] = (0.3 + np.finfo(dtype).eps * 0.3 * noise).astype(dtype)  # but for the rounding of what is stored
     found = retrieval.by_images(run, [[7], [7, 0]], [2])
@@ -92,7 +79,7 @@ def test_what_is_the_same_in_every_image_is_similar_to_none(dtype):
 
 
 def test_of_equal_images_the_first_comes_first_wherever_they_stand():
-    run, _ = uneven_run(200)
+    run, _ = uneven_run(200, 5)
     copies = [5, 63, 64, 199]
     for what in ("mlp", "conv"):
         run[what][copies] = run[what][5]
@@ -132,35 +119,19 @@ def scenes_run(tmp_path_factory):
     """The embedded model's arrays on the val split of emoji_spurious, as a run of emojiclip; as one of a model "m", whose blocks
     have 2, 3 and 1 heads and whose components are turned, in a space of its own; and as "m-as-emojiclip"."""
     folder = tmp_path_factory.mktemp("retrieval")
-    module = importlib.import_module("compute_prs")
-    module.main(cli.parse(module.get_args_parser(), [
-        "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size", "16", "--num_workers", "0",
-        "--device", "cpu", "--output_dir", str(folder)]))
+    call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size", 16,
+                "--num_workers", 0, "--device", "cpu", "--output_dir", folder)
     run, manifest, _ = files.open_terms(folder, "emoji_spurious", "emojiclip", "val")
-    groups = np.array_split(np.concatenate([run["attn"][:], run["mlp"][:]], axis=1), 11, axis=1)
-    flat = np.stack([group.sum(axis=1) for group in groups], axis=1)  # 11 components with the same sum
-    names = {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in UNEVEN],
-             "mlp": [{"kind": "embed", "block": -1, "head": None}] + [{"kind": "mlp", "block": i, "head": None} for i in (0, 2)],
-             "conv": [{"kind": "conv", "block": i, "head": None} for i in (0, 1)]}
-    turns = np.linalg.qr(np.random.default_rng(0).normal(size=(11, 128, 128)))[0][..., :7].astype(np.float32)
+    groups = np.array_split(components_of(run), len(LABELS), axis=1)
+    flat = np.stack([group.sum(axis=1) for group in groups], axis=1)  # other components with the same sum
+    manifest = {key: value for key, value in manifest.items() if key not in ("arrays", "versions")}
+    turns = np.linalg.qr(np.random.default_rng(0).normal(size=(len(LABELS), 128, 128)))[0][..., :7].astype(np.float32)
     text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip",
             "text_weights_sha256": manifest["weights_sha256"]}
     for model, values, more in (("m", np.einsum("bcd,cdk->bck", flat, turns), {}), ("m-as-emojiclip", flat, text)):
-        about = {**manifest, "weights_sha256": model, **more}
-        write_run(folder, "emoji_spurious_val", model, values, run["labels"], names, about)
+        write_run(folder, "emoji_spurious_val", model, split_components(values, NAMES), run["labels"], NAMES,
+                  **manifest | {"model": model, "weights_sha256": model, **more})
     return folder
-
-
-def write_run(folder, name, model, flat, labels, names, manifest):
-    """A run with the components [b, c, d] that `names` name."""
-    with files.Writer(files.manifest_path(folder, name, model)) as writer:
-        start = 0
-        for what, listed in names.items():
-            writer.append(files.term_path(folder, name, what, model), flat[:, start:start + len(listed)])
-            start += len(listed)
-        writer.append(files.term_path(folder, name, "labels", model), labels, "int64")
-        files.write_json(files.term_path(folder, name, "components", model).with_suffix(".json"), names)
-        writer.finish({**{key: value for key, value in manifest.items() if key not in ("arrays", "versions")}, "model": model})
 
 
 @pytest.fixture
@@ -179,12 +150,12 @@ def literal_scores(flat):
     """Every component's score for every feature [features, c], and the CLIP."""
     clip, whole = models.load_clip("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
     embedded = [zeroshot.embed_texts(clip, texts, 99) for texts in FEATURES.values()]
-    return np.array([[literal_feature_score(flat[:, c], whole, texts) for c in range(flat.shape[1])] for texts in embedded]), clip
+    return np.array([[literal.feature_score(flat[:, c], whole, texts) for c in range(flat.shape[1])] for texts in embedded]), clip
 
 
 def loaded(folder, model):
     run, *named = files.open_terms(folder, "emoji_spurious", model, "val")
-    return np.concatenate([run[what][:] for what in ("attn", "mlp", "conv") if what in run], axis=1), named[1]
+    return components_of(run), named[1]
 
 
 def known():
@@ -240,11 +211,10 @@ def test_the_script_compares_the_unmapped_components_of_uneven_blocks(run_script
     assert source.shape[2] == 7
     scores, _ = literal_scores(flat)
     truth, classes = known()
-    labels = [*(f"attn {block}.{head}" for block, head in UNEVEN), "embed", "mlp 0", "mlp 2", "conv 0", "conv 1"]
-    columns = sorted(range(11), key=lambda c: -(scores[1, c] - max(scores[0, c], scores[2, c])))[:3]
+    columns = sorted(range(len(LABELS)), key=lambda c: -(scores[1, c] - max(scores[0, c], scores[2, c])))[:3]
     for query, entry in zip((7, 399), found["queries"]):
         assert entry["query"] == {"index": query, "class": classes[query]}
-        assert [part["name"] for part in entry["ways"][0]["components"]] == [labels[c] for c in columns]
+        assert [part["name"] for part in entry["ways"][0]["components"]] == [LABELS[c] for c in columns]
         for way, chosen in zip(entry["ways"], (columns, None)):
             slow = literal_by_image(source, chosen, query)
             assert [near["index"] for near in way["neighbors"]] == literal_order(slow, 6, query)

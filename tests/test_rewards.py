@@ -7,7 +7,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from builders import ROOT
 from PIL import Image
 
 from utils.cli import UserError

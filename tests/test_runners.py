@@ -2,34 +2,18 @@
 and as a server, and inspected by SmolLM2 behind vLLM's server. Settings are cut down, parts are not."""
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 
 import pytest
-from conftest import ROOT
+from builders import ROOT, free_port, run_command
 
 pytestmark = [pytest.mark.long,
               pytest.mark.skipif(not sys.prefix.startswith(str(ROOT)), reason="not run from .venv: the runners were not covered")]
 VLLM = ROOT / ".venv-vllm" / "bin" / "python"
 QUESTIONS = ["What does {concept} look like?", "What is {concept}?", "Which colors would you see on {concept}?"]
-
-
-def run(command: list, folder, **variables) -> subprocess.CompletedProcess:
-    """Run from another folder than the repository, without OpenAI's key."""
-    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
-    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=2400,
-                          env=environment | {name: str(value) for name, value in variables.items()})
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +24,10 @@ def chain(tmp_path_factory):
     questions.write_text("\n".join(QUESTIONS))
     out = folder / "ex2"
     small = ["--num_images_for_reward", 4, "--questions", questions]
-    printed = [run(["bash", ROOT / "train_runner.sh", *small, "--num_concepts", 2, "--steps", 2, "--batch_size", 8,
+    printed = [run_command(["bash", ROOT / "train_runner.sh", *small, "--num_concepts", 2, "--steps", 2, "--batch_size", 8,
                     "--per_device_batch_size", 8, "--save_freq", 1], folder, OUTPUT_DIR=out),
-               run(["bash", ROOT / "inference_runner.sh", *small], folder, OUTPUT_DIR=out, NUM_CONCEPTS=2),
-               run(["bash", ROOT / "inspection_runner.sh"], folder, OUTPUT_DIR=out, PORT=free_port())]
+               run_command(["bash", ROOT / "inference_runner.sh", *small], folder, OUTPUT_DIR=out, NUM_CONCEPTS=2),
+               run_command(["bash", ROOT / "inspection_runner.sh"], folder, OUTPUT_DIR=out, PORT=free_port())]
     return out, questions, printed
 
 
@@ -63,7 +47,7 @@ def test_training_leaves_an_adapter_and_its_log(chain):
 
 def test_a_finished_training_is_not_repeated(chain):
     out, questions, _ = chain
-    again = run(["bash", ROOT / "train_runner.sh", "--num_images_for_reward", 4, "--questions", questions, "--num_concepts", 2,
+    again = run_command(["bash", ROOT / "train_runner.sh", "--num_images_for_reward", 4, "--questions", questions, "--num_concepts", 2,
                  "--steps", 2, "--batch_size", 8, "--per_device_batch_size", 8, "--save_freq", 1], out, OUTPUT_DIR=out)
     assert "finished already" in again.stdout
 
@@ -93,14 +77,14 @@ def test_the_inspection_is_real_and_summed_up(chain):
 
 def test_vllm_in_this_process_describes_with_the_adapter(chain, tmp_path):
     out, questions, _ = chain
-    run([VLLM, ROOT / "inference.py", "--backend", "vllm", "--model_name", out / "adapter", "--num_concepts", 2,
+    run_command([VLLM, ROOT / "inference.py", "--backend", "vllm", "--model_name", out / "adapter", "--num_concepts", 2,
          "--questions", questions, "--output_filepath", tmp_path / "v.json"], ROOT)
     made = rows(tmp_path / "v.jsonl")
     assert json.loads((tmp_path / "v.manifest.json").read_text())["backend"] == "vllm"
     assert [(row["concept"], row["question"]) for row in made] == [
         (row["concept"], row["question"]) for row in rows(out / "aligned.jsonl")]
     assert sum(len(row["description"].split()) > 3 for row in made) >= 4 and len({row["description"] for row in made}) >= 5
-    run([sys.executable, "inference.py", "--score", "r-open-clip:emojiclip", "--descriptions", tmp_path / "v.json",
+    run_command([sys.executable, "inference.py", "--score", "r-open-clip:emojiclip", "--descriptions", tmp_path / "v.json",
          "--num_images_for_reward", 4], ROOT)
     scored = rows(tmp_path / "v.jsonl")
     assert all(isinstance(row["reward"], float) for row in scored)
@@ -110,7 +94,7 @@ def test_vllm_in_this_process_describes_with_the_adapter(chain, tmp_path):
 def test_vllm_as_a_server_describes(chain, tmp_path):
     out, questions, _ = chain
     export = ["-m", "scripts.export_model", "--model_name", out / "adapter", "--output_dir", tmp_path / "merged"]
-    run([sys.executable, *export], ROOT)
+    run_command([sys.executable, *export], ROOT)
     port = free_port()
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
@@ -126,7 +110,7 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
             except OSError:
                 assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
                 time.sleep(1)
-        run([sys.executable, "inference.py", "--backend", "server", "--base_url", f"http://127.0.0.1:{port}/v1", "--model_name",
+        run_command([sys.executable, "inference.py", "--backend", "server", "--base_url", f"http://127.0.0.1:{port}/v1", "--model_name",
              out / "adapter", "--num_concepts", 2, "--questions", questions, "--output_filepath", tmp_path / "s.json"], ROOT)
     finally:
         server.terminate()

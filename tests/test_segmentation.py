@@ -2,11 +2,8 @@ import literal
 import numpy as np
 import pytest
 import torch
-from conftest import VARIANTS, random_clip
+from builders import SWIN, VARIANTS, family_vision, images_for, random_clip, random_images, random_maps, vision_of
 from PIL import Image
-from test_heatmaps import family_vision, random_maps, vision_of
-from test_walk import SWIN
-from test_walk import images_for as family_images
 
 from utils.analysis import segmentation
 from utils.analysis.alignment import mapped
@@ -16,10 +13,6 @@ from utils.data.masks import EmojiScenes, MaskFolder
 from utils.decompose import walk
 from utils.decompose.tower import by_walk, decompose_tokens, read_tower
 from utils.models import names
-
-
-def images_for(model, number=3, seed=1, size=None):
-    return torch.randn(number, 3, *(size or model.visual.image_size), generator=torch.Generator().manual_seed(seed))
 
 
 def random_classifier(classes=7, seed=2):
@@ -87,7 +80,7 @@ def test_the_walk_gives_the_maps_of_a_tower(name, truth):
 @pytest.mark.parametrize("truth", [None, torch.tensor([3, 0, 6])])
 def test_maps_of_a_mapped_hierarchical_model_equal_their_definition(truth):
     """Each head's tokens through its own map, times the class's column less the mean of all; the bias split evenly."""
-    vision, images = family_vision("swin"), family_images(SWIN, 3)
+    vision, images = family_vision("swin"), random_images(SWIN["img_size"])
     found = by_walk(vision, images)
     terms = torch.cat([found.arrays["attn"], found.arrays["mlp"]], dim=1)
     weight, bias = random_maps(terms.shape[1], 96)

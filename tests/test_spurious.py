@@ -1,7 +1,7 @@
+import literal
 import numpy as np
 import pytest
-from conftest import ROOT
-from literal import with_heads
+from builders import ROOT, opened
 
 from utils.analysis import ablation, groups, spurious, zeroshot
 from utils.analysis.features import feature_scores
@@ -28,65 +28,23 @@ def make_run(images=300, l=3, h=2, d=5, classes=2, places=2, seed=0, cue=0.0):
     return {**run, "labels": label}, classifier, group
 
 
-def literal_group_accuracies(right, group, names):
-    found = {}
-    for index, name in enumerate(names):
-        answers = [bool(right[i]) for i in range(len(right)) if group[i] == index]
-        found[name] = 100 * sum(answers) / len(answers) if answers else None
-    return found
-
-
-def literal_right(run, classifier, chosen, last_layers, mlps):
-    """Every component of every image replaced in copies of the arrays."""
-    attn, mlp = run["attn"].astype(np.float64), run["mlp"].astype(np.float64)
-    for layer in range(attn.shape[1]):
-        for head in range(attn.shape[2]):
-            if layer < attn.shape[1] - last_layers or (layer, head) in chosen:
-                attn[:, layer, head] = attn[:, layer, head].mean(axis=0)
-    if not mlps:
-        mlp[:] = mlp.mean(axis=0)
-    logits = (attn.sum(axis=(1, 2)) + mlp.sum(axis=1)) @ classifier
-    return np.array([row.argmax() == label for row, label in zip(logits, run["labels"])])
-
-
-def literal_effect(terms, classifier, group, classes, places):
-    """Balanced main effects of place and class of terms [b, d], as vectors of centred logits: two lists, one entry a level."""
-    logits = [[sum(x * w for x, w in zip(term, classifier[:, k])) for k in range(classes)] for term in terms.astype(np.float64)]
-    logits = [np.array(row) - sum(row) / classes for row in logits]
-    cell = {(c, p): np.mean([row for row, g in zip(logits, group) if g == c * places + p], axis=0)
-            for c in range(classes) for p in range(places)}
-    grand = sum(cell.values()) / len(cell)
-    return ([sum(cell[c, p] for c in range(classes)) / classes - grand for p in range(places)],
-            [sum(cell[c, p] for p in range(places)) / places - grand for c in range(classes)])
-
-
 def literal_shares(run, classifier, group, classes, places):
     """Shares of all heads and of all entries of mlp: two pairs (place, class)."""
     components = {("attn", l, h): run["attn"][:, l, h] for l in range(run["attn"].shape[1]) for h in range(run["attn"].shape[2])}
     components |= {("mlp", i): run["mlp"][:, i] for i in range(run["mlp"].shape[1])}
-    whole = literal_effect(sum(term.astype(np.float64) for term in components.values()), classifier, group, classes, places)
+    whole = literal.main_effects(sum(term.astype(np.float64) for term in components.values()), classifier, group, classes, places)
     shares = {}
     for key, component in components.items():
-        own = literal_effect(component, classifier, group, classes, places)
+        own = literal.main_effects(component, classifier, group, classes, places)
         shares[key] = [sum(a @ b for a, b in zip(own[i], whole[i])) / sum(b @ b for b in whole[i]) for i in (0, 1)]
     return shares
-
-
-def literal_feature_score(component, whole, texts):
-    """Mean over directions of the correlation of two series over images."""
-    directions = np.linalg.qr(texts.astype(np.float64).T)[0].T
-    found = []
-    for direction in directions:
-        own, all_ = component.astype(np.float64) @ direction, whole.astype(np.float64) @ direction
-        found.append(np.corrcoef(own, all_)[0, 1] if np.ptp(component, axis=0).any() else 0.0)
-    return np.mean(found)
 
 
 def test_group_accuracies_are_the_literal_ones():
     rng = np.random.default_rng(1)
     right, group = rng.random(57) < 0.6, rng.choice([0, 1, 3], 57)
     found = groups.accuracies(right, group, NAMES)
-    slow = literal_group_accuracies(right, group, NAMES)
+    slow = literal.group_accuracies(right, group, NAMES)
     assert found["groups"] == pytest.approx(slow) and found["groups"]["b on land"] is None
     filled = [value for value in slow.values() if value is not None]
     assert len(filled) == 3
@@ -124,36 +82,36 @@ def test_the_table_is_aligned_and_shows_what_is_empty():
 def test_right_answers_with_heads_ablated_are_the_literal_ones(images, last_layers, mlps):
     run, classifier, _ = make_run(images)
     sets = [(), [(2, 1)], [(2, 0), (2, 1)]]
-    found = spurious.right(with_heads(run), ablation.means(with_heads(run)), classifier, sets, last_layers, mlps)
+    found = spurious.right(opened(run), ablation.means(opened(run)), classifier, sets, last_layers, mlps)
     for answers, chosen in zip(found, sets):
-        np.testing.assert_array_equal(answers, literal_right(run, classifier, chosen, last_layers, mlps))
+        np.testing.assert_array_equal(answers, literal.right_answers(run, classifier, chosen, last_layers, mlps))
     if images == 300:
         assert not np.array_equal(found[0], found[1])
 
 
 def test_one_image_alone_and_arrays_in_half_precision():
     run, classifier, _ = make_run(300)
-    single = with_heads({name: array[:1] for name, array in run.items()})
+    single = opened({name: array[:1] for name, array in run.items()})
     assert spurious.right(single, ablation.means(single), classifier, [(), [(1, 0)]]).shape == (2, 1)
     half = run | {name: run[name].astype(np.float16) for name in ("attn", "mlp")}
-    found, = spurious.right(with_heads(half), ablation.means(with_heads(half)), classifier, [[(2, 1)]], 2)
-    np.testing.assert_array_equal(found, literal_right(half, classifier, [(2, 1)], 2, True))
+    found, = spurious.right(opened(half), ablation.means(opened(half)), classifier, [[(2, 1)]], 2)
+    np.testing.assert_array_equal(found, literal.right_answers(half, classifier, [(2, 1)], 2, True))
 
 
 @pytest.mark.parametrize("classes, places", [(2, 2), (3, 2), (2, 3), (4, 3)])
 @pytest.mark.parametrize("images", [40, 300])
 def test_shares_of_effects_are_the_literal_ones(classes, places, images):
     run, classifier, group = make_run(images, classes=classes, places=places)
-    place, label = spurious.effect_shares(with_heads(run), classifier, group, places)
+    place, label = spurious.effect_shares(opened(run), classifier, group, places)
     slow = literal_shares(run, classifier, group, classes, places)
-    for column, head in enumerate(with_heads(run)["attn"].heads):
+    for column, head in enumerate(opened(run)["attn"].heads):
         assert [place[column], label[column]] == pytest.approx(slow["attn", *head], rel=1e-4, abs=1e-5)
     assert sum(pair[0] for pair in slow.values()) == pytest.approx(1) == sum(pair[1] for pair in slow.values())
 
 
 def test_shares_of_two_classes_and_places_are_those_of_the_differences():
     run, classifier, group = make_run(120)
-    place, label = spurious.effect_shares(with_heads(run), classifier, group, 2)
+    place, label = spurious.effect_shares(opened(run), classifier, group, 2)
     difference = classifier[:, 1] - classifier[:, 0]
     logits = {name: run[name].astype(np.float64) @ difference for name in ("attn", "mlp")}
     cell = [{name: values[group == index].mean(axis=0) for name, values in logits.items()} for index in range(4)]
@@ -164,23 +122,23 @@ def test_shares_of_two_classes_and_places_are_those_of_the_differences():
 
 def test_the_sizes_of_groups_do_not_matter():
     run, classifier, group = make_run(60)
-    once = spurious.effect_shares(with_heads(run), classifier, group, 2)
+    once = spurious.effect_shares(opened(run), classifier, group, 2)
     rows = np.concatenate([np.arange(60), *[np.flatnonzero(group == 1)] * 7])
-    again = spurious.effect_shares(with_heads({name: array[rows] for name, array in run.items()}), classifier, group[rows], 2)
+    again = spurious.effect_shares(opened({name: array[rows] for name, array in run.items()}), classifier, group[rows], 2)
     np.testing.assert_allclose(once, again, atol=1e-4)
 
 
 def test_terms_without_any_effect_have_no_share():
     run, classifier, group = make_run(60)
     run = run | {name: np.zeros_like(run[name]) for name in ("attn", "mlp")}
-    assert not np.any(spurious.effect_shares(with_heads(run), classifier, group, 2))
+    assert not np.any(spurious.effect_shares(opened(run), classifier, group, 2))
 
 
 def test_an_empty_group_is_refused_for_selection():
     run, classifier, group = make_run(60)
     keep = group != 2
     with pytest.raises(UserError, match="has no images of b on land; choose them on another"):
-        spurious.select_by_effects(with_heads({name: array[keep] for name, array in run.items()}), classifier, group[keep],
+        spurious.select_by_effects(opened({name: array[keep] for name, array in run.items()}), classifier, group[keep],
                                    NAMES, 2, True)
 
 
@@ -192,22 +150,22 @@ def test_heads_are_selected_by_their_effects():
     assert ranked[0] == (2, 1) and 1 < len(ranked) < 4  # a head works against the place's effect, and is never ablated
     worst = []
     for k in range(len(ranked) + 1):
-        right = literal_right(run, classifier, ranked[:k], 2, True)
-        worst.append(min(literal_group_accuracies(right, group, NAMES).values()))
-    found, how = spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True)
+        right = literal.right_answers(run, classifier, ranked[:k], 2, True)
+        worst.append(min(literal.group_accuracies(right, group, NAMES).values()))
+    found, how = spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True)
     assert how["worst_group_by_number_of_heads"] == pytest.approx(worst)
     assert found == ranked[:worst.index(max(worst))] and worst[1] > worst[0]
     assert set(how["heads"]) == {"1.0", "1.1", "2.0", "2.1"}
     assert how["heads"]["2.1"]["place_share"] == pytest.approx(shares["attn", 2, 1][0], abs=1e-5)
-    assert spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True, 2)[0] == ranked[:2]
+    assert spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True, 2)[0] == ranked[:2]
     with pytest.raises(UserError, match=f"--number_of_heads is 4, and only {len(ranked)} heads"):
-        spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True, 4)
+        spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True, 4)
 
 
 def test_of_numbers_that_are_alike_the_smaller_is_chosen():
     run, classifier, group = make_run(400, d=8, seed=10)
     run["mlp"][:, 0] += 1000 * classifier[:, 0]  # one class is answered always, whatever is ablated
-    found, how = spurious.select_by_effects(with_heads(run), classifier, group, NAMES, 2, True)
+    found, how = spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True)
     assert found == [] and len(how["worst_group_by_number_of_heads"]) > 1 and not any(how["worst_group_by_number_of_heads"])
 
 
@@ -218,11 +176,11 @@ def test_feature_scores_are_the_literal_correlations(images):
     run["attn"] += 100 * np.arange(6, dtype=np.float32).reshape(3, 2, 1)  # far from 0
     run["attn"][:, 1, 1] = np.random.default_rng(5).normal(size=9)
     features = [np.random.default_rng(seed).normal(size=(m, 9)).astype(np.float32) for seed, m in ((0, 4), (1, 1), (2, 9))]
-    found = feature_scores((block for _, block in terms.stacks(with_heads(run))), features)
+    found = feature_scores((block for _, block in terms.stacks(opened(run))), features)
     assert found.shape == (3, 10)
     every = np.concatenate([run["attn"].reshape(images, 6, 9), run["mlp"]], axis=1)
     for row, texts in zip(found, features):
-        slow = [literal_feature_score(every[:, c], every.astype(np.float64).sum(axis=1), texts) if images > 1 else 0
+        slow = [literal.feature_score(every[:, c], every.astype(np.float64).sum(axis=1), texts) if images > 1 else 0
                 for c in range(10)]
         np.testing.assert_allclose(row, slow, atol=1e-6)
     assert not found[:, 3].any()  # layer 1, head 1 is the same for every image
@@ -260,9 +218,9 @@ def test_heads_are_selected_by_texts():
     run, _, _ = make_run(150, d=9, seed=2)
     cue, core = (np.random.default_rng(seed).normal(size=(3, 9)) for seed in (0, 1))
     whole = run["attn"].sum(axis=(1, 2)) + run["mlp"].sum(axis=1)
-    slow = {(l, h): [literal_feature_score(run["attn"][:, l, h], whole, texts) for texts in (cue, core)]
+    slow = {(l, h): [literal.feature_score(run["attn"][:, l, h], whole, texts) for texts in (cue, core)]
             for l in (1, 2) for h in (0, 1)}
-    found, how = spurious.select_by_texts(with_heads(run), cue, core, 2, 3)
+    found, how = spurious.select_by_texts(opened(run), cue, core, 2, 3)
     assert found == sorted(slow, key=lambda key: slow[key][1] - slow[key][0])[:3]
     for (layer, head), (a, b) in slow.items():
         assert how["heads"][f"{layer}.{head}"] == pytest.approx({"spurious_score": a, "core_score": b}, abs=1e-5)

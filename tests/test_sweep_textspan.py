@@ -1,6 +1,5 @@
 """scripts/sweep_textspan.py: TextSpan's accuracy for several numbers of texts and several pools at once."""
 import csv
-import importlib
 import json
 import os
 import shutil
@@ -10,9 +9,8 @@ import sys
 import literal
 import numpy as np
 import pytest
-from conftest import ROOT
+from builders import ROOT, call_script, head_terms, opened, unit_texts
 from PIL import Image
-from test_textspan import head_terms, pool
 
 from utils.analysis import sweeps, textspan
 from utils.plots import charts
@@ -28,7 +26,7 @@ def random_run(images, layers=3, heads=2, width=24, inner=6):
                      for i in range(layers)], 1)
     run = {"attn": attn, "mlp": rng.normal(size=(images, layers + 1, width)).astype(np.float32) * 0.1,
            "labels": rng.integers(0, 7, images)}
-    return run, rng.normal(size=(width, 7)).astype(np.float32), {"small": pool(40, width, 1), "large": pool(90, width, 2)}
+    return run, rng.normal(size=(width, 7)).astype(np.float32), {"small": unit_texts(40, width, 1), "large": unit_texts(90, width, 2)}
 
 
 def percent_right(representations, classifier, labels):
@@ -53,7 +51,7 @@ def literal_row(run, classifier, texts, last, number):
 def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last, monkeypatch):
     monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (33, "images"))  # several blocks, the last one partial
     run, classifier, pools = random_run(images)
-    without, rows = sweeps.sweep(literal.with_heads(run), classifier, pools, last, [1, 2, 5], 80)
+    without, rows = sweeps.sweep(opened(run), classifier, pools, last, [1, 2, 5], 80)
     assert [(row["pool"], row["texts_per_head"]) for row in rows] == [(name, n) for name in pools for n in (1, 2, 5)]
     for row in rows:
         accuracy, distinct, explained = literal_row(run, classifier, pools[row["pool"]], last, row["texts_per_head"])
@@ -68,7 +66,7 @@ def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last
 
 def test_texts_that_span_all_a_head_writes_change_nothing():
     run, classifier, pools = random_run(150, inner=3)
-    without, rows = sweeps.sweep(literal.with_heads(run), classifier, pools, 2, [2, 10, 20], 80)
+    without, rows = sweeps.sweep(opened(run), classifier, pools, 2, [2, 10, 20], 80)
     for row in rows:
         if row["texts_per_head"] > 2:
             assert row["accuracy"] == pytest.approx(without["last_layers"]) and row["explained"] == pytest.approx(1, abs=1e-5)
@@ -77,7 +75,7 @@ def test_texts_that_span_all_a_head_writes_change_nothing():
 
 def test_a_single_image_has_nothing_to_explain():
     run, classifier, pools = random_run(1)
-    without, rows = sweeps.sweep(literal.with_heads(run), classifier, pools, 2, [1, 3], 80)
+    without, rows = sweeps.sweep(opened(run), classifier, pools, 2, [1, 3], 80)
     assert {row["number_of_texts"] for row in rows} == {0}
     assert {row["accuracy"] for row in rows} == {without["whole_model"]} == {without["last_layers"]}
 
@@ -86,7 +84,7 @@ def test_the_arrays_are_read_once_for_all_pools_and_numbers(monkeypatch):
     run, classifier, pools = random_run(100)
     own, calls = textspan.moments, []
     monkeypatch.setattr(textspan, "moments", lambda attn, columns: calls.append(len(attn)) or own(attn, columns))
-    sweeps.sweep(literal.with_heads(run), classifier, pools, 2, [1, 2, 5], 80)
+    sweeps.sweep(opened(run), classifier, pools, 2, [1, 2, 5], 80)
     assert calls == [100, 100]
 
 
@@ -97,12 +95,8 @@ def two_pools(emoji_run, tmp_path_factory):
     shutil.copytree(emoji_run, folder)
     lines = (folder / "texts" / "pool.txt").read_text().splitlines()
     (folder / "texts" / "few.txt").write_text("\n".join(lines[::7][:30]) + "\n")
-    from utils import cli
-
-    module = importlib.import_module("compute_text_set_projection")
-    module.main(cli.parse(module.get_args_parser(), [
-        "--model", "emojiclip", "--device", "cpu", "--data_path", str(folder / "texts" / "few.txt"),
-        "--output_dir", str(folder / "out")]))
+    call_script("compute_text_set_projection", "--model", "emojiclip", "--device", "cpu", "--data_path",
+                folder / "texts" / "few.txt", "--output_dir", folder / "out")
     return folder
 
 

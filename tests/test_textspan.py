@@ -2,21 +2,9 @@ import literal
 import numpy as np
 import pytest
 import torch
+from builders import head_terms, opened, unit_texts
 
 from utils.analysis import ablation, textspan
-
-
-def head_terms(images=300, width=24, inner=8, seed=0, dtype=np.float32):
-    """Terms as a head writes them: of low rank, around a mean, with a rounding's worth of noise."""
-    rng = np.random.default_rng(seed)
-    latent = rng.normal(size=(images, inner)) * np.linspace(2, 0.3, inner)
-    x = latent @ rng.normal(size=(inner, width)) + rng.normal(size=width)
-    return (0.02 * x).astype(dtype)
-
-
-def pool(texts=90, width=24, seed=1):
-    t = np.random.default_rng(seed).normal(size=(texts, width))
-    return (t / np.linalg.norm(t, axis=1, keepdims=True)).astype(np.float32)
 
 
 def span(x, texts, number, rank):
@@ -27,7 +15,7 @@ def span(x, texts, number, rank):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("rank", [3, 8, 80])
 def test_same_texts_shares_and_reconstruction_as_the_literal_algorithm(seed, rank):
-    x, texts = head_terms(seed=seed), pool(seed=seed + 100)
+    x, texts = head_terms(seed=seed), unit_texts(seed=seed + 100)
     number = min(rank, 6)
     found = span(x, texts, number, rank)
     picks, reconstruction, shares, kept = literal.text_span(x, texts, number, rank, np.finfo(np.float32).eps)
@@ -50,29 +38,29 @@ def test_on_the_embedded_model_too(emoji_run):
 
 
 def test_picks_are_in_falling_order_of_what_they_explain_and_never_repeat():
-    found = span(head_terms(), pool(), 8, 80)
+    found = span(head_terms(), unit_texts(), 8, 80)
     assert len(set(found.picks)) == len(found.picks) == 8
     assert sum(found.shares) <= 1 + 1e-9
     np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(8), atol=1e-9)
 
 
 def test_no_more_texts_than_there_are_directions():
-    found = span(head_terms(inner=3), pool(), 20, 80)
+    found = span(head_terms(inner=3), unit_texts(), 20, 80)
     assert found.rank == 4 and len(found.picks) <= 4
     assert sum(found.shares) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_constant_head_has_no_texts():
     x = np.tile(np.float32([[0.5, -1.0, 2.0, 0.25]]), (50, 1))
-    found = span(x, pool(width=4), 5, 80)
+    found = span(x, unit_texts(width=4), 5, 80)
     assert found.picks == []
     np.testing.assert_allclose(found.reconstruct(torch.from_numpy(x)), x, atol=1e-6)
 
 
 def test_half_precision_arrays_cut_where_their_rounding_starts():
     x = head_terms(dtype=np.float16)
-    found = span(x, pool(), 5, 80)
-    *_, kept = literal.text_span(x, pool(), 5, 80, np.finfo(np.float16).eps)
+    found = span(x, unit_texts(), 5, 80)
+    *_, kept = literal.text_span(x, unit_texts(), 5, 80, np.finfo(np.float16).eps)
     assert found.rank == kept <= 9
 
 
@@ -91,15 +79,15 @@ def test_accuracy_with_reconstructions_equals_the_literal_one():
     attn = np.stack([np.stack([head_terms(b, d, 5, seed=10 * i + j) for j in range(h)], 1) for i in range(l)], 1)
     run = {"attn": attn, "mlp": rng.normal(size=(b, l + 1, d)).astype(np.float32) * 0.1, "labels": rng.integers(0, 7, b)}
     classifier = rng.normal(size=(d, 7)).astype(np.float32)
-    texts = pool(width=d)
-    spans = textspan.span_heads(literal.with_heads(run)["attn"], texts, last, 4, 80)
+    texts = unit_texts(width=d)
+    spans = textspan.span_heads(opened(run)["attn"], texts, last, 4, 80)
     assert sorted(spans) == [(i, j) for i in (2, 3) for j in range(h)]
     whole = run["mlp"].astype(np.float64).sum(1) + attn[:, :last].astype(np.float64).mean(0).sum((0, 1))
     for i in (2, 3):
         for j in range(h):
             whole += literal.text_span(attn[:, i, j], texts, 4, 80, np.finfo(np.float32).eps)[1]
     expected = 100 * np.mean((whole @ classifier).argmax(1) == run["labels"])
-    assert textspan.accuracy(literal.with_heads(run), classifier, spans) == pytest.approx(expected)
+    assert textspan.accuracy(opened(run), classifier, spans) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("images", [1, 200, 600])
@@ -110,7 +98,7 @@ def test_ablations_equal_the_literal_ones(images):
            "cls_attn": rng.normal(size=(images, l, d)), "labels": rng.integers(0, 4, images)}
     run = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in run.items()}
     classifier = rng.normal(size=(d, 4)).astype(np.float32)
-    found = ablation.accuracies(literal.with_heads(run), classifier)
+    found = ablation.accuracies(opened(run), classifier)
     slow = literal.ablations(run["attn"], run["mlp"], run["cls_attn"], run["labels"], classifier)
     assert found.keys() == slow.keys()
     for name, value in slow.items():
@@ -118,7 +106,7 @@ def test_ablations_equal_the_literal_ones(images):
 
 
 def test_fewer_texts_are_a_beginning_of_more():
-    x, texts = head_terms(), pool()
+    x, texts = head_terms(), unit_texts()
     many, few = span(x, texts, 7, 80), span(x, texts, 3, 80)
     first = many.first(3)
     assert first.picks == few.picks and first.shares == pytest.approx(few.shares)
@@ -126,7 +114,7 @@ def test_fewer_texts_are_a_beginning_of_more():
 
 
 def test_similarity_is_the_mean_over_pairs():
-    u = pool(6).astype(np.float64)
+    u = unit_texts(6).astype(np.float64)
     pairs = [u[i] @ u[j] for i in range(6) for j in range(6) if i != j]
     assert textspan.similarity(torch.from_numpy(u)) == pytest.approx(np.mean(pairs), abs=1e-7)
 

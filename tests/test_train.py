@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from builders import ROOT
 from safetensors.torch import load_file
 
 import train

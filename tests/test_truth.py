@@ -3,24 +3,15 @@ import json
 import shutil
 from collections import Counter
 
+import literal
 import numpy as np
 import pytest
-from conftest import ROOT
+from builders import ROOT, call_script
 from PIL import Image
 
 from utils.analysis import truth
 from utils.cli import UserError
 from utils.data import scenes
-
-
-def literal_share(x, group):
-    """Epsilon squared of a one-way analysis of variance, group by group, summed over the coordinates."""
-    x = np.asarray(x, np.float64)
-    names = sorted(set(group.tolist()))
-    total = sum(((row - x.mean(0)) ** 2).sum() for row in x)
-    within = sum(((row - x[group == name].mean(0)) ** 2).sum() for name in names for row in x[group == name])
-    within_mean, total_mean = within / (len(x) - len(names)), total / (len(x) - 1)
-    return (total_mean - within_mean) / total_mean
 
 
 @pytest.mark.parametrize("block", (1, 50, 256))
@@ -33,7 +24,7 @@ def test_shares_equal_the_analysis_of_variance(monkeypatch, block):
     found = truth.explained(terms, groups)
     for name, group in groups.items():
         for head in range(2):
-            assert found[name][head] == pytest.approx(literal_share(terms[:, head], group), abs=1e-6), (name, head)
+            assert found[name][head] == pytest.approx(literal.epsilon_squared(terms[:, head], group), abs=1e-6), (name, head)
 
 
 def test_a_head_about_one_attribute_a_noisy_and_a_constant_one():
@@ -116,9 +107,6 @@ def test_a_wrong_list_of_attributes_is_refused(tmp_path, content, message):
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """Arrays and texts of the embedded model on 400 scenes of the data set emoji_seg."""
-    import importlib
-
-    from utils import cli
     from utils.data import datasets
 
     folder = tmp_path_factory.mktemp("truth")
@@ -129,13 +117,10 @@ def small_run(tmp_path_factory):
                 ("compute_prs", "--dataset", "emoji_seg", "--batch_size", "50", "--num_workers", "0"),
                 ("compute_text_projection", "--dataset", "emoji_seg"),
                 ("compute_text_set_projection", "--data_path", str(ROOT / "text_descriptions" / "emoji_descriptions.txt"))):
-            module = importlib.import_module(name)
-            module.main(cli.parse(module.get_args_parser(), common + list(arguments)))
-        module = importlib.import_module("compute_complete_text_set")
-        module.main(cli.parse(module.get_args_parser(), [
-            "--model", "emojiclip", "--dataset", "emoji_seg", "--input_dir", str(folder), "--output_dir", str(folder),
-            "--text_dir", str(ROOT / "text_descriptions"), "--text_descriptions", "emoji_descriptions",
-            "--num_of_last_layers", "2", "--texts_per_head", "6"]))
+            call_script(name, *common, *arguments)
+        call_script("compute_complete_text_set", "--model", "emojiclip", "--dataset", "emoji_seg", "--input_dir", folder,
+                    "--output_dir", folder, "--text_dir", ROOT / "text_descriptions", "--text_descriptions", "emoji_descriptions",
+                    "--num_of_last_layers", 2, "--texts_per_head", 6)
         yield folder
     finally:
         datasets.SIZES["emoji_seg"] = sizes
@@ -159,7 +144,7 @@ def test_the_table_equals_the_definition(run_script, small_run, tmp_path):
     for row, head in zip(found["heads"], spans["heads"]):
         for name, share in row["explained"].items():
             group = np.array([str(scene.attributes()[name]) for scene in drawn])
-            assert share == pytest.approx(literal_share(attn[:, row["layer"], row["head"]], group), abs=1e-5)
+            assert share == pytest.approx(literal.epsilon_squared(attn[:, row["layer"], row["head"]], group), abs=1e-5)
         assert row["truth"] == max(row["explained"], key=row["explained"].get)
         said = {name: sum(t["share"] for t in head["texts"] if about[t["text"]] == name) for name in truth.ATTRIBUTES}
         assert row["reading_shares"] == pytest.approx(said) and row["reading"] == max(said, key=said.get)

@@ -6,10 +6,8 @@ import shutil
 import literal
 import numpy as np
 import pytest
+from builders import component_names, save_timm, split_components, write_classifier, write_pool, write_run
 from PIL import Image
-from test_spurious import literal_effect, literal_feature_score, literal_group_accuracies
-from test_truth import literal_share
-from test_vision import folder_of
 
 from utils.analysis import ablation, groups, probe, spurious, truth
 from utils.cli import UserError
@@ -20,8 +18,7 @@ HEADS = {1: 2, 2: 3, 4: 1}  # of each block that has some
 EVERY = [(block, head) for block, number in HEADS.items() for head in range(number)]
 KEYS = [*(("attn", *head) for head in EVERY), ("embed", -1, None), *(("mlp", block, None) for block in HEADS),
         ("conv", 0, None), ("conv", 3, None)]
-NAMES = {what: [dict(zip(("kind", "block", "head"), key)) for key in KEYS if key[0] in kinds]
-         for what, kinds in (("attn", ("attn",)), ("mlp", ("embed", "mlp")), ("conv", ("conv",)))}
+NAMES = component_names(EVERY, HEADS, (0, 3))
 D, CLASSES, PLACES = 8, 2, 2
 TEXTS = [f"text {i}" for i in range(30)]
 RNG = np.random.default_rng(11)
@@ -38,15 +35,8 @@ def write(folder, split, seed, **more):
     labels, places = np.array(labels), np.array(places)
     noise = np.random.default_rng(seed).normal(size=(len(labels), len(KEYS), D))
     values = MEANS + np.einsum("bcd,cde->bce", noise, MIXES) + 0.4 * (OFFSETS[labels] + OFFSETS[CLASSES + places])
-    name, start = files.run_name("emoji_spurious", split), 0
-    with files.Writer(files.manifest_path(folder, name, "m")) as writer:
-        for what, listed in NAMES.items():
-            writer.append(files.term_path(folder, name, what, "m"), values[:, start:start + len(listed)])
-            start += len(listed)
-        writer.append(files.term_path(folder, name, "labels", "m"), labels, "int64")
-        files.write_json(files.term_path(folder, name, "components", "m").with_suffix(".json"), NAMES)
-        writer.finish({"model": "m", "pretrained": "tag", "weights_sha256": "aa", "classes": list(datasets.SPURIOUS_CLASSES),
-                       "images": len(labels), **more})
+    write_run(folder, files.run_name("emoji_spurious", split), "m", split_components(values, NAMES), labels, NAMES,
+              classes=list(datasets.SPURIOUS_CLASSES), **more)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +45,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
     for seed, split in enumerate(("test", "val", "train")):
         write(folder, split, seed)
-    with files.Writer(files.manifest_path(folder, "emoji_spurious", "classifier", "m")) as writer:
-        writer.append(files.term_path(folder, "emoji_spurious", "classifier", "m"), CLASSIFIER)
-        writer.finish({"weights_sha256": "aa", "pretrained": "tag", "classes": list(datasets.SPURIOUS_CLASSES)})
-    with files.Writer(files.manifest_path(folder, "pool", "m")) as writer:
-        writer.append(files.text_path(folder, "pool", "m"), POOL)
-        writer.finish({"weights_sha256": "aa", "pretrained": "tag", "texts_sha256": files.texts_hash(TEXTS)})
+    write_classifier(folder, "emoji_spurious", "m", CLASSIFIER, classes=list(datasets.SPURIOUS_CLASSES))
+    write_pool(folder, "pool", "m", TEXTS, POOL)
     (folder / "pool.txt").write_text("\n".join(TEXTS) + "\n")
     with (folder / "about.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "attribute"), *((text, truth.ATTRIBUTES[i % 7]) for i, text in enumerate(TEXTS))])
@@ -257,14 +243,14 @@ def test_specific_heads(run_script, made, tmp_path, mlps):
         left = ablated(values, lambda kind, block, head, chosen=chosen: (block == 1 or (block, head) in chosen) if kind == "attn"
                        else kind != "conv" and not mlps)
         right = (left @ CLASSIFIER).argmax(axis=1) == labels
-        assert found[key]["groups"] == pytest.approx(literal_group_accuracies(right, group, names))
+        assert found[key]["groups"] == pytest.approx(literal.group_accuracies(right, group, names))
     assert set(found["random_best_heads"]) <= {heads.name(head) for head in EVERY[2:]} and len(found["random_best_heads"]) == 2
 
 
 def literal_shares(values, group):
     """Each component's share of the place's effect and of the class's."""
-    whole = literal_effect(values.sum(axis=1), CLASSIFIER, group, CLASSES, PLACES)
-    own = [literal_effect(values[:, i], CLASSIFIER, group, CLASSES, PLACES) for i in range(len(KEYS))]
+    whole = literal.main_effects(values.sum(axis=1), CLASSIFIER, group, CLASSES, PLACES)
+    own = [literal.main_effects(values[:, i], CLASSIFIER, group, CLASSES, PLACES) for i in range(len(KEYS))]
     return [[sum(a @ b for a, b in zip(one[i], whole[i])) / sum(b @ b for b in whole[i]) for i in (0, 1)] for one in own]
 
 
@@ -287,7 +273,7 @@ def test_heads_are_selected_by_texts(made):
     run, _ = files.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
     values, *_ = load(made, "val")
     cue, core = POOL[:3], POOL[3:5]
-    scores = {head: [literal_feature_score(values[:, i], values.sum(axis=1), texts) for texts in (cue, core)]
+    scores = {head: [literal.feature_score(values[:, i], values.sum(axis=1), texts) for texts in (cue, core)]
               for i, head in enumerate(EVERY) if i >= 2}
     found, how = spurious.select_by_texts(run, cue, core, 2, 3)
     assert found == sorted(scores, key=lambda head: scores[head][1] - scores[head][0])[:3]
@@ -352,7 +338,7 @@ def test_head_truth(run_script, own):
     for column, row in enumerate(found["heads"], start=2):
         for name, share in row["explained"].items():
             group = np.array([str(scene.attributes()[name]) for scene in drawn])
-            assert share == pytest.approx(literal_share(values[:, column], group), abs=1e-5)
+            assert share == pytest.approx(literal.epsilon_squared(values[:, column], group), abs=1e-5)
     assert "| 4.0 |" in out and "| 2.2 |" in out
 
 
@@ -381,7 +367,7 @@ def test_the_report_and_the_summary(run_script, refused, own):
 @pytest.mark.parametrize("family, layers, number", [("swin", [0, 1, 2], 8), ("maxvit", [0, 1, 2, 3], 6)])
 def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images, tmp_path, family, layers, number):
     """From pixels to texts: a small random model of timm, mapped to the embedded CLIP."""
-    model, out = f"timm:local-dir:{folder_of(tmp_path, family)}", tmp_path / "out"
+    model, out = f"timm:local-dir:{save_timm(tmp_path, family)}", tmp_path / "out"
     (tmp_path / "few.txt").write_text("a red apple\na dog\na yellow background\nmany things\na car\n")
     data = ("--dataset", "imagefolder", "--device", "cpu", "--output_dir", out)
     for name, *more in (

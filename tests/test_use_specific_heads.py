@@ -1,15 +1,13 @@
 import csv
-import importlib
 import json
 import shutil
 
+import literal
 import numpy as np
 import pytest
-from conftest import ROOT
+from builders import ROOT, call_script
 from PIL import Image
-from test_spurious import literal_feature_score, literal_group_accuracies, literal_right
 
-from utils import cli
 from utils.analysis import spurious, zeroshot
 from utils.data import datasets
 from utils.models import names as models
@@ -27,8 +25,7 @@ def arrays(tmp_path_factory):
     common = ["--model", "emojiclip", "--dataset", "emoji_spurious", "--output_dir", folder, "--device", "cpu"]
     for name, more in (("compute_prs", ["--batch_size", "16", "--num_workers", "0", "--split", "val"]),
                        ("compute_prs", ["--batch_size", "16", "--num_workers", "0"]), ("compute_text_projection", [])):
-        module = importlib.import_module(name)
-        module.main(cli.parse(module.get_args_parser(), [*common, *more]))
+        call_script(name, *common, *more)
     return folder
 
 
@@ -67,8 +64,8 @@ def test_automatic_selection_lifts_the_worst_group_and_every_figure_is_the_liter
     run, classifier, group = load(arrays)
     for key, chosen, layers in (("baseline", (), 6), ("no_heads", (), 4), ("heads_ablated", read(found["heads"]), 4),
                                 ("random_best", read(found["random_best_heads"]), 4)):
-        answers = literal_right(run, classifier, chosen, layers, True)
-        assert found[key]["groups"] == pytest.approx(literal_group_accuracies(answers, group, GROUPS), abs=0.6), key
+        answers = literal.right_answers(run, classifier, chosen, layers, True)
+        assert found[key]["groups"] == pytest.approx(literal.group_accuracies(answers, group, GROUPS), abs=0.6), key
         assert found[key]["overall"] == pytest.approx(100 * answers.mean(), abs=0.3), key
     assert len(found["random_best_heads"]) == len(found["heads"]) > 0
     assert found["random_mean"]["worst_group"] <= found["random_best"]["worst_group"]
@@ -106,7 +103,7 @@ def test_selection_by_texts_takes_the_heads_with_the_highest_literal_difference(
     clip = models.load_clip("emojiclip", None, "cpu")
     cue, core = (zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99) for i in (3, 5))
     whole = run["attn"].astype(np.float64).sum(axis=(1, 2)) + run["mlp"].sum(axis=1)
-    scores = {(l, h): [literal_feature_score(run["attn"][:, l, h], whole, texts) for texts in (cue, core)]
+    scores = {(l, h): [literal.feature_score(run["attn"][:, l, h], whole, texts) for texts in (cue, core)]
               for l in range(2, 6) for h in range(6)}
     expected = sorted(scores, key=lambda key: scores[key][1] - scores[key][0])[:10]
     assert read(found["heads"]) == expected
@@ -149,7 +146,7 @@ def test_without_keep_mlps_the_published_recipe_is_run(run_script, arrays, tmp_p
     assert code == 0, err
     found = json.loads((tmp_path / "emoji_spurious_specific_heads_emojiclip.json").read_text())
     run, classifier, group = load(arrays)
-    slow = literal_group_accuracies(literal_right(run, classifier, [(5, 4)], 2, False), group, GROUPS)
+    slow = literal.group_accuracies(literal.right_answers(run, classifier, [(5, 4)], 2, False), group, GROUPS)
     assert found["heads_ablated"]["groups"] == pytest.approx(slow, abs=0.6)
     assert all(layer >= 4 for layer, _ in read(found["random_best_heads"]))
 
@@ -158,7 +155,7 @@ def test_random_heads_are_the_best_of_their_trials_and_follow_the_seed(ablate, a
     found, _ = ablate("--heads", "5.3,5.4", "--random_trials", 4, "--seed", 3)
     run, classifier, group = load(arrays)
     trials = spurious.random_sets([(layer, head) for layer in range(2, 6) for head in range(6)], 2, 4, 3)
-    worst = [min(literal_group_accuracies(literal_right(run, classifier, trial, 4, True), group, GROUPS).values())
+    worst = [min(literal.group_accuracies(literal.right_answers(run, classifier, trial, 4, True), group, GROUPS).values())
              for trial in trials]
     assert found["random_best"]["worst_group"] == pytest.approx(max(worst), abs=0.6)
     assert found["random_mean"]["worst_group"] == pytest.approx(np.mean(worst), abs=0.6)
@@ -174,7 +171,7 @@ def test_a_data_set_without_groups_has_its_overall_accuracy(run_script, arrays, 
                                 tmp_path, "--heads", "4.2 5.1 5.2 5.5", "--keep_mlps")
     assert code == 0, err
     found = json.loads((tmp_path / "imagefolder_specific_heads_emojiclip.json").read_text())
-    slow = 100 * literal_right(run, classifier, [(4, 2), (5, 1), (5, 2), (5, 5)], 4, True).mean()
+    slow = 100 * literal.right_answers(run, classifier, [(4, 2), (5, 1), (5, 2), (5, 5)], 4, True).mean()
     assert found["heads_ablated"]["overall"] == pytest.approx(slow, abs=0.3)
     assert found["heads_ablated"]["groups"] == {} and found["heads_ablated"]["worst_group"] is None
     assert found["random_best"]["overall"] > found["random_mean"]["overall"] > found["heads_ablated"]["overall"]

@@ -5,43 +5,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import random_clip
+from builders import FAMILIES, SAVED, random_clip, save_timm
 
 from utils.data import datasets
 from utils.decompose.tower import by_walk, check, reader
 from utils.models import names as models
 
-SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 4}
-FAMILIES = {
-    "vit": ("vit_tiny_patch16_224", SMALL, (3, 4), True),
-    "average": ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg"}, (3, 4), False),
-    "swin": ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (2, 1), "embed_dim": 24, "num_heads": (2, 4)}, (8,),
-             False),
-    "maxvit": ("maxvit_tiny_tf_224", {"img_size": 64, "depths": (1, 1), "embed_dim": (32, 64)}, (6,), False),
-}
 
-
-def folder_of(tmp_path, family: str):
-    """A small random model of that family as a folder in timm's own format."""
-    name, changes, *_ = FAMILIES[family]
-    torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=5, **changes)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    size = changes["img_size"]
-    folder = tmp_path / family
-    timm.models.save_for_hf(network, folder, model_config=None, model_args=changes)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["pretrained_cfg"] |= {"input_size": [3, size, size], "crop_pct": 1.0}
-    path.write_text(json.dumps(config))
-    return folder
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SAVED)
 def test_a_model_of_timm_works_where_a_clip_does(run_script, folder_of_images, tmp_path, family):
-    folder = folder_of(tmp_path, family)
+    folder = save_timm(tmp_path, family)
     code, out, err = run_script("compute_prs", "--model", f"timm:local-dir:{folder}", "--dataset", "imagefolder", "--data_path",
                                 folder_of_images, "--batch_size", 4, "--num_workers", 0, "--device", "cpu", "--output_dir",
                                 tmp_path / "out")

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from builders import ROOT
 from PIL import Image
 
 from utils.cli import UserError

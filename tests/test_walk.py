@@ -1,8 +1,19 @@
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from conftest import VARIANTS, random_clip
+from builders import (
+    FAMILIES,
+    MAXVIT,
+    SWIN,
+    VARIANTS,
+    VIT,
+    images_for,
+    move,
+    random_clip,
+    random_images,
+    random_timm,
+    representation_of,
+)
 from open_clip.timm_model import TimmModel
 from torch import nn
 from torch.autograd import forward_ad
@@ -11,75 +22,13 @@ from utils.cli import UserError
 from utils.decompose import tower as decomposition
 from utils.decompose.walk import decompose
 
-VIT = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 4}
-SWIN = {"img_size": 56, "depths": (2, 2, 1), "embed_dim": 24, "num_heads": (2, 2, 4), "window_size": 7}
-MAXVIT = {"img_size": 64, "depths": (1, 2), "embed_dim": (32, 64)}
-FAMILIES = {
-    "vit": ("vit_tiny_patch16_224", VIT),
-    "vit_one_block": ("vit_tiny_patch16_224", VIT | {"depth": 1, "num_heads": 1}),
-    "vit_average": ("vit_tiny_patch16_224", VIT | {"global_pool": "avg"}),
-    "vit_average_norm_first": ("vit_tiny_patch16_224", VIT | {"global_pool": "avg", "final_norm": True, "fc_norm": False}),
-    "vit_oblong": ("vit_tiny_patch16_224", VIT | {"img_size": (24, 40)}),
-    "vit_qk_norm": ("vit_tiny_patch16_224", VIT | {"qk_norm": True, "pre_norm": True}),
-    "vit_norm_over_heads": ("vit_tiny_patch16_224", VIT | {"scale_attn_norm": True, "scale_mlp_norm": True}),
-    "vit_post_norm": ("vit_base_patch16_rpn_224", VIT),
-    "vit_registers": ("vit_wee_patch16_reg1_gap_256", VIT),
-    "vit_attention_and_mlp_at_once": ("vit_pwee_patch16_reg1_gap_256", VIT),
-    "vit_two_at_once": ("vit_small_patch16_18x2_224", VIT),
-    "deit": ("deit_tiny_patch16_224", VIT),
-    "deit3": ("deit3_small_patch16_224", VIT),
-    "deit_distilled": ("deit_tiny_distilled_patch16_224", VIT),
-    "dino": ("vit_small_patch16_224.dino", VIT),
-    "dinov2": ("vit_small_patch14_dinov2", VIT),
-    "dinov2_registers": ("vit_small_patch14_reg4_dinov2", VIT),
-    "dinov2_swiglu": ("vit_giant_patch14_reg4_dinov2", VIT),
-    "siglip": ("vit_base_patch16_siglip_224", VIT),
-    "clip": ("vit_base_patch16_clip_quickgelu_224", VIT),
-    "eva": ("eva02_tiny_patch14_224", VIT),
-    "swin": ("swin_tiny_patch4_window7_224", SWIN),
-    "swin_padded": ("swin_tiny_patch4_window7_224", SWIN | {"img_size": (60, 76)}),
-    "swin_four_stages": ("swin_tiny_patch4_window7_224", SWIN | {"img_size": 96, "depths": (1, 2, 1, 2), "window_size": 3,
-                                                                 "num_heads": (2, 2, 4, 4)}),
-    "swinv2": ("swinv2_tiny_window8_256", SWIN | {"img_size": 64, "window_size": 4}),
-    "maxvit": ("maxvit_tiny_rw_224", MAXVIT),
-    "maxvit_mlp_positions": ("maxvit_rmlp_pico_rw_256", MAXVIT),
-    "maxvit_tf": ("maxvit_tiny_tf_224", MAXVIT),
-    "maxxvit": ("maxxvit_rmlp_nano_rw_256", MAXVIT | {"embed_dim": (64, 128)}),
-}
-
-
-def random_model(name: str, changes: dict) -> nn.Module:
-    """A small model in eval mode, every parameter and every running statistic moved at random."""
-    torch.manual_seed(0)
-    return move(timm.create_model(name, pretrained=False, num_classes=0, **changes))
-
-
-def move(model: nn.Module) -> nn.Module:
-    model = model.eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.15)
-    for key, buffer in model.named_buffers():
-        if key.endswith(("running_mean", "running_var")):
-            buffer.add_(torch.rand_like(buffer) * 0.3)
-    return model
-
-
-def images_for(changes: dict, number: int = 3) -> torch.Tensor:
-    size = changes["img_size"] if isinstance(changes["img_size"], tuple) else (changes["img_size"],) * 2
-    return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def representation_of(family: str, model: nn.Module):
-    """What is decomposed: the model, or where a tanh follows the pooling, the mean of its features."""
-    return (lambda images: model.forward_features(images).mean((-2, -1))) if family == "maxvit_tf" else model
-
 
 @pytest.fixture(params=list(FAMILIES))
 def family(request):
     """Each family in turn: (name, model, its representation, images)."""
     name, changes = FAMILIES[request.param]
-    model = random_model(name, changes)
-    return request.param, model, representation_of(request.param, model), images_for(changes)
+    model = random_timm(name, changes)
+    return request.param, model, representation_of(request.param, model), random_images(changes["img_size"])
 
 
 def test_components_sum_to_the_models_own_representation(family):
@@ -203,7 +152,7 @@ CONSTANTS = {  # the modules on the residual path that add one
 def test_every_term_equals_its_definition(name, monkeypatch):
     """The last MLP, every head, every convolution block: each term of each family, the embedding as well."""
     timm_name, changes = FAMILIES[name]
-    model, images = random_model(timm_name, changes), images_for(changes, 2)
+    model, images = random_timm(timm_name, changes), random_images(changes["img_size"], 2)
     found = decompose(model, images, representation_of(name, model))
     literal = Literal(model, representation_of(name, model), images, monkeypatch)
     layers = [("embed", None), *literal.writers]
@@ -298,7 +247,7 @@ def test_scores_of_source_tokens_are_the_products_of_their_terms(family):
 
 
 def test_scores_with_vectors_that_depend_on_the_terms_and_beside_source_tokens():
-    model, images = random_model(*FAMILIES["vit"]), images_for(VIT)
+    model, images = random_timm(*FAMILIES["vit"]), random_images(VIT["img_size"])
     whole = decompose(model, images, sources="all", vectors=lambda names, terms: terms.sum(dim=1)[None, :, None].expand(
         1, -1, len(names), -1))
     torch.testing.assert_close(whole.products.sum(dim=-1), torch.ones(1, 3), atol=1e-5, rtol=0)
@@ -311,7 +260,7 @@ def test_scores_with_vectors_that_depend_on_the_terms_and_beside_source_tokens()
 def test_scores_equal_their_literal_definition(name):
     """The last layer of a vision transformer: attention times values times the head's part of the output projection, through
     the frozen final norm, in double precision. Without constants, of which each token has the same part."""
-    model, images = random_model(*FAMILIES[name]), images_for(FAMILIES[name][1], 2)
+    model, images = random_timm(*FAMILIES[name]), random_images(FAMILIES[name][1]["img_size"], 2)
     found = decompose(model, images, vectors=random_vectors)
     vectors = random_vectors(found.names, found.terms).double()
     model, images = model.double(), images.double()
@@ -356,7 +305,7 @@ ONE_STAGE = {"depths": (2,), "num_heads": (2,)}
     ("swinv2_tiny_window8_256", SWIN | ONE_STAGE | {"img_size": 64, "window_size": 4}),
 ])
 def test_source_tokens_summed_over_layers(name, changes):
-    model, images = random_model(name, changes), images_for(changes, 2)
+    model, images = random_timm(name, changes), random_images(changes["img_size"], 2)
     for heads in (lambda block, head: True, lambda block, head: (block + head) % 2 == 0):
         every, found = (decompose(model, images, sources=sources, heads=heads) for sources in ("all", "summed"))
         assert list(found.sources) == [None] and len(every.sources) > 1
@@ -366,13 +315,13 @@ def test_source_tokens_summed_over_layers(name, changes):
 
 def test_tokens_of_layers_that_differ_in_their_number_are_not_summed():
     with pytest.raises(UserError, match="49 or 196 tokens"):
-        decompose(random_model(*FAMILIES["swin"]), images_for(SWIN), sources="summed")
+        decompose(random_timm(*FAMILIES["swin"]), random_images(SWIN["img_size"]), sources="summed")
 
 
 @pytest.mark.parametrize("name", ["swin", "swin_padded"])
 def test_source_tokens_lie_where_the_stream_has_them(name, monkeypatch):
     """Through windows and shifts: the values of one token of the residual stream, and nothing else."""
-    model, images = random_model(*FAMILIES[name]), images_for(FAMILIES[name][1], 2)
+    model, images = random_timm(*FAMILIES[name]), random_images(FAMILIES[name][1]["img_size"], 2)
     block = model.layers[0].blocks[1]
     block.attn.qkv.bias.zero_()
     found = decompose(model, images, sources="all").sources[1]
@@ -398,7 +347,7 @@ def test_source_tokens_lie_where_the_stream_has_them(name, monkeypatch):
     ("resnet18", {}, "aten.relu"),
 ])
 def test_what_cannot_be_passed_is_refused_by_name(name, changes, reason):
-    model = random_model(name, changes)
+    model = random_timm(name, changes)
     with pytest.raises(UserError, match=reason):
         decompose(model, images_for(changes if changes else {"img_size": 64}))
 
@@ -412,7 +361,7 @@ def test_what_cannot_be_passed_is_refused_by_name(name, changes, reason):
 ])
 def test_a_timm_tower_of_open_clip(name, options):
     torch.manual_seed(0)
-    visual, images = move(TimmModel(name, embed_dim=20, image_size=160, **options)), images_for({"img_size": 160}, 2)
+    visual, images = move(TimmModel(name, embed_dim=20, image_size=160, **options)), random_images(160, 2)
     found = decompose(visual, images)
     torch.testing.assert_close(found.terms.sum(dim=1), F.normalize(visual(images), dim=-1), atol=1e-6, rtol=0)
     assert len({name.block for name in found.names if name.kind == "attn"}) == len(visual.trunk.blocks)
@@ -421,12 +370,12 @@ def test_a_timm_tower_of_open_clip(name, options):
 def test_a_timm_tower_that_ends_in_an_mlp_is_refused():
     visual = TimmModel("test_vit", embed_dim=20, image_size=160, pool="token", proj="mlp").eval()
     with pytest.raises(UserError, match="aten.gelu in head.mlp.act"):
-        decompose(visual, images_for({"img_size": 160}, 1))
+        decompose(visual, random_images(160, 1))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_scores_without_gradients(mode):
-    model, images = random_model(*FAMILIES["swin"]), images_for(SWIN)
+    model, images = random_timm(*FAMILIES["swin"]), random_images(SWIN["img_size"])
     expected = decompose(model, images, vectors=random_vectors)
     with mode():
         again = decompose(model.requires_grad_(True), images, vectors=random_vectors)
@@ -440,10 +389,10 @@ def test_scores_without_gradients(mode):
 def test_the_same_without_gradients(name, mode):
     """Whether or not the model and the images were made in that mode, too."""
     timm_name, changes = FAMILIES[name]
-    model, images = random_model(timm_name, changes).requires_grad_(True), images_for(changes)
+    model, images = random_timm(timm_name, changes).requires_grad_(True), random_images(changes["img_size"])
     expected = decompose(model, images, sources="all")
     with mode():
-        cases = [(model, images), (random_model(timm_name, changes), images_for(changes))]
+        cases = [(model, images), (random_timm(timm_name, changes), random_images(changes["img_size"]))]
         found = [decompose(*case, sources="all") for case in cases]
         assert cases[1][1].is_inference() == torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
     for other in found:
