@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import ROOT
+from builders import ROOT, WRITERS
 from PIL import Image
 
 from utils.data import concepts
@@ -246,7 +246,6 @@ def test_a_concept_without_images_is_refused_before_the_long_work(refused, optio
     data = ["--eval_dataset", "imagefolder", "--data_root", root]
     assert "expected folders, one a class, with images in each; dog has none" in refused(
         "inference", *options, *data, "--score", JUDGE)
-    from test_layouts import WRITERS
     WRITERS["stanford_cars"](tmp_path / "cars")
     line = refused("inference", *options, "--eval_dataset", "stanford_cars", "--data_root", tmp_path / "cars", "--split", "test",
                    "--score", JUDGE)
