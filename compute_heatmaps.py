@@ -73,11 +73,12 @@ def main(args) -> None:
 
     from utils.analysis import alignment, heatmaps
     from utils.analysis.zeroshot import embed_texts
+    from utils.data import pictures
     from utils.decompose import tower as decomposition
     from utils.models import names
     from utils.plots import charts
 
-    picture = heatmaps.read_picture(args.image)  # a wrong file is found before a large model is loaded
+    picture = pictures.read_option(args.image)  # a wrong file is found before a large model is loaded
     device, tower = cli.pick_device(args.device), None
     if args.maps:
         trained = alignment.load(Path(args.maps), "make them with compute_alignment.py")

@@ -36,7 +36,7 @@ def main(args) -> None:
     from utils.data import datasets, layouts
 
     if args.dataset in datasets.EMBEDDED:
-        layouts.check_split(args.dataset, "train", datasets.SIZES[args.dataset])
+        layouts.check_split(args.dataset, "train", datasets.REGISTRY[args.dataset].scenes)
 
     import numpy as np
     from tqdm import tqdm

@@ -44,8 +44,8 @@ def main(args) -> None:
     asked = args.index or args.image
     if not asked or (args.index and args.image):
         raise UserError("give the queries either by --index or by --image")
-    from utils.analysis import heatmaps, neighbors
-    from utils.data import datasets
+    from utils.analysis import neighbors
+    from utils.data import datasets, pictures
     from utils.models import names
     from utils.plots import sheets
     from utils.runs import files, heads
@@ -74,7 +74,7 @@ def main(args) -> None:
         pictures = [picture(index) for index in args.index]
         queries = neighbors.of_rows(terms, args.index, compared)
     else:
-        pictures = [heatmaps.read_picture(path) for path in args.image]
+        pictures = [pictures.read_option(path) for path in args.image]
         clip = names.load_same(args, manifest)
         queries = neighbors.of_pictures(clip, pictures, compared, attn.layout)
 

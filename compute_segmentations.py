@@ -29,8 +29,8 @@ Writes to --output_dir:
 common --output_dir, and leaves the files that one process leaves.
 """
 from utils import cli
+from utils.data.datasets import WITH_MASKS
 
-DATASETS = ("imagenet_seg", "emoji_seg", "masks_folder")
 METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
 
 
@@ -45,8 +45,8 @@ def get_args_parser():
     parser.add_argument("--thr", type=cli.FRACTION, default=0.0,
                         help="floor of the scores in the precision and recall arrays, 0 to 1: heat below it counts as this; "
                              "it changes no figure, as masks are cut at their heat's mean")
-    parser.add_argument("--train_dataset", default="imagenet_seg", choices=DATASETS, metavar="NAME",
-                        help=f"images with masks, one of {', '.join(DATASETS)}")
+    parser.add_argument("--train_dataset", default="imagenet_seg", choices=WITH_MASKS, metavar="NAME",
+                        help=f"images with masks, one of {', '.join(WITH_MASKS)}")
     parser.add_argument("--data_path", metavar="PATH", help="the .mat file or the folder; emoji_seg needs none (default: none)")
     parser.add_argument("--classifier_dir", default="./output_dir/", metavar="FOLDER", help="where the classifier is")
     parser.add_argument("--classifier_dataset", default="imagenet", metavar="NAME",
@@ -68,15 +68,15 @@ def get_args_parser():
 def main(args) -> None:
     from pathlib import Path
 
+    import torch
     from tqdm import tqdm
 
     from utils.analysis import segmentation
     from utils.data import datasets
-    from utils.data.masks import READERS
     from utils.models import names
     from utils.runs import files
 
-    data = READERS[args.train_dataset](args.data_path)
+    data = datasets.load_masks(args.train_dataset, args.data_path)
     state = cli.start_processes(args.device)
     device = state.device
     subject = segmentation.load_subject(args, device)
@@ -98,11 +98,13 @@ def main(args) -> None:
         pictures.mkdir(parents=True, exist_ok=True)
     total, size, without_foreground = len(data.names), args.batch_size, {}
     numbers = cli.own_batches(range(-(-total // size)), state)
-    batches = segmentation.batches(data, prepare, image_size, mask_resize, size, datasets.worker_count(args.num_workers), numbers)
+    data.draw_at(image_size)
+    batches = datasets.batches(data, prepare, size, datasets.worker_count(args.num_workers), numbers=numbers,
+                               prepare_target=segmentation.mask_transform(prepare, image_size, mask_resize))
     with tqdm(total=sum(min(size, total - number * size) for number in numbers), desc="images", unit="image",
               disable=not state.is_main_process) as progress:
-        for number, (pixels, masks) in zip(numbers, batches):
-            pixels, masks = pixels.to(device), masks.to(device)
+        for number, (pixels, masks, _) in zip(numbers, batches):
+            pixels, masks = pixels.to(device), torch.from_numpy(masks).to(device)
             images = slice(number * size, number * size + len(masks))
             maps, target = segmentation.class_maps(subject, pixels, classifier, None if truth is None else truth[images])
             batch = relevance.Batch(towers, pixels, classifier, target) if methods != ("decomposition",) else None

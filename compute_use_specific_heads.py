@@ -21,7 +21,7 @@ whole model, with the rest of the recipe but no heads ablated, with the heads ab
 Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
 from utils import cli
-from utils.data.datasets import DEFAULT_SPLITS, NAMES
+from utils.data.datasets import NAMES, default_split
 
 COLUMNS = {"baseline": "before", "no_heads": "no heads", "heads_ablated": "heads ablated", "random_best": "best random",
            "random_mean": "mean random"}
@@ -95,7 +95,7 @@ def main(args) -> None:
     path = Path(args.output_dir or args.input_dir) / f"{name}_specific_heads_{model}.json"
     options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials", "seed")
     cli.save_result(path, {
-        "model": args.model, "dataset": args.dataset, "split": args.split or DEFAULT_SPLITS.get(args.dataset, "test"),
+        "model": args.model, "dataset": args.dataset, "split": args.split or default_split(args.dataset),
         "images": len(attn), "images_of_groups": sizes, "heads": list(map(heads.name, chosen)), "chosen": how,
         "options": {option: getattr(args, option) for option in options}, **found,
         "random_best_heads": list(map(heads.name, trials[best]))})

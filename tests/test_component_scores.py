@@ -133,7 +133,8 @@ def scenes_run(tmp_path_factory):
     from utils.data import datasets
 
     folder = tmp_path_factory.mktemp("scores")
-    sizes, datasets.SIZES["emoji_seg"] = datasets.SIZES["emoji_seg"], {"test": 140}
+    splits = datasets.REGISTRY["emoji_seg"].scenes
+    before, splits["test"] = splits["test"], (140, 3)
     try:
         call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji_seg", "--batch_size", 70, "--num_workers", 0,
                     "--device", "cpu", "--output_dir", folder)
@@ -143,7 +144,7 @@ def scenes_run(tmp_path_factory):
                   text_weights_sha256=manifest["weights_sha256"])
         yield folder
     finally:
-        datasets.SIZES["emoji_seg"] = sizes
+        splits["test"] = before
 
 
 def options(folder, *more):
@@ -220,7 +221,7 @@ def test_bad_input_is_one_line(refused, scenes_run, tmp_path, monkeypatch):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights_sha256": "0" * 64}))
     assert "are not those of the arrays" in line(tmp_path / "run", "--model", "emojiclip")
     assert "the arrays of emojiclip have other weights" in line(tmp_path / "run", "--model", "m-as-emojiclip")
-    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 141})
+    monkeypatch.setitem(datasets.REGISTRY["emoji_seg"].scenes, "test", (141, 3))
     assert "the data set has 141 images, and the arrays hold 140" in line(scenes_run, "--model", "emojiclip")
 
 

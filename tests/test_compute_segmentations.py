@@ -77,7 +77,7 @@ def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_pa
     from utils.analysis import segmentation
     from utils.data import datasets
 
-    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": SCENES})
+    monkeypatch.setitem(datasets.REGISTRY["emoji_seg"].scenes, "test", (SCENES, 3))
     code, out, err = run_script("compute_segmentations", *options("emoji_seg", "--save_img", "--batch_size", 4))
     assert code == 0, err
     lines = out.splitlines()
@@ -313,10 +313,9 @@ def test_wrong_options_are_refused(refused, options, mask_folder, more, reason):
 
 def test_the_names_offered_are_those_that_can_be_read():
     from utils.analysis import segmentation
-    from utils.data.masks import READERS
 
     script = load_script("compute_segmentations")
-    assert set(script.DATASETS) == set(READERS)
+    assert set(script.WITH_MASKS) == {"imagenet_seg", "masks_folder", "emoji_seg"}
     for figures in segmentation.PUBLISHED.values():
         assert set(figures) <= set(script.METHODS)
 
@@ -368,7 +367,7 @@ def mapped(classifier_dir, maps_file, tmp_path):
 def test_a_mapped_model_finds_the_objects(run_script, mapped, tmp_path, monkeypatch):
     from utils.data import datasets
 
-    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 40})
+    monkeypatch.setitem(datasets.REGISTRY["emoji_seg"].scenes, "test", (40, 3))
     found, name = {}, "emojivit-as-emojiclip"
     for target in ("predicted", "true"):
         code, out, err = run_script("compute_segmentations", *mapped("emoji_seg", "--target", target, "--save_img"))
@@ -402,7 +401,7 @@ def test_a_mapped_models_figures_are_the_same_at_any_batch_size(run_script, mapp
 def test_the_true_class_is_explained_by_every_method(result, monkeypatch):
     from utils.data import datasets
 
-    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 12})
+    monkeypatch.setitem(datasets.REGISTRY["emoji_seg"].scenes, "test", (12, 3))
     predicted, true = (result("emoji_seg", "--target", target, method="all")["methods"] for target in ("predicted", "true"))
     for method in ("decomposition", "gradcam", "maskclip"):
         assert predicted[method] != true[method]

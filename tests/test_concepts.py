@@ -117,7 +117,7 @@ def test_emoji_splits_differ_from_each_other_and_from_the_data_sets():
     of_sets = [scene for name in datasets.EMBEDDED for scene in datasets.embedded_scenes(name)[0]]
     # A seed without its trailing zeros is the same to numpy: (seed, k) of a data set and (seed, k, 0) of a concept.
     assert not {scene.noise for scene in drawn} & {scene.noise for scene in of_sets}
-    used = [seed for value in datasets.SEEDS.values() for seed in (value.values() if isinstance(value, dict) else [value])]
+    used = [seed for name in datasets.EMBEDDED for _, seed in datasets.REGISTRY[name].scenes.values()]
     assert len({*used, *concepts.EMOJI_SEEDS.values()}) == len(used) + 3
 
 

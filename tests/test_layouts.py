@@ -56,7 +56,7 @@ CLASSES = {"imagefolder": ["A", "b b"], "binary_waterbirds": ["landbird", "water
 @pytest.mark.parametrize("name, split", [(name, split) for name, splits in TRUTH.items() for split in splits])
 def test_files_labels_and_names_of_every_split(tmp_path, name, split):
     WRITERS[name](tmp_path)
-    files, classes = layouts.READERS[name](tmp_path, split)
+    files, classes = layouts.LAYOUTS[name].read(tmp_path, split)
     assert files == [(str(tmp_path / path), label) for path, label in TRUTH[name][split]]
     if name == "flowers":  # labels as the data set's authors count them, from 1
         assert [classes[i - 1] for i in (1, 21, 51, 77, 102)] == ["pink primrose", "fire lily", "petunia", "passion flower",
@@ -132,11 +132,11 @@ def test_imagenet_in_both_splits(tmp_path):
             layouts.imagenet(tmp_path, split)
 
 
-@pytest.mark.parametrize("name", [name for name in layouts.READERS if name != "imagefolder"])
+@pytest.mark.parametrize("name", [name for name in layouts.LAYOUTS if name != "imagefolder"])
 def test_an_unknown_split_is_refused_with_those_there_are(tmp_path, name):
-    known = list(TRUTH[name]) if name != "imagenet" else ["train", "val"]
+    known = {"imagenet": ["train", "val"], "CIFAR10": ["train", "test"], "CIFAR100": ["train", "test"]}.get(name) or TRUTH[name]
     with pytest.raises(UserError, match="no split 'validation'") as refused:
-        layouts.READERS[name](tmp_path, "validation")
+        layouts.LAYOUTS[name].read(tmp_path, "validation")
     assert set(str(refused.value).split("there are ")[1].split(", ")) == set(known)
 
 
@@ -160,7 +160,7 @@ def test_each_missing_piece_is_named_with_its_archive(tmp_path, name, piece, arc
     path = tmp_path / piece
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError) as refused:
-        layouts.READERS[name](tmp_path, "train")
+        layouts.LAYOUTS[name].read(tmp_path, "train")
     message = str(refused.value)
     assert message.startswith(f"{path} does not exist; get {archive} from") and "\n" not in message
 
@@ -213,7 +213,7 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path, name, outside,
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path, Path(".")):  # also where the root is given as a relative path
         with pytest.raises(UserError, match="leads out of the data set's folder"):
-            layouts.READERS[name](place, "train")
+            layouts.LAYOUTS[name].read(place, "train")
 
 
 def test_lists_that_are_not_those_of_the_download(tmp_path):

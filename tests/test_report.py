@@ -288,7 +288,7 @@ def test_the_command_for_several_heads_computes_what_the_page_says_of_one(run_sc
 def truth_run(tmp_path_factory):
     """Arrays, texts and truth of 60 embedded scenes, and their report without heat maps."""
     patch, out = pytest.MonkeyPatch(), tmp_path_factory.mktemp("truth")
-    patch.setitem(datasets.SIZES, "emoji", {"test": 60})
+    patch.setitem(datasets.REGISTRY["emoji"].scenes, "test", (60, 1))
     model, pool = ("--model", "emojiclip"), ("--text_descriptions", "emoji_descriptions", "--texts_per_head", 3)
     made = (*model, "--device", "cpu", "--output_dir", out)
     call_script("compute_prs", *made, "--dataset", "emoji", "--batch_size", 30, "--num_workers", 0)

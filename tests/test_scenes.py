@@ -160,7 +160,7 @@ def test_segmentation_on_disk_is_imagenet_segmentations_file(run_script, tmp_pat
 
 
 def test_class_folders_read_back(run_script, tmp_path, monkeypatch):
-    monkeypatch.setitem(datasets.SIZES, "emoji", {"test": 12})
+    monkeypatch.setitem(datasets.REGISTRY["emoji"].scenes, "test", (12, 1))
     assert run_script("scripts.write_emoji", "--output_dir", tmp_path, "--image_size", 32)[0] == 0
     assert len(datasets.load_images("imagefolder", str(tmp_path)).samples) == 12
     assert Image.open(next(tmp_path.glob("*/*.png"))).size == (32, 32)

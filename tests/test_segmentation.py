@@ -8,8 +8,7 @@ from PIL import Image
 from utils.analysis import segmentation
 from utils.analysis.alignment import mapped
 from utils.cli import UserError
-from utils.data import scenes
-from utils.data.masks import EmojiScenes, MaskFolder
+from utils.data import datasets, scenes
 from utils.decompose import walk
 from utils.decompose.tower import by_walk, decompose_tokens, read_tower
 from utils.models import names
@@ -18,6 +17,13 @@ from utils.models import names
 def random_classifier(classes=7, seed=2):
     columns = torch.randn(20, classes, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(columns, dim=0)
+
+
+def batches(data_path, prepare, side, mask_resize, batch_size=4, numbers=None):
+    """Images and masks of a folder, in batches."""
+    data, prepare_mask = datasets.load_masks("masks_folder", str(data_path)), segmentation.mask_transform(prepare, side, mask_resize)
+    for pixels, masks, _ in datasets.batches(data, prepare, batch_size, 0, numbers=numbers, prepare_target=prepare_mask):
+        yield pixels, torch.from_numpy(masks)
 
 
 def maps_of(model, images, classifier):
@@ -190,11 +196,11 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
             Image.fromarray(np.full((40, 80), 40 * i, np.uint8)).save(oblong_folder / part / f"{i}.png")
     prepare, _ = segmentation.transform(names.load_vision("emojiclip", None, torch.device("cpu")), read_tower(
         random_clip().visual), 32)
-    given = MaskFolder(str(oblong_folder)), prepare, 32, "published", 2, 0
-    together = list(segmentation.batches(*given))
-    assert [len(masks) for _, masks in together] == [2, 2, 1] and len({float(pixels.mean()) for pixels, _ in together}) == 3
+    together = list(batches(oblong_folder, prepare, 32, "published", 2))
+    assert [len(masks) for _, masks in together] == [2, 2, 1]
+    assert len({float(pixels.mean()) for pixels, _ in together}) == 3
     for numbers in ([2], [0, 2], [1], []):
-        found = list(segmentation.batches(*given, numbers))
+        found = list(batches(oblong_folder, prepare, 32, "published", 2, numbers))
         assert len(found) == len(numbers)
         for number, batch in zip(numbers, found):
             assert all((part == whole).all() for part, whole in zip(batch, together[number]))
@@ -249,9 +255,8 @@ def one_batch(data_path, mask_resize):
     from utils.models.names import load_vision
 
     vision = load_vision("emojiclip", None, torch.device("cpu"))
-    data = MaskFolder(str(data_path))
     prepare, _ = segmentation.transform(vision, read_tower(vision.tower), 32)
-    (pixels, masks), = segmentation.batches(data, prepare, 32, mask_resize, 4, 0)
+    (pixels, masks), = batches(data_path, prepare, 32, mask_resize)
     assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
     return pixels[0, 0] > 0, masks[0]
 
@@ -282,7 +287,7 @@ def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timm
         picture[10:, :35] = 255
         Image.fromarray(picture).save(oblong_folder / part / "half.png")
     prepare, side = segmentation.transform(vision, None, None)
-    (pixels, masks), = segmentation.batches(MaskFolder(str(oblong_folder)), prepare, side, "aligned", 4, 0)
+    (pixels, masks), = batches(oblong_folder, prepare, side, "aligned")
     white = pixels[0, 0] * 0.2 + 0.3 > 0.5
     if options.get("crop_mode") == "border":  # the border is grey, and no foreground
         white[:8], white[24:] = False, False
@@ -301,9 +306,9 @@ def test_sizes_of_a_model_that_takes_its_own_alone():
 
 
 def test_true_classes_are_those_of_the_scenes():
-    data = EmojiScenes(None)
+    data = datasets.load_masks("emoji_seg")
     truth = segmentation.true_classes(data, data.classes)
-    assert [data.classes[label] for label in truth] == [scenes.concepts()[scene.object]["name"] for scene in data.drawn]
+    assert [data.classes[label] for label in truth] == [scenes.concepts()[scene.object]["name"] for scene in data.scenes]
     for classes in (None, data.classes[1:]):
         with pytest.raises(UserError, match="the classifier has other classes than the images"):
             segmentation.true_classes(data, classes)

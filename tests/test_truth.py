@@ -110,7 +110,8 @@ def small_run(tmp_path_factory):
     from utils.data import datasets
 
     folder = tmp_path_factory.mktemp("truth")
-    sizes, datasets.SIZES["emoji_seg"] = datasets.SIZES["emoji_seg"], {"test": 400}
+    splits = datasets.REGISTRY["emoji_seg"].scenes
+    before, splits["test"] = splits["test"], (400, 3)
     common = ["--model", "emojiclip", "--device", "cpu", "--output_dir", str(folder)]
     try:
         for name, *arguments in (
@@ -123,7 +124,7 @@ def small_run(tmp_path_factory):
                     "--num_of_last_layers", 2, "--texts_per_head", 6)
         yield folder
     finally:
-        datasets.SIZES["emoji_seg"] = sizes
+        splits["test"] = before
 
 
 def options(folder, *more):
@@ -170,6 +171,6 @@ def test_bad_input_is_one_line(refused, small_run, tmp_path):
 def test_arrays_of_another_number_of_scenes_are_refused(refused, small_run, tmp_path, monkeypatch):
     from utils.data import datasets
     shutil.copytree(small_run, tmp_path / "run")
-    monkeypatch.setitem(datasets.SIZES, "emoji_seg", {"test": 401})
+    monkeypatch.setitem(datasets.REGISTRY["emoji_seg"].scenes, "test", (401, 3))
     assert "the data set has 401 images, and the arrays hold 400" in refused(
         "compute_head_truth", *options(tmp_path / "run"))

@@ -26,8 +26,7 @@ def of_images(dataset: str, data_path: str | None, split: str | None, labels: np
         return None
     images = datasets.load_images(dataset, data_path, split=split)
     rows = files.image_indices(manifest, len(labels), images)
-    truth = images.samples.labels if images.scenes else [label for _, label in images.samples.samples]
-    if not np.array_equal(np.asarray(truth)[rows], labels):
+    if not np.array_equal(np.asarray(images.samples.labels)[rows], labels):
         raise UserError(f"the images of {dataset} have other labels than the arrays; give the --data_path and --split that "
                         "they were made from, or make them again with compute_prs.py")
     return np.asarray(labels) * len(datasets.PLACES[dataset]) + np.asarray(images.places)[rows]

@@ -1,19 +1,16 @@
 """Where a picture speaks for a text: every patch's contribution to their similarity (arXiv 2310.05916, section 3.3)."""
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from utils.cli import UserError, describe
 from utils.decompose.tower import Tower, decompose, decompose_tokens, patch_map, score_tokens
 from utils.models.names import Clip, Vision
 
 FIRST_OTHER = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")  # of a transform's steps, after those that resize and crop
-LONGEST = 4  # sides of a picture: positions are interpolated, and a model has seen none of a longer strip
 
 
 @dataclass
@@ -23,37 +20,6 @@ class HeatMap:
     similarity: float        # cosine of the image's and the text's embedding
     parts: dict[str, float]  # what the similarity is the sum of, by name
     patches: np.ndarray      # [rows, columns]: through the heads that were asked for; sums to the first part
-
-
-def read_picture(path: str) -> Image.Image:
-    """The picture of a file as RGB, upright by its EXIF orientation, transparent parts on white, the first frame of
-    several. 16 bits are scaled to 8; 32-bit integers and floats, which have no fixed white, from their least to their
-    largest value. Raises UserError for what is no picture, or longer than LONGEST times its breadth."""
-    if not Path(path).is_file():
-        raise UserError(f"--image {path}: no such file")
-    try:
-        with Image.open(path) as file:
-            picture = _to_rgb(ImageOps.exif_transpose(file))
-    except Exception as error:  # damaged files fail in as many ways as there are formats
-        why = "in no format of Pillow's" if isinstance(error, Image.UnidentifiedImageError) else describe(error)
-        raise UserError(f"--image {path}: cannot be read ({why}); convert it to PNG or JPEG, or give another") from error
-    if max(picture.size) > LONGEST * min(picture.size):
-        raise UserError(f"--image {path}: has {picture.width} x {picture.height} pixels; "
-                        f"crop it until it is at most {LONGEST} times as long as broad")
-    return picture
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # Pillow would cut these off at 255
-        picture = Image.fromarray((np.asarray(picture, np.float32) / 257).round().astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(picture, np.float64))
-        values = (values - values.min()) / (np.ptp(values) or 1)
-        picture = Image.fromarray((255 * values).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
 
 
 def to_pixels(picture: Image.Image, clip: Clip, patch_size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ own mean, it is a segmentation; the figures over a data set are those of the pub
 """
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional.classification import binary_average_precision
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
@@ -23,8 +22,8 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 from utils import cli
 from utils.analysis import alignment
 from utils.analysis.heatmaps import shaping
-from utils.cli import UserError, describe
-from utils.data.masks import EmojiScenes, Masks
+from utils.cli import UserError
+from utils.data.datasets import Images
 from utils.decompose.tower import TokenTerms, Tower, decompose_tokens, find_tower, patch_map, score_tokens
 from utils.models.names import TIMM, Vision, file_name, load_vision, weights_hash
 from utils.runs import files
@@ -125,13 +124,13 @@ def load_classifier(model: str, run: dict, width: int, folder: str, dataset: str
     return torch.tensor(columns, device=device), manifest and manifest["classes"]
 
 
-def true_classes(data: Masks, classes: list[str] | None) -> Tensor:
+def true_classes(data: Images, classes: list[str] | None) -> Tensor:
     """The true class [images] of every image, among the classifier's. Raises UserError where it is not known."""
-    if not isinstance(data, EmojiScenes):
+    if not data.scenes:
         raise UserError("--target true needs the class of every image, which only --train_dataset emoji_seg knows; leave it out")
     if classes != data.classes:
         raise UserError("--target true: the classifier has other classes than the images; give --classifier_dataset emoji")
-    return torch.tensor(data.labels)
+    return torch.tensor(data.samples.labels)
 
 
 def transform(vision: Vision, tower: Tower | None, image_size: int | None) -> tuple[Compose, int]:
@@ -148,52 +147,20 @@ def transform(vision: Vision, tower: Tower | None, image_size: int | None) -> tu
     return vision.preprocess, height
 
 
-class _Prepared:
-    """Images and masks, ready for the model. A pair that cannot be read comes as its error."""
-
-    def __init__(self, data: Masks, prepare: Compose, image_size: int, mask_resize: str):
-        self.data, self.prepare, self.image_size = data, prepare, image_size
-        if mask_resize == "published":
-            self.prepare_mask = Resize((image_size, image_size), InterpolationMode.NEAREST)
-        else:
-            steps = [copy.copy(step) for step in shaping(prepare)]
-            for step in steps:
-                step.interpolation, step.fill = InterpolationMode.NEAREST, 0
-            self.prepare_mask = Compose(steps)
-
-    def __len__(self) -> int:
-        return len(self.data.names)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | str:
-        try:
-            image, mask = self.data.read(index, self.image_size)
-            return self.prepare(image), torch.from_numpy(np.array(self.prepare_mask(mask))) > 0
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"image {self.data.names[index]} ({describe(error)})"
+def mask_transform(prepare: Compose, image_size: int, mask_resize: str) -> Compose:
+    """What makes of a mask a tensor [s, s], True in the foreground, resized by nearest neighbour: `published` squeezes the whole
+    mask to a square although images are cropped by their `transform`, `prepare`; `aligned` crops it like them."""
+    if mask_resize == "published":
+        steps = [Resize((image_size, image_size), InterpolationMode.NEAREST)]
+    else:
+        steps = [copy.copy(step) for step in shaping(prepare)]
+        for step in steps:
+            step.interpolation, step.fill = InterpolationMode.NEAREST, 0
+    return Compose([*steps, _to_mask])
 
 
-def _collate(samples: list) -> tuple[Tensor, Tensor] | str:
-    bad = [sample for sample in samples if isinstance(sample, str)]
-    return bad[0] if bad else tuple(map(torch.stack, zip(*samples)))
-
-
-def batches(data: Masks, prepare: Compose, image_size: int, mask_resize: str, batch_size: int,
-            num_workers: int, numbers: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images [b, 3, s, s] and
-    masks [b, s, s], True in the foreground.
-
-    An image is resized and cropped by `prepare`, its model's `transform`. Masks are resized by nearest neighbour: `published`
-    squeezes the whole mask to a square although the image is cropped, `aligned` crops it like the image.
-    Raises UserError that names the first image that cannot be read.
-    """
-    total = len(data.names)
-    chosen = [range(number * batch_size, min((number + 1) * batch_size, total))
-              for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
-    for batch in DataLoader(_Prepared(data, prepare, image_size, mask_resize), batch_sampler=chosen, num_workers=num_workers,
-                            collate_fn=_collate):
-        if isinstance(batch, str):
-            raise UserError(f"--data_path: cannot read {batch}; mend or remove it")
-        yield batch
+def _to_mask(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)) > 0
 
 
 def _direction(classifier: Tensor, classes: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from utils.data.layouts import SPLITS
 
 # Nothing here needs torch until images are drawn: names are also read where there is only an engine for language models.
 
-NAMES = ("cub", "fgvc_aircraft", "flowers", "pets", "stanford_cars", "stanford_dogs", "imagefolder", "emoji")
-EMOJI_SEEDS = {"train": 11, "val": 12, "test": 13}  # others than those of datasets.SEEDS
+NAMES = tuple(name for name, known in datasets.REGISTRY.items() if known.concept)
+EMOJI_SEEDS = {"train": 11, "val": 12, "test": 13}  # others than those of the data sets
 
 
 def concept_names(name: str, data_root: str | None, split: str, num_concepts: int | None) -> list[str]:
@@ -34,7 +34,7 @@ def load_concepts(name: str, data_root: str | None, split: str, num_concepts: in
     if name == "emoji":
         drawn = [scene for k in chosen for scene in _scenes(k, EMOJI_SEEDS[split], num_images)]
         labels = [label for label in range(len(chosen)) for _ in range(num_images)]
-        return datasets.Images(datasets.SceneImages(drawn, labels, image_size), concepts, None, drawn)
+        return datasets.Images(datasets.SceneImages(drawn, labels, image_size), concepts, scenes=drawn)
     paths_of: dict[int, list[str]] = {k: [] for k in range(len(names))}
     for path, k in files:
         paths_of[k].append(path)
@@ -44,33 +44,27 @@ def load_concepts(name: str, data_root: str | None, split: str, num_concepts: in
         if not paths:
             raise UserError(f"{data_root}: no images of {names[k]!r} in the split {split!r}; choose another --split")
         samples += [(path, label) for path in paths]
-    return datasets.Images(datasets.ImageFiles(samples), concepts, [path for path, _ in samples])
+    reading = datasets.REGISTRY[name].reading
+    return datasets.Images(datasets.ImageFiles(samples, reading), concepts, [path for path, _ in samples])
 
 
 def _read(name: str, data_root: str | None, split: str) -> tuple[list[tuple[str, int]], list[str]]:
     """Image files with labels (none for emoji), and the name of every concept."""
+    known = datasets.REGISTRY[name]
     if name == "emoji":
         layouts.check_split(name, split, SPLITS)
-        files, classes = [], datasets.class_names(name)
+        files, classes = [], known.classes()
     elif data_root is None:
         raise UserError(f"the data set {name} needs --data_root, the folder of its images")
     elif not Path(data_root).is_dir():
         raise UserError(f"--data_root {data_root}: no such folder")
     else:
-        files, classes = layouts.READERS[name](Path(data_root), split)
-    names = [_concept_name(name, class_name) for class_name in classes]
+        files, classes = known.read(Path(data_root), split)
+    names = list(map(known.concept, classes))
     twice = sorted({concept for concept in names if names.count(concept) > 1})
     if twice:
         raise UserError(f"two classes of {name} are both called {twice[0]!r}; rename one of them")
     return files, names
-
-
-def _concept_name(name: str, class_name: str) -> str:
-    if name == "fgvc_aircraft":
-        return f"{class_name} aircraft"
-    if name == "stanford_dogs" and "dog" not in class_name.lower():
-        return f"{class_name} dog"
-    return class_name
 
 
 def _spaced_evenly(number: int | None, total: int) -> list[int]:

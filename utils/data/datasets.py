@@ -1,10 +1,8 @@
-"""Data sets by name: images with labels, class names and prompt templates.
+"""Data sets by name (REGISTRY): images with labels, class names and prompt templates, or with masks.
 
-Natural images, each laid out as in its official download (utils/data/layouts.py): imagenet, imagefolder
-(any folder of class folders), CIFAR10, CIFAR100, binary_waterbirds, cub, fgvc_aircraft, flowers, pets,
-stanford_cars, stanford_dogs; and any images in shards or in a data set of Hugging Face's library (utils/data/shards.py):
-webdataset, huggingface. Embedded scenes with known truth (no --data_path, drawn at the model's
-image size): emoji, emoji_unseen_style, emoji_spurious, emoji_seg.
+Natural images, each laid out as in its official download (utils/data/layouts.py), or in folders of the user's own; in shards
+or in a data set of Hugging Face's library (utils/data/shards.py); with masks (utils/data/masks.py). Embedded scenes with
+known truth, drawn at the model's image size, need no --data_path.
 """
 import hashlib
 import json
@@ -16,57 +14,80 @@ from pathlib import Path
 from PIL import Image
 
 from utils.cli import UserError, describe
-from utils.data import layouts, shards
+from utils.data import layouts, masks, pictures, shards
+from utils.data.layouts import DataSet
 
 # torch and what needs it are imported where they are used, so that every script's --help answers at once.
 
 PACK_INDEX = Path(__file__).resolve().parents[2] / "data" / "emoji" / "concepts.json"
-EMBEDDED = ("emoji", "emoji_unseen_style", "emoji_spurious", "emoji_seg")
-NAMES = ("imagenet", "imagefolder", "CIFAR10", "CIFAR100", "binary_waterbirds", "cub", "fgvc_aircraft", "flowers", "pets",
-         "stanford_cars", "stanford_dogs", "webdataset", "huggingface", *EMBEDDED)
-# The split that is read where none is asked for: the test split, and here another. "" is the folder itself.
-DEFAULT_SPLITS = {"imagenet": "val", "imagefolder": "", "webdataset": ""}
-# Embedded sets: number of scenes of each split, and the seed that makes them.
-SIZES = {"emoji": {"train": 7800, "val": 2080, "test": 2080}, "emoji_unseen_style": {"test": 1040}, "emoji_seg": {"test": 520},
-         "emoji_spurious": {"train": 1200, "val": 400, "test": 800}}
-SEEDS = {"emoji": {"train": 7, "val": 8, "test": 1}, "emoji_unseen_style": {"test": 2}, "emoji_seg": {"test": 3},
-         "emoji_spurious": {"train": 4, "val": 5, "test": 6}}
 SPURIOUS_CLASSES = ("land animal", "sea animal")
-PLACES = {"binary_waterbirds": ("land", "water"), "emoji_spurious": ("land", "sea")}  # backgrounds that go with the classes
 AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
 EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
+
+
+def _drawings() -> list[str]:
+    # Not through utils.data.scenes, which needs torch: names are also read where there is none.
+    return [concept["name"] for concept in json.loads(PACK_INDEX.read_text())["concepts"]]
+
+
+def _scenes_with_masks(data_path: str | None) -> "SceneImages":
+    if data_path is not None:
+        raise UserError("--train_dataset emoji_seg is drawn, not read; leave --data_path out")
+    drawn, labels, _ = embedded_scenes("emoji_seg")
+    return SceneImages(drawn, labels, masks=True)
+
+
+REGISTRY = layouts.LAYOUTS | {
+    "webdataset": DataSet(reading="seen", split=""),
+    "huggingface": DataSet(reading="seen"),
+    "emoji": DataSet(classes=_drawings, concept=str, scenes={"train": (7800, 7), "val": (2080, 8), "test": (2080, 1)}),
+    "emoji_unseen_style": DataSet(classes=_drawings, scenes={"test": (1040, 2)}),
+    "emoji_spurious": DataSet(classes=lambda: list(SPURIOUS_CLASSES), places=("land", "sea"),
+                              scenes={"train": (1200, 4), "val": (400, 5), "test": (800, 6)}),
+    "emoji_seg": DataSet(classes=_drawings, masks=_scenes_with_masks, scenes={"test": (520, 3)}),
+    "imagenet_seg": DataSet(masks=masks.MatFile, images=False),
+    "masks_folder": DataSet(reading="seen", masks=masks.MaskFolder, images=False),
+}
+NAMES = tuple(name for name, known in REGISTRY.items() if known.images)
+EMBEDDED = tuple(name for name, known in REGISTRY.items() if known.scenes)
+PLACES = {name: known.places for name, known in REGISTRY.items() if known.places}
+WITH_MASKS = tuple(name for name, known in REGISTRY.items() if known.masks)
 
 
 @dataclass
 class Images:
     """A data set with what its zero-shot classifier needs."""
-    samples: Sequence           # sample i is (PIL image, label)
+    samples: Sequence           # sample i is (PIL image, label), or (PIL image, mask)
     classes: list[str]
-    paths: list[str] | None     # of the image files, to name a bad one
-    scenes: list | None = None  # the scenes of an embedded set
+    paths: list[str] | None = None   # of the image files
+    scenes: list | None = None       # the scenes of an embedded set
     places: list[int] | None = None  # of an image's background, where the data set tells: an index into PLACES
     files: list[str] | None = None   # that hold the images, where these are no files of their own
+    names: list[str] | None = None   # of images with masks, in names of files
 
     def draw_at(self, image_size: int) -> None:
         """Draw embedded scenes at this side, in pixels; image files keep their own size."""
         if self.scenes:
             self.samples.image_size = image_size
 
+    def name(self, index: int) -> str:
+        """How a message calls an image."""
+        return self.paths[index] if self.paths else f"image {self.names[index] if self.names else index}"
+
     def read(self, index: int) -> tuple[Image.Image, int]:
         """One image and its label. Raises UserError, which names it, where it cannot be read."""
         try:
             return self.samples[int(index)]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            name = self.paths[index] if self.paths else f"image {index}"
-            raise UserError(f"cannot read {name} ({describe(error)}); mend it, or make the arrays again with compute_prs.py "
-                            "--skip_bad_images") from error
+        except pictures.BROKEN as error:
+            raise UserError(f"cannot read {self.name(index)} ({describe(error)}); mend it, or make the arrays again with "
+                            "compute_prs.py --skip_bad_images") from error
 
 
 class SceneImages:
-    """Drawn scenes; batches are drawn in one go."""
+    """Drawn scenes with their labels, or with their masks; batches are drawn in one go."""
 
-    def __init__(self, drawn: list, labels: list[int], image_size: int):
-        self.drawn, self.labels, self.image_size = drawn, labels, image_size
+    def __init__(self, drawn: list, labels: list[int], image_size: int = 224, masks: bool = False):
+        self.drawn, self.labels, self.image_size, self.masks = drawn, labels, image_size, masks
 
     def __len__(self) -> int:
         return len(self.drawn)
@@ -77,24 +98,28 @@ class SceneImages:
     def __getitems__(self, indices: list[int]) -> list:
         from utils.data import scenes
 
-        images, _ = scenes.draw([self.drawn[i] for i in indices], self.image_size)
-        return [(Image.fromarray(image), self.labels[i])
-                for image, i in zip(images.permute(0, 2, 3, 1).numpy(), indices)]
+        images, covers = scenes.draw([self.drawn[i] for i in indices], self.image_size)
+        targets = map(Image.fromarray, covers.numpy()) if self.masks else [self.labels[i] for i in indices]
+        return list(zip(map(Image.fromarray, images.permute(0, 2, 3, 1).numpy()), targets))
 
 
 class ImageFiles:
     """Image files with labels."""
 
-    def __init__(self, samples: list[tuple[str, int]]):
-        self.samples = samples
+    def __init__(self, samples: list[tuple[str, int]], reading: str):
+        self.samples, self.reading, self.labels = samples, reading, [label for _, label in samples]
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int):
         path, label = self.samples[index]
-        with Image.open(path) as image:
-            return image.convert("RGB"), label
+        return pictures.read(path, self.reading), label
+
+
+def default_split(name: str) -> str:
+    """The split that is read where none is asked for."""
+    return REGISTRY[name].split if name in REGISTRY else "test"
 
 
 def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], list[int] | None]:
@@ -102,14 +127,15 @@ def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], li
 
     emoji and emoji_spurious have the splits train, val and test, the others test alone; another raises UserError.
     """
-    layouts.check_split(name, split, SIZES[name])
+    splits = REGISTRY[name].scenes
+    layouts.check_split(name, split, splits)
     from utils.data import scenes
 
     if name == "emoji_spurious":
-        rows = scenes.sample_spurious(SIZES[name][split], SEEDS[name][split], AGREEMENT[split])
+        rows = scenes.sample_spurious(*splits[split], AGREEMENT[split])
         return [scene for scene, *_ in rows], [y for _, y, _ in rows], [place for *_, place in rows]
     fixed = {"style": scenes.UNSEEN_STYLE} if name == "emoji_unseen_style" else {}
-    drawn = scenes.sample_scenes(SIZES[name][split], SEEDS[name][split], **fixed)
+    drawn = scenes.sample_scenes(*splits[split], **fixed)
     return drawn, [scene.object for scene in drawn], None
 
 
@@ -121,85 +147,66 @@ def load_images(name: str, data_path: str | None = None, image_size: int = 224, 
     where the data set has it; without it the test split, ImageNet's validation images, or all of an imagefolder.
     Raises UserError where files are missing, and for a split that the data set does not have.
     """
-    split = DEFAULT_SPLITS.get(name, "test") if split is None else split
+    known, split = REGISTRY[name], default_split(name) if split is None else split
     if streaming and name != "huggingface":
         raise UserError(f"--streaming goes with --dataset huggingface, and not with {name}; leave it out")
-    if name in EMBEDDED:
+    if known.scenes:
         drawn, labels, places = embedded_scenes(name, split)
-        return Images(SceneImages(drawn, labels, image_size), class_names(name), None, drawn, places)
+        return Images(SceneImages(drawn, labels, image_size), known.classes(), scenes=drawn, places=places)
     if name == "huggingface":
         if data_path is None:
             raise UserError("--dataset huggingface needs --data_path, a folder or the name of a data set on the hub")
-        samples, classes = shards.open_hub(data_path, split, streaming)
-        return Images(samples, classes, None)
-    root = _root(name, data_path)
+        return Images(*shards.open_hub(data_path, split, known.reading, streaming))
+    if data_path is None:
+        raise UserError(f"--dataset {name} needs --data_path, the folder of its images")
+    root = Path(data_path)
+    if not root.is_dir():
+        raise UserError(f"--data_path {root}: no such folder")
     if name == "webdataset":
-        samples, classes, names, files = shards.open_shards(root, split)
+        samples, classes, names, files = shards.open_shards(root, split, known.reading)
         return Images(samples, classes, names, files=files)
-    if name in ("CIFAR10", "CIFAR100"):
-        return _cifar(name, root, split)
-    files, classes = layouts.READERS[name](root, split)
-    if not files:
+    found, classes = known.read(root, split)
+    if not isinstance(found, list):  # images that torchvision holds
+        return Images(found, classes)
+    if not found:
         raise UserError(f"--data_path {root}: no images there for --dataset {name}")
-    places = layouts.waterbirds_places(root, split) if name == "binary_waterbirds" else None
-    return Images(ImageFiles(files), classes, [path for path, _ in files], places=places)
+    places = known.read_places and known.read_places(root, split)
+    return Images(ImageFiles(found, known.reading), classes, [path for path, _ in found], places=places)
+
+
+def load_masks(name: str, data_path: str | None = None) -> Images:
+    """Load a data set of WITH_MASKS: its samples are images and masks, in which 0 is background and 1 foreground.
+
+    Embedded scenes are drawn; their labels are `samples.labels`. Raises UserError where files are missing, or no images with
+    masks of their size.
+    """
+    known = REGISTRY[name]
+    samples = known.masks(data_path)
+    names = getattr(samples, "names", None) or [f"{i:05d}" for i in range(len(samples))]
+    return Images(samples, known.classes() if known.classes else [], scenes=getattr(samples, "drawn", None), names=names)
 
 
 def class_names(name: str, data_path: str | None = None) -> list[str]:
-    """Class names of a data set, in the order of its labels.
-
-    `data_path` is needed where the names come with the images: all but imagenet, binary_waterbirds and the emoji sets.
-    """
-    if name == "imagenet":
-        from open_clip import IMAGENET_CLASSNAMES
-        return list(IMAGENET_CLASSNAMES)
-    if name == "binary_waterbirds":
-        return list(layouts.WATERBIRDS_CLASSES)
-    if name == "emoji_spurious":
-        return list(SPURIOUS_CLASSES)
-    if name in EMBEDDED:
-        # Not through utils.scenes, which needs torch: names are also read where there is none.
-        return [concept["name"] for concept in json.loads(PACK_INDEX.read_text())["concepts"]]
-    if name == "cub":
-        return layouts.cub_classes(_root(name, data_path))
-    return load_images(name, data_path).classes
-
-
-def _root(name: str, data_path: str | None) -> Path:
-    if data_path is None:
-        raise UserError(f"--dataset {name} needs --data_path, the folder of its images")
-    if not Path(data_path).is_dir():
-        raise UserError(f"--data_path {data_path}: no such folder")
-    return Path(data_path)
-
-
-def _cifar(name: str, root: Path, split: str) -> Images:
-    layouts.check_split(name, split, ("train", "test"))
-    from torchvision import datasets as vision
-
-    try:
-        samples = getattr(vision, name)(str(root), train=split == "train", download=True)
-    except Exception as error:  # the network, the archive or the disk
-        raise UserError(f"--data_path {root}: {name} is not there and cannot be downloaded ({describe(error)})") from error
-    return Images(samples, [label.replace("_", " ") for label in samples.classes], None)
+    """Class names of a data set, in the order of its labels; `data_path` is needed where they come with the images."""
+    known = REGISTRY[name]
+    return known.classes() if known.classes else load_images(name, data_path).classes
 
 
 class _Prepared:
     """Samples through the model's preprocessing. One that cannot be read comes as its index and its error."""
 
-    def __init__(self, images: Images, preprocess: Callable):
-        self.images, self.preprocess = images, preprocess
+    def __init__(self, images: Images, preprocess: Callable, prepare_target: Callable | None):
+        self.images, self.preprocess, self.prepare_target = images, preprocess, prepare_target
 
     def __len__(self) -> int:
         return len(self.images.samples)
 
     def _prepare(self, index: int, read: Callable):
         try:
-            image, label = read()
-            return self.preprocess(image), label
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            name = self.images.paths[index] if self.images.paths else f"image {index}"
-            return index, f"{name} ({describe(error) if not isinstance(error, OSError) else error})"
+            image, target = read()
+            return self.preprocess(image), self.prepare_target(target) if self.prepare_target else target
+        except pictures.BROKEN as error:
+            return index, f"{self.images.name(index)} ({describe(error) if not isinstance(error, OSError) else error})"
 
     def __getitem__(self, index: int):
         return self._prepare(index, lambda: self.images.samples[index])
@@ -213,10 +220,11 @@ class _Prepared:
 
 def _collate(samples: list) -> tuple:
     import torch
+    from torch.utils.data import default_collate
 
     good = [sample for sample in samples if not isinstance(sample[1], str)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return images, torch.tensor([label for _, label in good]), [sample for sample in samples if isinstance(sample[1], str)]
+    images, targets = default_collate(good) if good else (torch.empty(0), torch.empty(0, dtype=torch.int64))
+    return images, targets, [sample for sample in samples if isinstance(sample[1], str)]
 
 
 def worker_count(wanted: int | None) -> int:
@@ -225,9 +233,9 @@ def worker_count(wanted: int | None) -> int:
 
 
 def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int, skip_bad_images: bool | None = None,
-            numbers: Sequence[int] | None = None) -> Iterator[tuple]:
+            numbers: Sequence[int] | None = None, prepare_target: Callable | None = None) -> Iterator[tuple]:
     """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images
-    [b, 3, height, width], labels [b], and the index and error of those left out.
+    [b, 3, height, width], labels [b] (or masks [b, ...], through `prepare_target`), and the index and error of those left out.
 
     Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such option).
     """
@@ -239,13 +247,13 @@ def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: 
               for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
     if isinstance(images.samples, shards.StreamedImages):
         num_workers = 0  # the library would share a stream out over them
-    loader = DataLoader(_Prepared(images, preprocess), batch_sampler=chosen, num_workers=num_workers, collate_fn=_collate,
-                        pin_memory=torch.cuda.is_available())
-    for pixels, labels, bad in loader:
+    loader = DataLoader(_Prepared(images, preprocess, prepare_target), batch_sampler=chosen, num_workers=num_workers,
+                        collate_fn=_collate, pin_memory=torch.cuda.is_available())
+    for pixels, targets, bad in loader:
         if bad and not skip_bad_images:
             raise UserError(f"cannot read {bad[0][1]}; mend or remove it"
                             + (", or leave such images out with --skip_bad_images" if skip_bad_images is False else ""))
-        yield pixels, labels.numpy(), bad
+        yield pixels, targets.numpy(), bad
 
 
 def fingerprint(images: Images) -> str:
@@ -263,7 +271,7 @@ def fingerprint(images: Images) -> str:
 
 def templates(name: str) -> list[Callable[[str], str]]:
     """Prompt templates for class names of a data set: functions from a name to a text."""
-    if name not in EMBEDDED:
+    if not REGISTRY[name].scenes:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
         return list(OPENAI_IMAGENET_TEMPLATES)
     from utils.data import captions, scenes

@@ -1,13 +1,16 @@
-"""How the official download of each data set of image files is laid out.
+"""How the official download of each data set of image files is laid out. To add one, write its reader and its entry in
+LAYOUTS, both here.
 
-One function per data set, `reader(root, split)`: the image files with their labels, and the class
-names in the order of the labels, underscores as spaces. The files of a list come by class, then by
-name (binary_waterbirds and cub: in the order of their own list). What is missing, or not as in the
-download, raises UserError with the file that was looked for and the archive it comes in.
+A reader, `reader(root, split)`, gives the image files with their labels, and the class names in the order of the labels,
+underscores as spaces. The files of a list come by class, then by name (binary_waterbirds and cub: in the order of their own
+list). What is missing, or not as in the download, raises UserError with the file that was looked for and the archive it
+comes in.
 """
 import csv
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from utils.cli import UserError, describe
@@ -19,6 +22,21 @@ SPLITS = ("train", "val", "test")
 WATERBIRDS_CLASSES = ("landbird", "waterbird")
 
 Files = list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a data set by its name. One of image files needs a reader alone."""
+    read: Callable[[Path, str], tuple[Files, list[str]]] | None = None  # images and class names, of a folder and a split
+    reading: str = "published"  # of its pictures: as in utils/data/pictures.py
+    split: str = "test"         # that is read where none is asked for; "" is the folder itself
+    classes: Callable[[], list[str]] | None = None   # class names, where they do not come with the images
+    concept: Callable[[str], str] | None = None      # what EX2 calls a class; None: the classes are none of its concepts
+    places: tuple[str, ...] = ()                     # backgrounds that go with the classes, in their order
+    read_places: Callable[[Path, str], list[int]] | None = None  # of each image, an index into `places`
+    masks: Callable | None = None                    # reads images with masks, of a path
+    scenes: dict[str, tuple[int, int]] | None = None  # of an embedded one: number of scenes and seed of each split
+    images: bool = True         # whether there are labelled images, and not masks alone
 
 
 def imagefolder(root: Path, split: str) -> tuple[Files, list[str]]:
@@ -43,8 +61,25 @@ def imagenet(root: Path, split: str) -> tuple[Files, list[str]]:
     if len(folders) != 1000:
         raise UserError(f"{root}: expected the 1,000 class folders (n01440764, ...) of ImageNet's {split} images "
                         f"(ILSVRC2012_img_{split}.tar), here or in {split}/, and found {len(folders)}")
+    return files, imagenet_classes()
+
+
+def imagenet_classes() -> list[str]:
+    """Names of ImageNet's 1,000 classes, as open_clip has them."""
     from open_clip import IMAGENET_CLASSNAMES
-    return files, list(IMAGENET_CLASSNAMES)
+    return list(IMAGENET_CLASSNAMES)
+
+
+def cifar(name: str, root: Path, split: str) -> tuple:
+    """CIFAR10 or CIFAR100 by torchvision, which downloads it: images with labels, not files."""
+    check_split(name, split, ("train", "test"))
+    from torchvision import datasets
+
+    try:
+        images = getattr(datasets, name)(str(root), train=split == "train", download=True)
+    except Exception as error:  # the network, the archive or the disk
+        raise UserError(f"--data_path {root}: {name} is not there and cannot be downloaded ({describe(error)})") from error
+    return images, list(map(_spaced, images.classes))
 
 
 def binary_waterbirds(root: Path, split: str) -> tuple[Files, list[str]]:
@@ -80,12 +115,8 @@ def cub(root: Path, split: str) -> tuple[Files, list[str]]:
         raise UserError(f"{paths[0].parent}: {', '.join(path.name for path in paths)} do not list the same images")
     files = [(str(paths[0].parent / "images" / _listed(name, paths[0])), labels[i] - 1)
              for i, name in images.items() if train[i] == flags[split]]
-    return _checked(files, cub_classes(root), paths[1])
-
-
-def cub_classes(root: Path) -> list[str]:
-    """Class names of CUB-200-2011."""
-    return [_spaced(name.split(".", 1)[-1]) for _, name in _lines(_cub_table(root, "classes.txt"), str, str)]
+    classes = [_spaced(name.split(".", 1)[-1]) for _, name in _lines(_cub_table(root, "classes.txt"), str, str)]
+    return _checked(files, classes, paths[1])
 
 
 def fgvc_aircraft(root: Path, split: str) -> tuple[Files, list[str]]:
@@ -156,9 +187,20 @@ def stanford_dogs(root: Path, split: str) -> tuple[Files, list[str]]:
     return _by_class([(str(images / name), label - 1) for name, label in rows]), classes
 
 
-READERS = {"imagenet": imagenet, "imagefolder": imagefolder, "binary_waterbirds": binary_waterbirds, "cub": cub,
-           "fgvc_aircraft": fgvc_aircraft, "flowers": flowers, "pets": pets, "stanford_cars": stanford_cars,
-           "stanford_dogs": stanford_dogs}
+LAYOUTS = {
+    "imagenet": DataSet(imagenet, split="val", classes=imagenet_classes),
+    "imagefolder": DataSet(imagefolder, "seen", split="", concept=str),
+    "CIFAR10": DataSet(partial(cifar, "CIFAR10")),
+    "CIFAR100": DataSet(partial(cifar, "CIFAR100")),
+    "binary_waterbirds": DataSet(binary_waterbirds, classes=lambda: list(WATERBIRDS_CLASSES), places=("land", "water"),
+                                 read_places=waterbirds_places),
+    "cub": DataSet(cub, concept=str),
+    "fgvc_aircraft": DataSet(fgvc_aircraft, concept="{} aircraft".format),
+    "flowers": DataSet(flowers, concept=str),
+    "pets": DataSet(pets, concept=str),
+    "stanford_cars": DataSet(stanford_cars, concept=str),
+    "stanford_dogs": DataSet(stanford_dogs, concept=lambda name: name if "dog" in name.lower() else f"{name} dog"),
+}
 
 
 def check_split(name: str, split: str, splits: Collection[str]) -> None:

@@ -1,13 +1,15 @@
-"""Images with masks of their foreground, by the name of their data set (READERS): what segmentations are compared with."""
+"""Images with masks of their foreground, in files: what segmentations are compared with. Samples are (image, mask), PIL images
+of one size; in a mask, 0 is background and 1 foreground."""
 from pathlib import Path
 
-import h5py
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from utils.cli import UserError, describe
-from utils.data import datasets, scenes
+from utils.data import pictures
 from utils.data.layouts import SUFFIXES
+
+# h5py is imported where it is used: it takes a moment.
 
 
 class MatFile:
@@ -22,6 +24,8 @@ class MatFile:
             raise UserError("--train_dataset imagenet_seg needs --data_path, the file gtsegs_ijcv.mat")
         if not Path(data_path).is_file():
             raise UserError(f"--data_path {data_path}: no such file; imagenet_seg is the file gtsegs_ijcv.mat")
+        import h5py
+
         if not h5py.is_hdf5(data_path):
             raise UserError(f"--data_path {data_path}: not an HDF5 file; give gtsegs_ijcv.mat as it was downloaded (MATLAB v7.3)")
         self.path, self.file = data_path, None
@@ -40,33 +44,21 @@ class MatFile:
                                 "download the file again")
             if mask != image[1:]:
                 raise UserError(_other_size(f"{data_path}, image {i}", image[1:], mask))
-        self.names = [f"{i:05d}" for i in range(images)]
+        self.number = images
+
+    def __len__(self) -> int:
+        return self.number
 
     @staticmethod
-    def _arrays(file: h5py.File, index: int) -> tuple[h5py.Dataset, h5py.Dataset]:
+    def _arrays(file, index: int) -> tuple:
         return file[file["value/img"][index, 0]], file[file[file["value/gt"][index, 0]][0, 0]]
 
-    def read(self, index: int, image_size: int) -> tuple[Image.Image, Image.Image]:
-        """An image and its mask (0 is background), of their own size."""
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+        import h5py
+
         self.file = self.file or h5py.File(self.path)  # opened here, as worker processes must not share one
         image, mask = (array[()] for array in self._arrays(self.file, index))
         return Image.fromarray(image.transpose(2, 1, 0)), Image.fromarray((mask.T > 0).astype(np.uint8))
-
-
-class EmojiScenes:
-    """The embedded scenes of emoji_seg, drawn with their masks at the size that is asked for."""
-
-    def __init__(self, data_path: str | None):
-        if data_path is not None:
-            raise UserError("--train_dataset emoji_seg is drawn, not read; leave --data_path out")
-        self.drawn, self.labels, _ = datasets.embedded_scenes("emoji_seg")
-        self.classes = datasets.load_images("emoji_seg").classes
-        self.names = [f"{i:05d}" for i in range(len(self.drawn))]
-
-    def read(self, index: int, image_size: int) -> tuple[Image.Image, Image.Image]:
-        """An image and its mask (0 is background)."""
-        images, masks = scenes.draw([self.drawn[index]], image_size)
-        return Image.fromarray(images[0].permute(1, 2, 0).numpy()), Image.fromarray(masks[0].numpy())
 
 
 class MaskFolder:
@@ -85,8 +77,12 @@ class MaskFolder:
                             f"{images[missing[0]].name}; add {missing[0]}.png")
         self.names, self.files = list(images), [(images[name], masks[name]) for name in images]
         for image, mask in self.files:
-            if _upright_size(image) != _upright_size(mask):
-                raise UserError(_other_size(str(image), _upright_size(image), _upright_size(mask)))
+            sizes = pictures.upright_size(image), pictures.upright_size(mask)
+            if sizes[0] != sizes[1]:
+                raise UserError(_other_size(str(image), *sizes))
+
+    def __len__(self) -> int:
+        return len(self.files)
 
     @staticmethod
     def _files(folder: Path) -> dict[str, Path]:
@@ -101,28 +97,17 @@ class MaskFolder:
             raise UserError(f"{folder}: no images there ({', '.join(SUFFIXES)})")
         return found
 
-    def read(self, index: int, image_size: int) -> tuple[Image.Image, Image.Image]:
-        """An image and its mask (0 is background), upright, of their own size."""
-        (image, mask) = (ImageOps.exif_transpose(Image.open(path)) for path in self.files[index])
-        values = np.asarray(mask if len(mask.getbands()) == 1 else mask.convert("RGB"))  # a palette's numbers, not its colours
-        return image.convert("RGB"), Image.fromarray((values.reshape(*values.shape[:2], -1) > 0).any(axis=2).astype(np.uint8))
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height as shown; only the head of the file is read."""
-    try:
-        with Image.open(path) as image:
-            # Asking a PNG without it would decode all of the image, as it may stand at the end.
-            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); mend or remove it") from error
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+        image, path = self.files[index]
+        with Image.open(path) as mask:
+            mask = ImageOps.exif_transpose(mask)
+            # A palette's numbers, not its colours.
+            values = np.asarray(mask if len(mask.getbands()) == 1 else mask.convert("RGB"))
+        found = (values.reshape(*values.shape[:2], -1) > 0).any(axis=2)
+        return pictures.read(image, "seen"), Image.fromarray(found.astype(np.uint8))
 
 
 def _other_size(name: str, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
     sizes = [" x ".join(map(str, size)) for size in (mask, image)]
     return f"{name}: its mask is {sizes[0]} pixels and the image {sizes[1]}; make the mask anew, at the image's size"
 
-
-Masks = MatFile | EmojiScenes | MaskFolder
-READERS = {"imagenet_seg": MatFile, "emoji_seg": EmojiScenes, "masks_folder": MaskFolder}

@@ -15,14 +15,15 @@ from pathlib import Path
 from PIL import Image
 
 from utils.cli import UserError, describe
+from utils.data import pictures
 from utils.data.layouts import SUFFIXES
 
 
 class ShardImages:
     """Images in tar files: (tar file, where in it, bytes, label), read where they lie."""
 
-    def __init__(self, samples: list[tuple[str, int, int, int]]):
-        self.samples = samples
+    def __init__(self, samples: list[tuple[str, int, int, int]], reading: str):
+        self.samples, self.reading = samples, reading
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -32,11 +33,10 @@ class ShardImages:
         with open(path, "rb") as file:
             file.seek(place)
             data = file.read(size)
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB"), label
+        return pictures.read(io.BytesIO(data), self.reading), label
 
 
-def open_shards(root: Path, split: str) -> tuple[ShardImages, list[str], list[str], list[str]]:
+def open_shards(root: Path, split: str, reading: str) -> tuple[ShardImages, list[str], list[str], list[str]]:
     """The images of a split in order of shards and of their places there, class names, the name of each image, and the shards.
 
     Raises UserError for a shard that cannot be read, and for an image without a class.
@@ -71,47 +71,52 @@ def open_shards(root: Path, split: str) -> tuple[ShardImages, list[str], list[st
     classes = listed.read_text(encoding="utf-8").splitlines() if listed else list(map(str, range(number)))
     if number > len(classes):
         raise UserError(f"{listed}: names {len(classes)} classes, and an image is of class {number - 1}")
-    return ShardImages(samples), classes, names, shards
+    return ShardImages(samples, reading), classes, names, shards
 
 
 class HubImages:
-    """Images of a data set of Hugging Face's library."""
+    """Images of a data set of Hugging Face's library, of columns `image`, not decoded, and `label`."""
 
-    def __init__(self, rows, image: str, label: str):
-        self.rows, self.image, self.label = rows, image, label
+    def __init__(self, rows, image: str, label: str, reading: str):
+        self.rows, self.image, self.label, self.reading = rows, image, label, reading
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        row = self.rows[index]
-        return row[self.image].convert("RGB"), int(row[self.label])
+        return self._read(self.rows[index])
+
+    def _read(self, row: dict) -> tuple[Image.Image, int]:
+        held = row[self.image]
+        if held["bytes"] is not None:
+            picture = pictures.read(io.BytesIO(held["bytes"]), self.reading)
+        elif Path(held["path"]).is_file():
+            picture = pictures.read(held["path"], self.reading)
+        else:  # on the hub
+            import datasets
+            picture = pictures.to_rgb(datasets.Image().decode_example(held), self.reading)
+        return picture, int(row[self.label])
 
 
-class StreamedImages:
+class StreamedImages(HubImages):
     """Images of a stream, read on as long as indices rise; what lies between is passed over without being decoded."""
 
-    def __init__(self, stream, image: str, label: str, number: int):
-        import datasets
-
-        self.stream = stream.cast_column(image, datasets.Image(decode=False))
-        self.image, self.label, self.number = image, label, number
-        self.rows, self.at = None, 0
+    def __init__(self, stream, image: str, label: str, reading: str, number: int):
+        super().__init__(stream, image, label, reading)
+        self.number, self.rest, self.at = number, None, 0
 
     def __len__(self) -> int:
         return self.number
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        import datasets
-
-        if self.rows is None or index < self.at:
-            self.rows, self.at = iter(self.stream.skip(index)), index
+        if self.rest is None or index < self.at:
+            self.rest, self.at = iter(self.rows.skip(index)), index
         while self.at <= index:
-            row, self.at = next(self.rows), self.at + 1
-        return datasets.Image().decode_example(row[self.image]).convert("RGB"), int(row[self.label])
+            row, self.at = next(self.rest), self.at + 1
+        return self._read(row)
 
 
-def open_hub(source: str, split: str, streaming: bool) -> tuple[Sequence, list[str]]:
+def open_hub(source: str, split: str, reading: str, streaming: bool) -> tuple[Sequence, list[str]]:
     """The images of a split and the names of their classes.
 
     Raises UserError for a data set that cannot be loaded, or has not such a split or columns.
@@ -138,11 +143,12 @@ def open_hub(source: str, split: str, streaming: bool) -> tuple[Sequence, list[s
     if image is None or label is None:
         raise UserError(f"--data_path {source}: needs a column of images and one of class labels, and has {', '.join(columns)}")
     names = getattr(columns[label], "names", None)
+    held = rows.cast_column(image, datasets.Image(decode=False))
     if streaming and not hasattr(rows, "__len__"):
         told = (rows.info.splits or {}).get(split)
         number = told.num_examples if told and told.num_examples else sum(1 for _ in rows.select_columns([label]))
         if names is None:
             names = list(map(str, range(1 + max(int(row[label]) for row in rows.select_columns([label])))))
-        return StreamedImages(rows, image, label, number), list(names)
+        return StreamedImages(held, image, label, reading, number), list(names)
     names = names or list(map(str, range(1 + max(rows[label], default=-1))))
-    return HubImages(rows, image, label), list(names)
+    return HubImages(held, image, label, reading), list(names)

@@ -51,7 +51,7 @@ def check_finite(terms: dict[str, Tensor], images: Images, indices: list[int]) -
         finite = values.flatten(1).sum(dim=1).isfinite().tolist()
         if not all(finite):
             index = indices[finite.index(False)]
-            raise UserError(f"the model gives NaN or infinity for {images.paths[index] if images.paths else f'image {index}'}; "
+            raise UserError(f"the model gives NaN or infinity for {images.name(index)}; "
                             "look at that image, and at the weights")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import UserError, save_result, write_text  # noqa: F401
-from utils.data.datasets import DEFAULT_SPLITS, Images
+from utils.data.datasets import Images, default_split
 from utils.models.names import TIMM, file_name
 from utils.runs.stored import Stored
 from utils.runs.terms import WHAT, HeadTerms, Run
@@ -34,7 +34,7 @@ PACKAGES = ("torch", "open-clip-torch", "numpy")
 
 def run_name(dataset: str, split: str | None) -> str:
     """How a run of compute_prs.py is called in file names: by its data set, and by the split where it was asked for."""
-    return dataset if split in (None, DEFAULT_SPLITS.get(dataset, "test")) else f"{dataset}_{split}"
+    return dataset if split in (None, default_split(dataset)) else f"{dataset}_{split}"
 
 
 def term_path(folder: str, dataset: str, what: str, model: str) -> Path:

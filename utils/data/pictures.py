@@ -1,0 +1,67 @@
+"""Pictures as RGB: the one reader of them, whatever holds them."""
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from utils.cli import UserError, describe
+
+LONGEST = 4  # sides of a picture: positions are interpolated, and a model has seen none of a longer strip
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for what it cannot read
+
+
+def to_rgb(picture: Image.Image, reading: str) -> Image.Image:
+    """A picture of any mode as RGB in 8 bits, of several frames the first.
+
+    `reading` is how it is looked at: "seen" turns it upright by its EXIF orientation and lays its transparent parts on
+    white; "published" does neither, as the published figures of the published data sets were made so. Either scales 16
+    bits to 8, and 32-bit integers and floats, which have no fixed white, from their least to their largest value.
+    """
+    sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
+    if reading == "seen":
+        picture = ImageOps.exif_transpose(picture)
+    if sixteen:  # Pillow would cut these off at 255
+        values, clear = np.asarray(picture, np.float32), picture.info.get("transparency")
+        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+        if clear is not None:
+            picture.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    elif picture.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(picture, np.float64))
+        values = (values - values.min()) / (np.ptp(values) or 1)
+        picture = Image.fromarray((255 * values).round().astype(np.uint8))
+    if reading == "seen" and picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def read(file, reading: str) -> Image.Image:
+    """The picture of a file, by its path or open, as `to_rgb` gives it. Raises one of BROKEN where it cannot be read."""
+    with Image.open(file) as picture:
+        return to_rgb(picture, reading)
+
+
+def read_option(path: str) -> Image.Image:
+    """The picture of --image, as seen. Raises UserError for what is no picture, or longer than LONGEST times its breadth."""
+    if not Path(path).is_file():
+        raise UserError(f"--image {path}: no such file")
+    try:
+        picture = read(path, "seen")
+    except Exception as error:  # damaged files fail in as many ways as there are formats
+        why = "in no format of Pillow's" if isinstance(error, Image.UnidentifiedImageError) else describe(error)
+        raise UserError(f"--image {path}: cannot be read ({why}); convert it to PNG or JPEG, or give another") from error
+    if max(picture.size) > LONGEST * min(picture.size):
+        raise UserError(f"--image {path}: has {picture.width} x {picture.height} pixels; "
+                        f"crop it until it is at most {LONGEST} times as long as broad")
+    return picture
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as seen; only the head of the file is read. Raises UserError where it is none."""
+    try:
+        with Image.open(path) as image:
+            # Asking a PNG without it would decode all of the image, as it may stand at the end.
+            turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size[::-1] if turned else image.size
+    except BROKEN as error:
+        raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); mend or remove it") from error
