@@ -78,9 +78,11 @@ def test_images_are_sorted_by_file_name_and_limited(tmp_path):
     Image.new("RGB", (9, 5)).save(tmp_path / "big_owl" / "b.png")
     found = concepts.load_concepts("imagefolder", root, "train", 2, 3)
     assert found.classes == ["big owl", "cat"] == concepts.concept_names("imagefolder", root, "train", 2)
-    assert found.paths == [f"{root}/{name}" for name in ("big_owl/z/a.png", "big_owl/b.png", "big_owl/c.png", "cat/1.png")]
+    names = ("big_owl/z/a.png", "big_owl/b.png", "big_owl/c.png", "cat/1.png")
+    assert found.paths == [f"{root}/{name}" for name in names]
     assert found.scenes is None
-    assert [(image.size, label) for image, label in found.samples] == [((4, 4), 0), ((9, 5), 0), ((4, 4), 0), ((4, 4), 1)]
+    assert [(image.size, label) for image, label in found.samples] == [
+        ((4, 4), 0), ((9, 5), 0), ((4, 4), 0), ((4, 4), 1)]
 
 
 def test_images_of_the_split_asked_for(tmp_path):
@@ -108,11 +110,13 @@ def test_emoji_concepts_show_their_object():
         image, label = found.samples[i]
         assert label == i // 5 and np.array_equal(np.array(image), expected[i].permute(1, 2, 0).numpy())
     k = [concept["name"] for concept in scenes.concepts()].index(found.classes[2])
-    assert found.scenes[14] == scenes.sample_scene(np.random.default_rng((concepts.EMOJI_SEEDS["train"], k, 4)), object=k)
+    rng = np.random.default_rng((concepts.EMOJI_SEEDS["train"], k, 4))
+    assert found.scenes[14] == scenes.sample_scene(rng, object=k)
 
 
 def test_emoji_splits_differ_from_each_other_and_from_the_data_sets():
-    drawn = [scene for split in ("train", "val", "test") for scene in concepts.load_concepts("emoji", None, split, 20, 4).scenes]
+    drawn = [scene for split in ("train", "val", "test")
+             for scene in concepts.load_concepts("emoji", None, split, 20, 4).scenes]
     assert len(set(drawn)) == 240
     of_sets = [scene for name in datasets.EMBEDDED for scene in datasets.embedded_scenes(name)[0]]
     # A seed without its trailing zeros is the same to numpy: (seed, k) of a data set and (seed, k, 0) of a concept.

@@ -26,8 +26,8 @@ AIRCRAFT, COONHOUND = "fgvc-aircraft-2013b/data", "n02089078-black-and-tan_coonh
 # Files under the root with their labels, of every split.
 TRUTH = {
     "imagefolder": {"": [("A/x.webp", 0), ("b_b/1.jpg", 1), ("b_b/2.PNG", 1), ("b_b/deep/0.png", 1)]},
-    "binary_waterbirds": {split: [(f"waterbird_complete95_forest2water2/001.A/{i}.jpg", y) for i, y in rows] for split, rows in
-                          {"train": [(0, 0)], "val": [(3, 1)], "test": [(1, 1), (2, 0)]}.items()},
+    "binary_waterbirds": {split: [(f"waterbird_complete95_forest2water2/001.A/{i}.jpg", y) for i, y in rows]
+                          for split, rows in {"train": [(0, 0)], "val": [(3, 1)], "test": [(1, 1), (2, 0)]}.items()},
     "cub": {"train": [("CUB_200_2011/images/001.Black_footed_Albatross/a.jpg", 0),
                       ("CUB_200_2011/images/002.Laysan_Albatross/c.jpg", 1)],
             "test": [("CUB_200_2011/images/002.Laysan_Albatross/b.jpg", 1)]},
@@ -47,7 +47,8 @@ TRUTH = {
                       "test": [("Images/n02085620-Chihuahua/n02085620_1.jpg", 0), (f"Images/{COONHOUND}_1.jpg", 1)]},
 }
 CLASSES = {"imagefolder": ["A", "b b"], "binary_waterbirds": ["landbird", "waterbird"],
-           "cub": ["Black footed Albatross", "Laysan Albatross"], "fgvc_aircraft": ["747-400", "Challenger 600", "F/A-18"],
+           "cub": ["Black footed Albatross", "Laysan Albatross"],
+           "fgvc_aircraft": ["747-400", "Challenger 600", "F/A-18"],
            "pets": ["Abyssinian", "german shorthaired"],
            "stanford_cars": ["AM General Hummer SUV 2000", "Ram C/V Van 2012"],
            "stanford_dogs": ["Chihuahua", "black-and-tan coonhound"]}
@@ -59,8 +60,9 @@ def test_files_labels_and_names_of_every_split(tmp_path, name, split):
     files, classes = layouts.LAYOUTS[name].read(tmp_path, split)
     assert files == [(str(tmp_path / path), label) for path, label in TRUTH[name][split]]
     if name == "flowers":  # labels as the data set's authors count them, from 1
-        assert [classes[i - 1] for i in (1, 21, 51, 77, 102)] == ["pink primrose", "fire lily", "petunia", "passion flower",
-                                                                  "blackberry lily"] and len(classes) == 102
+        assert len(classes) == 102
+        assert [classes[i - 1] for i in (1, 21, 51, 77, 102)] == [
+            "pink primrose", "fire lily", "petunia", "passion flower", "blackberry lily"]
     else:
         assert classes == CLASSES[name]
     assert all(Image.open(path).size == (4, 4) for path, _ in files)
@@ -109,8 +111,10 @@ def test_splits_of_class_folders(tmp_path):
         layouts.imagefolder(tmp_path, "val")
     with pytest.raises(UserError, match=r"no split '\.\.'"):
         layouts.imagefolder(tmp_path / "train", "..")
-    assert datasets.load_images("imagefolder", str(tmp_path)).classes == ["test", "train"]  # the folder as it is, unless asked
-    assert datasets.load_images("imagefolder", str(tmp_path), split="test").paths == [str(tmp_path / "test" / "A" / "0.png")]
+    # The folder as it is, unless asked.
+    assert datasets.load_images("imagefolder", str(tmp_path)).classes == ["test", "train"]
+    test = datasets.load_images("imagefolder", str(tmp_path), split="test")
+    assert test.paths == [str(tmp_path / "test" / "A" / "0.png")]
 
 
 def test_class_folders_without_splits(tmp_path):
@@ -134,14 +138,15 @@ def test_imagenet_in_both_splits(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in layouts.LAYOUTS if name != "imagefolder"])
 def test_an_unknown_split_is_refused_with_those_there_are(tmp_path, name):
-    known = {"imagenet": ["train", "val"], "CIFAR10": ["train", "test"], "CIFAR100": ["train", "test"]}.get(name) or TRUTH[name]
+    others = {"imagenet": ["train", "val"], "CIFAR10": ["train", "test"], "CIFAR100": ["train", "test"]}
     with pytest.raises(UserError, match="no split 'validation'") as refused:
         layouts.LAYOUTS[name].read(tmp_path, "validation")
-    assert set(str(refused.value).split("there are ")[1].split(", ")) == set(known)
+    assert set(str(refused.value).split("there are ")[1].split(", ")) == set((others | TRUTH)[name])
 
 
 PIECES = [
-    ("binary_waterbirds", "waterbird_complete95_forest2water2/metadata.csv", "waterbird_complete95_forest2water2.tar.gz"),
+    ("binary_waterbirds", "waterbird_complete95_forest2water2/metadata.csv",
+     "waterbird_complete95_forest2water2.tar.gz"),
     *(("cub", f"CUB_200_2011/{name}.txt", "CUB_200_2011.tgz")
       for name in ("images", "image_class_labels", "train_test_split", "classes")),
     *(("fgvc_aircraft", f"{AIRCRAFT}/{name}", "fgvc-aircraft-2013b.tar.gz")
@@ -200,12 +205,14 @@ def lead_out(root, name, outside):
     elif name == "pets":
         (root / "annotations" / "trainval.txt").write_text(f"{outside} 1 1 1\n")
     elif name == "stanford_cars":
-        savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": annotations([(outside, 1), ("00001.jpg", 1)])})
+        rows = annotations([(outside, 1), ("00001.jpg", 1)])
+        savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": rows})
     else:
         savemat(root / "train_list.mat", {"file_list": cells(outside, "a/b.jpg"), "labels": np.array([[1], [2]])})
 
 
-@pytest.mark.parametrize("name", ["binary_waterbirds", "cub", "fgvc_aircraft", "pets", "stanford_cars", "stanford_dogs"])
+@pytest.mark.parametrize("name", [
+    "binary_waterbirds", "cub", "fgvc_aircraft", "pets", "stanford_cars", "stanford_dogs"])
 @pytest.mark.parametrize("outside", ["../../secret", "/etc/secret", "a/../../secret", ".."])
 def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path, name, outside, monkeypatch):
     WRITERS[name](tmp_path)

@@ -130,7 +130,8 @@ def test_spurious_backgrounds_agree_as_often_as_promised(split, agreement):
 
 
 def test_spurious_on_disk_is_a_waterbirds_folder(run_script, tmp_path):
-    code, *_ = run_script("scripts.write_emoji", "--dataset", "emoji_spurious", "--output_dir", tmp_path, "--image_size", 32)
+    code, *_ = run_script("scripts.write_emoji", "--dataset", "emoji_spurious", "--output_dir", tmp_path,
+                          "--image_size", 32)
     assert code == 0
     rows = list(csv.DictReader((tmp_path / "metadata.csv").open()))
     assert list(rows[0]) == ["img_id", "img_filename", "y", "split", "place", "place_filename"]
@@ -156,7 +157,9 @@ def test_segmentation_on_disk_is_imagenet_segmentations_file(run_script, tmp_pat
             assert np.array_equal(mask, masks[i].numpy())
     lines = (tmp_path / "scenes.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
-    assert len(lines) == len(drawn) and first["object_name"] == scenes.concepts()[drawn[0].object]["name"] and first["caption"]
+    assert len(lines) == len(drawn)
+    assert first["object_name"] == scenes.concepts()[drawn[0].object]["name"]
+    assert first["caption"]
 
 
 def test_class_folders_read_back(run_script, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""Images in WebDataset shards and in data sets of Hugging Face's library: real archives and tables, through the script."""
+"""Images in WebDataset shards and in data sets of Hugging Face's library: real archives and tables, through the
+script."""
 import io
 import json
 import tarfile
@@ -49,7 +50,8 @@ def table(drawn, tmp_path):
     import datasets as hub
 
     columns = hub.Features({"picture": hub.Image(), "label": hub.ClassLabel(names=["owl", "hermit crab", "cat"])})
-    rows = hub.Dataset.from_dict({"picture": [image for image, _ in drawn], "label": [label for _, label in drawn]}, columns)
+    images, labels = zip(*drawn)
+    rows = hub.Dataset.from_dict({"picture": images, "label": labels}, columns)
     hub.DatasetDict({"test": rows, "train": rows.select([0])}).save_to_disk(tmp_path / "table")
     return tmp_path / "table"
 
@@ -60,7 +62,8 @@ def parquet(drawn, tmp_path):
     import datasets as hub
 
     columns = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=["owl", "hermit crab", "cat"])})
-    rows = hub.Dataset.from_dict({"image": [image for image, _ in drawn], "label": [label for _, label in drawn]}, columns)
+    images, labels = zip(*drawn)
+    rows = hub.Dataset.from_dict({"image": images, "label": labels}, columns)
     (tmp_path / "parquet").mkdir()
     rows.to_parquet(tmp_path / "parquet" / "test-00000.parquet")
     return tmp_path / "parquet"
@@ -91,10 +94,11 @@ def test_a_saved_data_set_and_a_stream_give_the_same(table, parquet, drawn):
 def test_all_sources_make_the_same_arrays(run_script, shards, table, parquet, tmp_path):
     given = ("--model", "emojiclip", "--device", "cpu", "--batch_size", 3, "--split", "test")
     made = {}
-    for name, more in (("shards", ("--dataset", "webdataset", "--data_path", shards, "--num_workers", 2)),
-                       ("table", ("--dataset", "huggingface", "--data_path", table, "--num_workers", 0)),
-                       ("stream", ("--dataset", "huggingface", "--data_path", parquet, "--streaming", "--num_workers", 2))):
-        code, _, err = run_script("compute_prs", *given, *more, "--output_dir", tmp_path / name)
+    for name, dataset, path, *more in (("shards", "webdataset", shards, "--num_workers", 2),
+                                       ("table", "huggingface", table, "--num_workers", 0),
+                                       ("stream", "huggingface", parquet, "--num_workers", 2, "--streaming")):
+        code, _, err = run_script("compute_prs", *given, "--dataset", dataset, "--data_path", path, *more,
+                                  "--output_dir", tmp_path / name)
         assert code == 0, err
         made[name] = {path.name.partition("_")[2].removeprefix("test_"): path.read_bytes()
                       for path in (tmp_path / name).glob("*.npy")}
@@ -105,8 +109,8 @@ def test_a_bad_image_in_a_shard_is_named(refused, shards, tmp_path):
     with tarfile.open(shards / "test" / "0002.tar", "w") as archive:
         add(archive, "x.jpg", b"no image")
         add(archive, "x.cls", b"1")
-    line = refused("compute_prs", "--model", "emojiclip", "--device", "cpu", "--dataset", "webdataset", "--data_path", shards,
-                   "--split", "test", "--num_workers", 0, "--output_dir", tmp_path / "o")
+    line = refused("compute_prs", "--model", "emojiclip", "--device", "cpu", "--dataset", "webdataset", "--data_path",
+                   shards, "--split", "test", "--num_workers", 0, "--output_dir", tmp_path / "o")
     assert f"cannot read {shards}/test/0002.tar/x.jpg" in line
 
 
@@ -119,17 +123,20 @@ def test_names_in_an_archive_are_never_written(run_script, shards, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     before = set(tmp_path.rglob("*"))
-    code, _, err = run_script("compute_prs", "--model", "emojiclip", "--device", "cpu", "--dataset", "webdataset", "--data_path",
-                              shards, "--split", "test", "--num_workers", 0, "--output_dir", tmp_path / "o")
+    code, _, err = run_script("compute_prs", "--model", "emojiclip", "--device", "cpu", "--dataset", "webdataset",
+                              "--data_path", shards, "--split", "test", "--num_workers", 0, "--output_dir",
+                              tmp_path / "o")
     assert code == 0, err
     new = set(tmp_path.rglob("*")) - before
     assert all(tmp_path / "o" in (path, *path.parents) for path in new)
-    assert json.loads((tmp_path / "o" / "webdataset_test_emojiclip.json").read_text())["images"] == 12  # the link is no image
+    manifest = json.loads((tmp_path / "o" / "webdataset_test_emojiclip.json").read_text())
+    assert manifest["images"] == 12  # the link is no image
 
 
 @pytest.mark.parametrize("arguments, message", [
     (("--dataset", "webdataset", "--data_path", "{shards}"), "no .tar files there; --split may be test"),
-    (("--dataset", "webdataset", "--data_path", "{shards}", "--split", "val"), "no .tar files there; --split may be test"),
+    (("--dataset", "webdataset", "--data_path", "{shards}", "--split", "val"),
+     "no .tar files there; --split may be test"),
     (("--dataset", "huggingface"), "needs --data_path"),
     (("--dataset", "huggingface", "--data_path", "{table}", "--split", "val"),
      "has no split 'val'; choose --split from test, train"),
@@ -142,9 +149,11 @@ def test_bad_input_is_one_line(refused, shards, table, arguments, message, tmp_p
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda folder: (folder / "0000.tar").write_bytes((folder / "0000.tar").read_bytes()[:700]), "cannot be read as a shard"),
+    (lambda folder: (folder / "0000.tar").write_bytes((folder / "0000.tar").read_bytes()[:700]),
+     "cannot be read as a shard"),
     (lambda folder: (folder / "0000.tar").write_bytes(b"no tar" * 400), "cannot be read as a shard"),
-    (lambda folder: (folder.parent / "classnames.txt").write_text("owl\ncat\n"), "names 2 classes, and an image is of class 2"),
+    (lambda folder: (folder.parent / "classnames.txt").write_text("owl\ncat\n"),
+     "names 2 classes, and an image is of class 2"),
 ])
 def test_broken_shards_are_one_line(refused, shards, change, message, tmp_path):
     change(shards / "test")

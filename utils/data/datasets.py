@@ -1,8 +1,8 @@
 """Data sets by name (REGISTRY): images with labels, class names and prompt templates, or with masks.
 
-Natural images, each laid out as in its official download (utils/data/layouts.py), or in folders of the user's own; in shards
-or in a data set of Hugging Face's library (utils/data/shards.py); with masks (utils/data/masks.py). Embedded scenes with
-known truth, drawn at the model's image size, need no --data_path.
+Natural images, each laid out as in its official download (utils/data/layouts.py), or in folders of the user's own; in
+shards or in a data set of Hugging Face's library (utils/data/shards.py); with masks (utils/data/masks.py). Embedded
+scenes with known truth, drawn at the model's image size, need no --data_path.
 """
 import hashlib
 import json
@@ -79,8 +79,8 @@ class Images:
         try:
             return self.samples[int(index)]
         except pictures.BROKEN as error:
-            raise UserError(f"cannot read {self.name(index)} ({describe(error)}); mend it, or make the arrays again with "
-                            "compute_prs.py --skip_bad_images") from error
+            raise UserError(f"cannot read {self.name(index)} ({describe(error)}); mend it, or make the arrays again "
+                            "with compute_prs.py --skip_bad_images") from error
 
 
 class SceneImages:
@@ -143,8 +143,8 @@ def load_images(name: str, data_path: str | None = None, image_size: int = 224, 
                 streaming: bool = False) -> Images:
     """Load a data set by name.
 
-    `image_size` is the side at which scenes are drawn; `streaming` is of huggingface alone. `split` is train, val or test
-    where the data set has it; without it the test split, ImageNet's validation images, or all of an imagefolder.
+    `image_size` is the side at which scenes are drawn; `streaming` is of huggingface alone. `split` is train, val or
+    test where the data set has it; without it the test split, ImageNet's validation images, or all of an imagefolder.
     Raises UserError where files are missing, and for a split that the data set does not have.
     """
     known, split = REGISTRY[name], default_split(name) if split is None else split
@@ -177,13 +177,13 @@ def load_images(name: str, data_path: str | None = None, image_size: int = 224, 
 def load_masks(name: str, data_path: str | None = None) -> Images:
     """Load a data set of WITH_MASKS: its samples are images and masks, in which 0 is background and 1 foreground.
 
-    Embedded scenes are drawn; their labels are `samples.labels`. Raises UserError where files are missing, or no images with
-    masks of their size.
+    Embedded scenes are drawn; their labels are `samples.labels`. Raises UserError where files are missing, or no images
+    with masks of their size.
     """
     known = REGISTRY[name]
-    samples = known.masks(data_path)
+    samples, classes = known.masks(data_path), known.classes() if known.classes else []
     names = getattr(samples, "names", None) or [f"{i:05d}" for i in range(len(samples))]
-    return Images(samples, known.classes() if known.classes else [], scenes=getattr(samples, "drawn", None), names=names)
+    return Images(samples, classes, scenes=getattr(samples, "drawn", None), names=names)
 
 
 def class_names(name: str, data_path: str | None = None) -> list[str]:
@@ -232,12 +232,15 @@ def worker_count(wanted: int | None) -> int:
     return min(10, os.cpu_count() or 1) if wanted is None else wanted
 
 
-def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int, skip_bad_images: bool | None = None,
-            numbers: Sequence[int] | None = None, prepare_target: Callable | None = None) -> Iterator[tuple]:
+def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,
+            skip_bad_images: bool | None = None, numbers: Sequence[int] | None = None,
+            prepare_target: Callable | None = None) -> Iterator[tuple]:
     """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images
-    [b, 3, height, width], labels [b] (or masks [b, ...], through `prepare_target`), and the index and error of those left out.
+    [b, 3, height, width], labels [b] (or masks [b, ...], through `prepare_target`), and the index and error of those
+    left out.
 
-    Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such option).
+    Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such
+    option).
     """
     import torch
     from torch.utils.data import DataLoader
@@ -257,8 +260,8 @@ def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: 
 
 
 def fingerprint(images: Images) -> str:
-    """SHA-256 by which a data set is known to be the same: its number of images, its classes, and the size and time of each
-    file. Raises UserError for a file that is gone."""
+    """SHA-256 by which a data set is known to be the same: its number of images, its classes, and the size and time of
+    each file. Raises UserError for a file that is gone."""
     digest = hashlib.sha256(f"{len(images.samples)} {images.classes}".encode())
     for path in images.files or images.paths or []:
         try:

@@ -1,10 +1,10 @@
 """How the official download of each data set of image files is laid out. To add one, write its reader and its entry in
 LAYOUTS, both here.
 
-A reader, `reader(root, split)`, gives the image files with their labels, and the class names in the order of the labels,
-underscores as spaces. The files of a list come by class, then by name (binary_waterbirds and cub: in the order of their own
-list). What is missing, or not as in the download, raises UserError with the file that was looked for and the archive it
-comes in.
+A reader, `reader(root, split)`, gives the image files with their labels, and the class names in the order of the
+labels, underscores as spaces. The files of a list come by class, then by name (binary_waterbirds and cub: in the order
+of their own list). What is missing, or not as in the download, raises UserError with the file that was looked for and
+the archive it comes in.
 """
 import csv
 import os
@@ -17,7 +17,8 @@ from utils.cli import UserError, describe
 
 # torchvision, scipy and open_clip are imported where they are used: names of class folders need none of them.
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision's ImageFolder
+# Those of torchvision's ImageFolder.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "test")
 WATERBIRDS_CLASSES = ("landbird", "waterbird")
 
@@ -27,11 +28,11 @@ Files = list[tuple[str, int]]
 @dataclass(frozen=True)
 class DataSet:
     """What is known of a data set by its name. One of image files needs a reader alone."""
-    read: Callable[[Path, str], tuple[Files, list[str]]] | None = None  # images and class names, of a folder and a split
+    read: Callable[[Path, str], tuple[Files, list[str]]] | None = None  # of a folder and a split: images, class names
     reading: str = "published"  # of its pictures: as in utils/data/pictures.py
     split: str = "test"         # that is read where none is asked for; "" is the folder itself
     classes: Callable[[], list[str]] | None = None   # class names, where they do not come with the images
-    concept: Callable[[str], str] | None = None      # what EX2 calls a class; None: the classes are none of its concepts
+    concept: Callable[[str], str] | None = None      # what EX2 calls a class; None: it describes none of them
     places: tuple[str, ...] = ()                     # backgrounds that go with the classes, in their order
     read_places: Callable[[Path, str], list[int]] | None = None  # of each image, an index into `places`
     masks: Callable | None = None                    # reads images with masks, of a path
@@ -78,7 +79,8 @@ def cifar(name: str, root: Path, split: str) -> tuple:
     try:
         images = getattr(datasets, name)(str(root), train=split == "train", download=True)
     except Exception as error:  # the network, the archive or the disk
-        raise UserError(f"--data_path {root}: {name} is not there and cannot be downloaded ({describe(error)})") from error
+        why = f"{name} is not there and cannot be downloaded ({describe(error)})"
+        raise UserError(f"--data_path {root}: {why}") from error
     return images, list(map(_spaced, images.classes))
 
 
@@ -97,7 +99,8 @@ def waterbirds_places(root: Path, split: str) -> list[int]:
 def _waterbirds_rows(root: Path, split: str) -> tuple[Path, list[dict]]:
     splits = {"train": "0", "val": "1", "test": "2"}
     check_split("binary_waterbirds", split, splits)
-    table = _need(root, ("waterbird_complete95_forest2water2", ""), "metadata.csv", "waterbird_complete95_forest2water2.tar.gz")
+    folder = "waterbird_complete95_forest2water2"
+    table = _need(root, (folder, ""), "metadata.csv", f"{folder}.tar.gz")
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"img_filename", "y", "split", "place"} <= set(rows[0]):
@@ -151,7 +154,8 @@ def flowers(root: Path, split: str) -> tuple[Files, list[str]]:
 
 
 def pets(root: Path, split: str) -> tuple[Files, list[str]]:
-    """Oxford-IIIT Pet: images/ and annotations/{trainval,test}.txt of 'Abyssinian_100 1 1 1' lines; train is trainval."""
+    """Oxford-IIIT Pet: images/ and annotations/{trainval,test}.txt of 'Abyssinian_100 1 1 1' lines; train is
+    trainval."""
     tables = {"train": "trainval.txt", "test": "test.txt"}
     check_split("pets", split, tables)
     table = _need(root, ("annotations",), tables[split], "annotations.tar.gz")
@@ -215,14 +219,15 @@ def _need(root: Path, folders: tuple[str, ...], name: str, archive: str) -> Path
         if (root / folder / name).exists():
             return root / folder / name
     verb = "put" if archive.endswith(".mat") else "unpack"
-    raise UserError(f"{root / folders[0] / name} does not exist; get {archive} from the data set's official page and {verb} it "
-                    f"so that this path is there, or give the folder that has it")
+    raise UserError(f"{root / folders[0] / name} does not exist; get {archive} from the data set's official page and "
+                    f"{verb} it so that this path is there, or give the folder that has it")
 
 
 def _listed(name: str, source) -> str:
     """A name of a list as it is; one that leads out of the data set's folder is refused."""
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == "..":
-        raise UserError(f"{source}: {name!r} leads out of the data set's folder; get the data set from its official page")
+        raise UserError(f"{source}: {name!r} leads out of the data set's folder; get the data set from its official "
+                        "page")
     return name
 
 

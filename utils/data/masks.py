@@ -1,5 +1,5 @@
-"""Images with masks of their foreground, in files: what segmentations are compared with. Samples are (image, mask), PIL images
-of one size; in a mask, 0 is background and 1 foreground."""
+"""Images with masks of their foreground, in files: what segmentations are compared with. Samples are (image, mask), PIL
+images of one size; in a mask, 0 is background and 1 foreground."""
 from pathlib import Path
 
 import numpy as np
@@ -27,21 +27,24 @@ class MatFile:
         import h5py
 
         if not h5py.is_hdf5(data_path):
-            raise UserError(f"--data_path {data_path}: not an HDF5 file; give gtsegs_ijcv.mat as it was downloaded (MATLAB v7.3)")
+            raise UserError(f"--data_path {data_path}: not an HDF5 file; give gtsegs_ijcv.mat as it was downloaded "
+                            "(MATLAB v7.3)")
         self.path, self.file = data_path, None
         try:
             with h5py.File(data_path) as file:
                 images, masks = len(file["value/img"]), len(file["value/gt"])
-                found = [[(array.shape, array.dtype) for array in self._arrays(file, i)] for i in range(min(images, masks))]
+                found = [[(array.shape, array.dtype) for array in self._arrays(file, i)]
+                         for i in range(min(images, masks))]
         except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(f"--data_path {data_path}: does not hold /value/img and /value/gt, columns of references to images "
-                            f"and masks ({describe(error)}); give gtsegs_ijcv.mat, complete, as it was downloaded") from error
+            raise UserError(f"--data_path {data_path}: does not hold /value/img and /value/gt, columns of references "
+                            f"to images and masks ({describe(error)}); give gtsegs_ijcv.mat, complete, as it was "
+                            "downloaded") from error
         if images != masks or not images:
             raise UserError(f"--data_path {data_path}: holds {images} images and {masks} masks; download it again")
         for i, ((image, kind), (mask, _)) in enumerate(found):
             if len(image) != 3 or image[0] != 3 or kind != np.uint8:
-                raise UserError(f"{data_path}, image {i}: is {kind} of shape {image} instead of uint8 (3, width, height); "
-                                "download the file again")
+                raise UserError(f"{data_path}, image {i}: is {kind} of shape {image} instead of uint8 (3, width, "
+                                "height); download the file again")
             if mask != image[1:]:
                 raise UserError(_other_size(f"{data_path}, image {i}", image[1:], mask))
         self.number = images
@@ -62,14 +65,16 @@ class MatFile:
 
 
 class MaskFolder:
-    """A folder with `images` and `masks`: files of the same name but for the ending. In a mask, 0 (black) is background.
+    """A folder with `images` and `masks`: files of the same name but for the ending. In a mask, 0 (black) is
+    background.
 
     Raises UserError where a folder or a mask is missing, a file is no image, or a mask has another size than its image.
     """
 
     def __init__(self, data_path: str | None):
         if data_path is None:
-            raise UserError("--train_dataset masks_folder needs --data_path, a folder with the folders images and masks")
+            raise UserError("--train_dataset masks_folder needs --data_path, a folder with the folders images and "
+                            "masks")
         images, masks = (self._files(Path(data_path, part)) for part in ("images", "masks"))
         missing = [name for name in images if name not in masks]
         if missing:

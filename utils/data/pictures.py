@@ -36,20 +36,22 @@ def to_rgb(picture: Image.Image, reading: str) -> Image.Image:
 
 
 def read(file, reading: str) -> Image.Image:
-    """The picture of a file, by its path or open, as `to_rgb` gives it. Raises one of BROKEN where it cannot be read."""
+    """The picture of a file, by its path or open, by `to_rgb`. Raises one of BROKEN where it cannot be read."""
     with Image.open(file) as picture:
         return to_rgb(picture, reading)
 
 
 def read_option(path: str) -> Image.Image:
-    """The picture of --image, as seen. Raises UserError for what is no picture, or longer than LONGEST times its breadth."""
+    """The picture of --image, as seen. Raises UserError for what is no picture, or longer than LONGEST times its
+    breadth."""
     if not Path(path).is_file():
         raise UserError(f"--image {path}: no such file")
     try:
         picture = read(path, "seen")
     except Exception as error:  # damaged files fail in as many ways as there are formats
         why = "in no format of Pillow's" if isinstance(error, Image.UnidentifiedImageError) else describe(error)
-        raise UserError(f"--image {path}: cannot be read ({why}); convert it to PNG or JPEG, or give another") from error
+        raise UserError(f"--image {path}: cannot be read ({why}); convert it to PNG or JPEG, or give "
+                        "another") from error
     if max(picture.size) > LONGEST * min(picture.size):
         raise UserError(f"--image {path}: has {picture.width} x {picture.height} pixels; "
                         f"crop it until it is at most {LONGEST} times as long as broad")

@@ -1,9 +1,10 @@
 """Images in WebDataset shards, and in data sets of Hugging Face's library. The only file that knows how they hold them.
 
-webdataset: tar files in DIR/{split}, or in DIR itself. A sample is an image, KEY.jpg or another format's, and the number of
-its class, KEY.cls; the names of the classes, one a line, are in classnames.txt beside the shards or one folder up.
-huggingface: a folder of `save_to_disk`, or whatever `load_dataset` takes: a folder, or a name on the hub. The first column
-of images counts, and the first of class labels, or else of whole numbers called `label`.
+webdataset: tar files in DIR/{split}, or in DIR itself. A sample is an image, KEY.jpg or another format's, and the
+number of its class, KEY.cls; the names of the classes, one a line, are in classnames.txt beside the shards or one
+folder up.
+huggingface: a folder of `save_to_disk`, or whatever `load_dataset` takes: a folder, or a name on the hub. The first
+column of images counts, and the first of class labels, or else of whole numbers called `label`.
 
 Nothing is unpacked: names in an archive are never names on the disk.
 """
@@ -37,7 +38,8 @@ class ShardImages:
 
 
 def open_shards(root: Path, split: str, reading: str) -> tuple[ShardImages, list[str], list[str], list[str]]:
-    """The images of a split in order of shards and of their places there, class names, the name of each image, and the shards.
+    """The images of a split in order of shards and of their places there, class names, the name of each image, and the
+    shards.
 
     Raises UserError for a shard that cannot be read, and for an image without a class.
     """
@@ -60,13 +62,15 @@ def open_shards(root: Path, split: str, reading: str) -> tuple[ShardImages, list
                     elif suffix == "cls":
                         labels[key] = int(archive.extractfile(member).read(32))
         except (tarfile.TarError, ValueError, OSError) as error:
-            raise UserError(f"{shard}: cannot be read as a shard of images ({describe(error)}); fetch it again") from error
+            raise UserError(f"{shard}: cannot be read as a shard of images ({describe(error)}); fetch it "
+                            "again") from error
         for key, (name, place, size) in images.items():
             if key not in labels:
                 raise UserError(f"{shard}: {name} has no class beside it, {key}.cls")
             samples.append((shard, place, size, labels[key]))
             names.append(f"{shard}/{name}")
-    listed = next((path for path in (folder / "classnames.txt", folder.parent / "classnames.txt") if path.is_file()), None)
+    listed = next((place / "classnames.txt" for place in (folder, folder.parent)
+                   if (place / "classnames.txt").is_file()), None)
     number = 1 + max((label for *_, label in samples), default=-1)
     classes = listed.read_text(encoding="utf-8").splitlines() if listed else list(map(str, range(number)))
     if number > len(classes):
@@ -141,7 +145,8 @@ def open_hub(source: str, split: str, reading: str, streaming: bool) -> tuple[Se
     label = next((name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)), None)
     label = label or next((name for name in columns if name == "label"), None)
     if image is None or label is None:
-        raise UserError(f"--data_path {source}: needs a column of images and one of class labels, and has {', '.join(columns)}")
+        raise UserError(f"--data_path {source}: needs a column of images and one of class labels, and has "
+                        f"{', '.join(columns)}")
     names = getattr(columns[label], "names", None)
     held = rows.cast_column(image, datasets.Image(decode=False))
     if streaming and not hasattr(rows, "__len__"):
