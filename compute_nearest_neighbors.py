@@ -59,7 +59,7 @@ def main(args) -> None:
         files.own_clip(manifest, args.model, "give the queries by --index")
     attn, labels = terms["attn"], terms["labels"]
     ways = neighbors.read_ways(args.property, args.heads, list_path, model, manifest)
-    sheets.check_size(len(asked), len(ways), args.neighbors)
+    neighbors.check_size(len(asked), len(ways), args.neighbors)
     for word, way in ways.items():
         heads.check(way or [], attn.heads, f"{list_path}, {word}" if word in args.property else "--heads")
     neighbors.check_queries(args.index, args.neighbors, len(labels))

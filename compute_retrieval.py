@@ -66,7 +66,7 @@ def main(args) -> None:
             raise UserError(f"--feature {feature}: {args.features} has no such feature; choose from {', '.join(listed)}")
     if args.index and len(listed) < 2:
         raise UserError(f"{args.features}: --index compares a feature with others, and there is one; add another")
-    sheets.check_size(len(args.text or args.index), len(args.feature) + 1, args.neighbors)
+    neighbors.check_size(len(args.text or args.index), len(args.feature) + 1, args.neighbors)
     aligned = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
     found, manifest, names = aligned
     parts, labels, width = terms.components(found, names), found["labels"], found["mlp"].shape[-1]

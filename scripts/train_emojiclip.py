@@ -21,6 +21,8 @@ from pathlib import Path
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
+CURVES = {"object_seen": "object, seen styles", "object_unseen": "object, unseen style",
+          "background_color": "background colour"}
 PAIRS = 64  # scenes of a batch that share their object with another: only attributes tell them apart
 
 
@@ -164,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, row)
             writer.writeheader()
             writer.writerows(history)
-        charts.training_curve(history, folder / "training_curve.png")
+        charts.training_curve(history, "contrastive loss", "zero-shot accuracy (%)", CURVES, folder / "training_curve.png")
         if row["object_seen"] > best:
             best = row["object_seen"]
             save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()

@@ -51,25 +51,6 @@ def named() -> dict[str, Sequence]:
             "color": tuple(COLORS), "texture": TEXTURES, "style": styles()}
 
 
-def accuracy_curve(history: list[dict], path: Path) -> None:
-    """Loss, and the accuracies in percent, against the step; `history` holds rows of training_log.csv."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    steps = [row["step"] for row in history]
-    left.plot(steps, [row["loss"] for row in history], color="tab:blue")
-    left.set(xlabel="step", ylabel="loss, all terms", ylim=(0, None))
-    for name in named():
-        right.plot(steps, [row[name] for row in history], label=name, linewidth=2.5 if name == "object" else 1.2)
-    right.set(xlabel="step", ylabel="accuracy, held-out scenes (%)", ylim=(0, 102))
-    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main(args: argparse.Namespace) -> None:
     import numpy as np
     import timm
@@ -85,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     from scripts.train_emojiclip import training_batch
     from utils.data.datasets import embedded_scenes
     from utils.data.scenes import draw
-    from utils.runs.files import write_json
+    from utils.plots import charts
 
     folder = Path(args.output_dir)
     if not (folder / "config.json").is_file():
@@ -148,7 +129,8 @@ def main(args: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, row)
             writer.writeheader()
             writer.writerows(history)
-        accuracy_curve(history, folder / "training_curve.png")
+        charts.training_curve(history, "loss, all terms", "accuracy, held-out scenes (%)", dict(zip(values, values)),
+                              folder / "training_curve.png")
         save_file({name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()},
                   folder / "model.safetensors.partial")
         (folder / "model.safetensors.partial").replace(folder / "model.safetensors")
@@ -159,7 +141,7 @@ def main(args: argparse.Namespace) -> None:
     for name, value in measured.items():
         print(f"| {name} | {value:.1f} | {100 / len(values[name.split(',')[0]]):.1f} |")
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "config", "debug")}
-    write_json(folder / "training.json", {"settings": settings, "minutes": round((time.time() - started) / 60, 1),
+    cli.save_result(folder / "training.json", {"settings": settings, "minutes": round((time.time() - started) / 60, 1),
                                           "measured": measured})
 
 

@@ -154,7 +154,7 @@ def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--text", " "], "is empty; say what to look for"), (["--text", "a", ""], "is empty or no text"),
+    (["--text", " "], "is empty; say what to look for"), (["--text", "a", ""], "is empty; say what to look for"),
     (["--text", *"abcdefghijklmnopqrstuvwxyz"], "26 texts, and a picture has room for 24"), ([], "required: --text"),
     (["--text", "a", "--head", "1"], "a head needs its layer"), (["--text", "a", "--output", "x.jpg"], "end in .png"),
     (["--text", "a", "--layer", "two"], "it must be a whole number"), (["--text", "a", "--layer", "6"], "layer 6: the model has 6"),

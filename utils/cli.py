@@ -83,9 +83,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return action.help + (" (default: off)" if action.default is False else " (default: %(default)s)")
 
 
-def make_parser(documentation: str) -> argparse.ArgumentParser:
-    """A parser that shows a script's docstring, with the options that all scripts share."""
-    parser = argparse.ArgumentParser(description=documentation, formatter_class=_Help)
+def make_parser(documentation: str, make: Callable = argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring, with the options that all scripts share; `make` is another of argparse's
+    constructors where it is that of a subcommand."""
+    parser = make(description=documentation, formatter_class=_Help)
     parser.error = _raise  # one line, like every other error
     parser.add_argument("--config", metavar="FILE.yaml",
                         help="settings file: 'option: value' lines that become defaults")
@@ -104,12 +105,13 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
     Values of the file go through the same types and choices as the command line's; where an option takes several, the
     file may hold a list or a single one. Raises UserError for an unknown key or an unreadable file.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     known = argparse.ArgumentParser(add_help=False)
     known.add_argument("--config")
     path = known.parse_known_args(arguments)[0].config
     if path:
-        settings = read_yaml(path)
-        actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+        settings, chosen = read_yaml(path), _subcommand(parser, arguments)
+        actions = {action.dest: action for action in chosen._actions if action.dest not in ("help", "config")}
         unknown = sorted(set(settings) - set(actions))
         if unknown:
             raise UserError(f"{path}: unknown option {', '.join(unknown)}; known are {', '.join(sorted(actions))}")
@@ -120,9 +122,15 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
                 value = _setting(actions[name], value)
             except (ValueError, argparse.ArgumentTypeError) as error:
                 raise UserError(f"{path}: {name} {error}") from error
-            parser.set_defaults(**{name: value})
+            chosen.set_defaults(**{name: value})
             actions[name].required = False
     return parser.parse_args(arguments)
+
+
+def _subcommand(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.ArgumentParser:
+    """The parser of the subcommand that the arguments name; of a script without any, its own."""
+    commands = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return next((choices[word] for choices in commands for word in arguments if word in choices), parser)
 
 
 def _setting(action: argparse.Action, value):
@@ -162,11 +170,12 @@ def read_yaml(path: str) -> dict:
 def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
     """The options that choose a model."""
     parser.add_argument("--model", default=default, metavar="NAME",
-                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER, emojiclip, or timm:NAME where no texts are "
-                             "needed")
+                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER, emojiclip, or timm:NAME where no texts "
+                             "are needed")
     parser.add_argument("--pretrained", metavar="TAG",
-                        help="weights: a tag of open_clip or timm, a checkpoint file, or 'none' for random weights from "
-                             f"--seed; not with a folder or hub name (default: {DEFAULT_PRETRAINED} for {DEFAULT_MODEL})")
+                        help="weights: a tag of open_clip or timm, a checkpoint file, or 'none' for random weights "
+                             "from --seed; not with a folder or hub name (default: "
+                             f"{DEFAULT_PRETRAINED} for {DEFAULT_MODEL})")
     add_device(parser)
     parser.add_argument("--seed", type=SEED, default=0, help="of random weights")
 
@@ -239,8 +248,8 @@ def add_vlm_options(parser: argparse.ArgumentParser, option: str = "--vlm_name",
                     default: str | None = "r-open-clip:emojiclip") -> None:
     """The options that choose a vision-language model as a judge."""
     parser.add_argument(option, default=default, metavar="NAME",
-                        help="the VLM: a hub name or folder of transformers (CLIP, ALIGN, SigLIP), or r-open-clip: and one "
-                             "of MODEL:DATASET, hf-hub:NAME, local-dir:PATH, emojiclip"
+                        help="the VLM: a hub name or folder of transformers (CLIP, ALIGN, SigLIP), or r-open-clip: and "
+                             "one of MODEL:DATASET, hf-hub:NAME, local-dir:PATH, emojiclip"
                              + ("" if default else " (default: none)"))
     parser.add_argument("--vlm_16bit", type=boolean, metavar="True|False",
                         help="run the VLM in 16 bits: float16 on a GPU, bfloat16 on a CPU (default: True on a GPU)")
@@ -365,8 +374,8 @@ def gather_in_order(numbers: Sequence[int], results: Iterator, total: int, state
 
 @contextlib.contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`: the file gets its name when it is complete, and is removed where it is not. The
-    folder is made."""
+    """A path to write to, beside `path`, in a folder that is made: what stands there gets its name when it is complete, and
+    is removed where it is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -13,12 +13,22 @@ from utils.cli import UserError
 from utils.data.datasets import Images
 from utils.decompose.tower import decompose, read_tower
 from utils.models.names import Clip
+from utils.plots import sheets
 from utils.runs import heads, terms
 from utils.runs.stored import blocks
 from utils.runs.terms import HeadTerms, Run
 
 WHOLE = "whole"
 Way = list[heads.Head] | None  # heads whose terms are summed; None: the whole representation
+
+
+def check_size(queries: int, ways: int, neighbors: int) -> None:
+    """Raises UserError for more than a sheet has room for."""
+    if queries * ways > sheets.MOST_ROWS:
+        raise UserError(f"{queries} queries by {ways} ways of comparing make {queries * ways} rows, and a sheet has room "
+                        f"for {sheets.MOST_ROWS}; make several")
+    if neighbors > sheets.MOST_COLUMNS:
+        raise UserError(f"--neighbors {neighbors}: a sheet has room for {sheets.MOST_COLUMNS}")
 
 
 def check_queries(indices: Sequence[int] | None, number: int, images: int) -> None:

@@ -48,7 +48,8 @@ def cumulative_ablation(curves: dict[str, list[dict]], ylabel: str, title: str, 
     axes.set(xlabel="layers mean-ablated, from the last back (%)", ylabel=ylabel, ylim=(0, None), title=title)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
-    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    lines, _ = axes.get_legend_handles_labels()
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.legend(handles=marks, loc="outside right center", fontsize=8, frameon=False)
     save(figure, path)
 
@@ -59,15 +60,16 @@ def component_scores(components: list, scores: dict[str, np.ndarray], title: str
     blocks = sorted({part.block for part in components})[::-1]
     heads = 1 + max(part.head or 0 for part in components if part.kind == "attn")
     others = [kind for kind in ("conv", "mlp") if any(part.kind == kind for part in components)]
-    place = {"embed": heads + others.index("mlp") if others else heads} | {kind: heads + i for i, kind in enumerate(others)}
+    place = {kind: heads + i for i, kind in enumerate(others)}
+    place["embed"] = place.get("mlp", heads)
     columns = min(len(scores), 4 if heads <= 16 else 3)
     rows = -(-len(scores) // columns)
     width, height = max(2.2, 0.17 * (heads + len(others))), max(1.6, 0.17 * len(blocks))
-    figure, grid = plt.subplots(rows, columns, figsize=(width * columns + 1.2, (height + 0.75) * rows + 0.5), squeeze=False,
-                                layout="constrained")
+    figure, grid = plt.subplots(rows, columns, figsize=(width * columns + 1.2, (height + 0.75) * rows + 0.5),
+                                squeeze=False, layout="constrained")
     ticks = [(head, str(head)) for head in range(0, heads, 1 if heads <= 8 else 4)]
-    lines = [(i, "embed" if block < 0 else str(block)) for i, block in enumerate(blocks) if block < 0 or len(blocks) <= 13
-             or block % 4 == 0]
+    lines = [(i, "embed" if block < 0 else str(block)) for i, block in enumerate(blocks)
+             if block < 0 or len(blocks) <= 13 or block % 4 == 0]
     for axes, (feature, values) in zip(grid.flat, scores.items()):
         table = np.full((len(blocks), heads + len(others)), np.nan)
         for part, value in zip(components, values):
@@ -81,7 +83,8 @@ def component_scores(components: list, scores: dict[str, np.ndarray], title: str
             label.set_rotation(90)
     for axes in grid.flat[len(scores):]:
         axes.set_axis_off()
-    figure.supxlabel("head of the block, convolution, MLP" if "conv" in others else "head of the block, MLP", fontsize=8)
+    columns_are = "head of the block, convolution, MLP" if "conv" in others else "head of the block, MLP"
+    figure.supxlabel(columns_are, fontsize=8)
     figure.supylabel("block", fontsize=8)
     bar = figure.colorbar(drawn, ax=grid, aspect=30, shrink=0.8)
     bar.set_label("score", fontsize=8)
@@ -96,8 +99,9 @@ def head_sheet(rows: list[tuple[str, list, list]], path: Path) -> None:
     `rows` hold (title, PIL images, PIL images), all with the same numbers of images.
     """
     columns = len(rows[0][1]) + len(rows[0][2])
+    widths = [1] * len(rows[0][1]) + [0.4] + [1] * len(rows[0][2])
     figure, grid = plt.subplots(len(rows), columns + 1, figsize=(0.8 * (columns + 1), 1.1 * len(rows)), squeeze=False,
-                                gridspec_kw={"width_ratios": [1] * len(rows[0][1]) + [0.4] + [1] * len(rows[0][2])})
+                                gridspec_kw={"width_ratios": widths})
     for (title, highest, lowest), axes in zip(rows, grid):
         for axis, image in zip(axes, [*highest, None, *lowest]):
             axis.axis("off")
@@ -123,11 +127,11 @@ def head_truth(rows: list[dict], title: str, path: Path) -> None:
         axes.bar(range(len(rows)), shares, 0.8, bottom=below, color=colors[name], label=name)
         below += shares
     for x, row in enumerate(rows):
-        axes.text(x, below[x] + 1.5, row["reading"] + ("" if row["agree"] else " (wrong)"), rotation=90, ha="center", va="bottom",
-                  fontsize=7, color=colors[row["reading"]])
+        axes.text(x, below[x] + 1.5, row["reading"] + ("" if row["agree"] else " (wrong)"), rotation=90, ha="center",
+                  va="bottom", fontsize=7, color=colors[row["reading"]])
     axes.set_xticks(range(len(rows)), [f"{row['layer']}.{row['head']}" for row in rows], fontsize=7, rotation=90)
-    axes.set(xlabel="layer.head; above each bar, what its texts are about", ylabel="variance explained (%)", ylim=(0, 118),
-             title=title)
+    axes.set(xlabel="layer.head; above each bar, what its texts are about", ylabel="variance explained (%)",
+             ylim=(0, 118), title=title)
     axes.margins(x=0.01)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save(figure, path)
@@ -157,17 +161,17 @@ def save(figure, path: Path) -> None:
     partial.replace(path)
 
 
-def training_curve(history: list[dict], path: Path) -> None:
-    """Loss, and zero-shot accuracies in percent, against the step; `history` holds rows of training_log.csv."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+def training_curve(history: list[dict], loss: str, accuracy: str, names: dict[str, str], path: Path) -> None:
+    """Loss, and accuracies in percent, against the step; `history` holds rows of training_log.csv, `loss` and `accuracy`
+    say what they are, and `names` maps the columns of the accuracies to their labels, the first one's line bold."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     steps = [row["step"] for row in history]
     left.plot(steps, [row["loss"] for row in history], color="tab:blue")
-    left.set(xlabel="step", ylabel="contrastive loss", ylim=(0, None))
-    for name, label in (("object_seen", "object, seen styles"), ("object_unseen", "object, unseen style"),
-                        ("background_color", "background colour")):
-        right.plot(steps, [row[name] for row in history], label=label)
-    right.set(xlabel="step", ylabel="zero-shot accuracy (%)", ylim=(0, 100))
-    right.legend(fontsize=8)
+    left.set(xlabel="step", ylabel=loss, ylim=(0, None))
+    for number, (name, label) in enumerate(names.items()):
+        right.plot(steps, [row[name] for row in history], label=label, linewidth=1.2 if number else 2.5)
+    right.set(xlabel="step", ylabel=accuracy, ylim=(0, 102))
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save(figure, path)
 
 
@@ -184,7 +188,8 @@ def inspection_shares(rows: list[dict], names: dict[str, str], path: Path) -> No
 
     labels = list(dict.fromkeys(map(label, rows)))
     colors = plt.get_cmap("tab10" if len(labels) <= 10 else "tab20")
-    figure, panels = plt.subplots(len(datasets), 1, figsize=(9, 1.2 + 2.6 * len(datasets)), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(len(datasets), 1, figsize=(9, 1.2 + 2.6 * len(datasets)), squeeze=False,
+                                  layout="constrained")
     for dataset, axes in zip(datasets, panels[:, 0]):
         shown = [row for row in rows if row["dataset"] == dataset and row["measures"]]
         width = 0.8 / max(1, len(shown))
@@ -232,7 +237,8 @@ def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, pa
     contributions [rows, columns], a table to stand below). All share one scale, in units of the cosine similarity."""
     stretch = (picture.width / picture.height) ** 0.5  # panels have about the same area, and room for a table
     width = max(2.7, 2.8 * stretch)  # inches
-    titles = [textwrap.wrap(" ".join(text.split()), int(13 * width), max_lines=3, placeholder=" ...") for text, *_ in panels]
+    titles = [textwrap.wrap(" ".join(text.split()), int(13 * width), max_lines=3, placeholder=" ...")
+              for text, *_ in panels]
     height = 2.8 / stretch + 0.12 * len(panels[0][2].splitlines()) + 0.16 * max(map(len, titles)) + 0.2
     columns = max(2, min(len(panels) + 1, int(13 / width)))
     rows = -(-(len(panels) + 1) // columns)
@@ -254,7 +260,8 @@ def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, pa
         axes.set_title("\n".join(lines), fontsize=9, parse_math=False)
         axes.text(0.5, -0.08 / (2.8 / stretch), table, transform=axes.transAxes, ha="center", va="top", fontsize=7,
                   family="monospace")
-    bar = figure.colorbar(colors, ax=grid, orientation="horizontal", aspect=40, shrink=min(1, 5.4 / (width * columns)), pad=0.02)
+    bar = figure.colorbar(colors, ax=grid, orientation="horizontal", aspect=40, shrink=min(1, 5.4 / (width * columns)),
+                          pad=0.02)
     bar.set_label("contribution to the cosine similarity", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width * columns))), fontsize=10)
@@ -266,17 +273,18 @@ def group_accuracies(found: dict[str, dict], columns: dict[str, str], title: str
 
     `found` holds figures of utils/analysis/groups.py's `accuracies`; a group without images has no bars.
     """
-    rows = [{**found[key]["groups"], "average of groups": found[key]["average_of_groups"], "overall": found[key]["overall"]}
-            for key in columns]
+    rows = [{**found[key]["groups"], "average of groups": found[key]["average_of_groups"],
+             "overall": found[key]["overall"]} for key in columns]
     names = [name for name in rows[0] if rows[0][name] is not None]
     figure, axes = plt.subplots(figsize=(max(6.4, 2 + 1.6 * len(names)), 4.4), layout="constrained")
     width = 0.84 / len(columns)
     colors = ["0.45", *("0.75", "tab:blue", "tab:orange", "#ffd0a0")[1 - len(columns):]]
     for i, (row, label, color) in enumerate(zip(rows, columns.values(), colors)):
         places = [x + (i - (len(columns) - 1) / 2) * width for x in range(len(names))]
-        axes.bar_label(axes.bar(places, [row[name] for name in names], 0.92 * width, color=color, label=label), fmt="%.0f",
-                       fontsize=7)
-    axes.set_xticks(range(len(names)), [name.replace(" on ", "\non ").replace(" of ", "\nof ") for name in names], fontsize=9)
+        bars = axes.bar(places, [row[name] for name in names], 0.92 * width, color=color, label=label)
+        axes.bar_label(bars, fmt="%.0f", fontsize=7)
+    ticks = [name.replace(" on ", "\non ").replace(" of ", "\nof ") for name in names]
+    axes.set_xticks(range(len(names)), ticks, fontsize=9)
     axes.set(ylabel="accuracy (%)", ylim=(0, 105))
     axes.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=10)
     figure.legend(loc="outside lower center", ncols=len(columns), fontsize=8, frameon=False)

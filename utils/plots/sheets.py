@@ -1,24 +1,14 @@
-"""How queries and rows of the images found for them are drawn. The only file that knows."""
+"""Sheets of images: queries, and rows of the images found for them."""
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-from utils.cli import UserError
 from utils.plots.charts import plt, save
 
 SIDE = 160  # pixels that a picture has on the sheet
-MOST_ROWS, MOST_COLUMNS = 40, 40
-
-
-def check_size(queries: int, ways: int, neighbors: int) -> None:
-    """Raises UserError for more than a sheet has room for."""
-    if queries * ways > MOST_ROWS:
-        raise UserError(f"{queries} queries by {ways} ways of comparing make {queries * ways} rows, and a sheet has room for "
-                        f"{MOST_ROWS}; make several")
-    if neighbors > MOST_COLUMNS:
-        raise UserError(f"--neighbors {neighbors}: a sheet has room for {MOST_COLUMNS}")
+MOST_ROWS, MOST_COLUMNS = 40, 40  # that a sheet has room for
 
 
 def title(by: str, heads: list[str] | None) -> str:
@@ -29,11 +19,12 @@ def title(by: str, heads: list[str] | None) -> str:
     return words if by == ",".join(heads) else f"{by}: {words}"
 
 
-def neighbors_sheet(report: list[dict], queries: list[Image.Image | None], picture: Callable[[int], Image.Image], heading: str,
-                    path: Path, row_title: Callable[[dict], str] = lambda way: title(way["by"], way["heads"])) -> None:
-    """For each query of a `report` (utils/analysis/neighbors.py, utils/analysis/retrieval.py) a group of rows: the query's picture at the left,
-    or its text where that is None, and for each way of comparing a row, under its `row_title`, of its neighbours, each a
-    `picture` of its index, with similarity and class below."""
+def neighbors_sheet(report: list[dict], queries: list[Image.Image | None], picture: Callable[[int], Image.Image],
+                    heading: str, path: Path,
+                    row_title: Callable[[dict], str] = lambda way: title(way["by"], way["heads"])) -> None:
+    """For each query of a `report` (utils/analysis/neighbors.py, utils/analysis/retrieval.py) a group of rows: the query's
+    picture at the left, or its text where that is None, and for each way of comparing a row, under its `row_title`, of its
+    neighbours, each a `picture` of its index, with similarity and class below."""
     rows, columns = sum(len(entry["ways"]) for entry in report), len(report[0]["ways"][0]["neighbors"])
     figure, grid = plt.subplots(rows, columns + 2, figsize=(1.15 * (columns + 1.25), 1.72 * rows + 0.4), squeeze=False,
                                 gridspec_kw={"width_ratios": [1, 0.25, *[1] * columns]})
@@ -45,7 +36,8 @@ def neighbors_sheet(report: list[dict], queries: list[Image.Image | None], pictu
         image.thumbnail((2 * SIDE, 2 * SIDE))
         axes.imshow(image)
         lines = [line for text in captions for line in textwrap.wrap(text, 19, max_lines=2, placeholder=" ...")]
-        axes.text(0.5, -0.05, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=7, parse_math=False)
+        axes.text(0.5, -0.05, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=7,
+                  parse_math=False)
 
     lines = iter(grid)
     for entry, image in zip(report, queries):

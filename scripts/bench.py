@@ -1,0 +1,361 @@
+"""What things cost, each beside a plain way of doing it, in the same run, so that a machine that slows down slows both.
+
+    python -m scripts.bench prs                                     # compute_prs.py's loop, beside encode_image
+    python -m scripts.bench components --models vit_base_patch14_dinov2 --batch_size 2 --threads 1
+    python -m scripts.bench segmentation --model emojiclip --batch_size 64
+    python -m scripts.bench textspan
+    python -m scripts.bench scale --images 200 1000                 # every script, few and many images; a quick look
+
+`python -m scripts.bench prs --help` tells what each of them measures.
+"""
+from functools import partial
+
+from utils import cli
+
+MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
+          "vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "maxvit_tiny_rw_224"]
+TRAIN = 1000  # of scale: images of the train split, whatever that of test has
+
+
+def get_args_parser():
+    parser = cli.make_parser(__doc__)
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK", help="default: none; one of "
+                                     f"{', '.join(function.__name__ for function in BENCHMARKS)}")
+    for function, add_options in BENCHMARKS.items():
+        command = cli.make_parser(function.__doc__, partial(commands.add_parser, function.__name__))
+        add_options(command)
+        command.set_defaults(function=function)
+    return parser
+
+
+def main(args) -> None:
+    args.function(args)
+
+
+def turns(ways: dict, number: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock, and of processor time, of each turn of each of several ways of doing something; the ways take
+    turns, and the first turn, which warms up, does not count."""
+    import time
+
+    found = {name: [] for name in ways}
+    for _ in range(number + 1):
+        for name, way in ways.items():
+            start = time.perf_counter(), time.process_time()
+            way()
+            found[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return {name: seconds[1:] for name, seconds in found.items()}
+
+
+def load(args):
+    """The CLIP of --model, with random weights where none are asked for, and its decomposable image tower."""
+    from utils.decompose.tower import read_tower
+    from utils.models import names
+
+    pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
+    clip = names.load_clip(args.model, pretrained, cli.pick_device(args.device), args.seed)
+    return clip, read_tower(clip.model.visual)
+
+
+def compare(title: str, seconds: dict[str, float], images: int) -> None:
+    """Print what two ways cost an image, and the ratio of the second to the first."""
+    plain, other = seconds.values()
+    print(title)
+    for name, value in seconds.items():
+        print(f"  {name:<14}{1000 * value / images:9.2f} ms an image")
+    print(f"  {'ratio':<14}{other / plain:9.3f}")
+
+
+def add_prs_options(parser) -> None:
+    cli.add_model_options(parser, "ViT-B-16")
+    parser.add_argument("--images", type=cli.POSITIVE, default=96, help="images each loop reads")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass")
+
+
+def prs(args) -> None:
+    """What the decomposition costs: compute_prs.py's loop beside a plain loop of encode_image.
+
+    Both loops read the same images from the same loader (drawn beforehand and kept as PNG files). The plain loop only
+    encodes; the other decomposes and streams every array to disk. They take turns over a batch at a time; the ratio of the
+    medians is printed.
+    """
+    import statistics
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    from data.emoji.write import write_folders
+    from utils.data import datasets, scenes
+    from utils.decompose.tower import by_tower, check, decompose
+    from utils.runs import files
+
+    clip, tower = load(args)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder, "images")
+        write_folders(scenes.sample_scenes(args.images, seed=args.seed), clip.image_size[0],
+                      [pictures / "scene" / f"{i:05d}.png" for i in range(args.images)])
+        images = datasets.load_images("imagefolder", str(pictures), clip.image_size[0])
+
+        def loader():
+            return datasets.batches(images, clip.preprocess, args.batch_size, num_workers=0)
+
+        def plain():
+            for pixels, *_ in loader():
+                with torch.inference_mode():
+                    clip.model.encode_image(pixels.to(clip.device)).cpu()
+                yield
+
+        def decomposed():
+            with files.Writer(Path(folder, "manifest.json")) as writer:
+                for pixels, labels, _ in loader():
+                    terms = decompose(tower, pixels.to(clip.device))
+                    for what in ("attn", "mlp", "cls_attn"):
+                        writer.append(Path(folder, f"{what}.npy"), getattr(terms, what).cpu().numpy())
+                    writer.append(Path(folder, "labels.npy"), labels, "int64")
+                    yield
+                writer.finish({})
+
+        ways = {"encode_image": partial(next, plain()), "compute_prs": partial(next, decomposed())}
+        found = turns(ways, -(-args.images // args.batch_size) - 1)
+    compare(f"{args.model}, {args.images} images in batches of {args.batch_size}, {clip.device}, "
+            f"{torch.get_num_threads()} threads",
+            {name: statistics.median(clock for clock, _ in seconds) for name, seconds in found.items()}, args.batch_size)
+    noise = torch.randn(2, 3, *clip.image_size, device=clip.device)
+    print(f"  largest error {check(clip.model.encode_image, partial(by_tower, tower), noise, 1)['error']:9.1e}")
+
+
+def add_components_options(parser) -> None:
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="names of timm models")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=4, help="images a forward pass")
+    parser.add_argument("--repeats", type=cli.POSITIVE, default=4, help="turns")
+    parser.add_argument("--threads", type=cli.POSITIVE, default=2, help="of torch")
+
+
+def components(args) -> None:
+    """Time and exactness of the decomposition of timm models by heads, beside a plain forward pass.
+
+    Random weights. The two take turns; the ratio of the fastest of each is printed, by the clock and by processor time
+    (which other programs on the machine disturb less).
+    """
+    import timm
+    import torch
+    import torch.nn.functional as F
+
+    from utils.decompose.walk import decompose
+
+    torch.set_num_threads(args.threads)
+    print(f"{'model':<36}{'components':>12}{'plain, s':>10}{'clock':>8}{'processor':>11}{'error':>9}")
+    for name in args.models:
+        model = timm.create_model(name, num_classes=0).eval().requires_grad_(False)
+        images = torch.randn(args.batch_size, *model.pretrained_cfg["input_size"])
+        with torch.no_grad():
+            found = turns({"plain": partial(model, images), "ours": partial(decompose, model, images)}, args.repeats)
+            terms = decompose(model, images)
+            error = (terms.terms.sum(dim=1) - F.normalize(model(images), dim=-1)).abs().max()
+        plain, ours = ([min(times) for times in zip(*found[way])] for way in ("plain", "ours"))
+        print(f"{name:<36}{len(terms.names):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}{ours[1] / plain[1]:>11.2f}"
+              f"{error.item():>9.0e}", flush=True)
+
+
+def add_segmentation_options(parser) -> None:
+    cli.add_model_options(parser, "ViT-B-16")
+    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass")
+    parser.add_argument("--repeats", type=cli.POSITIVE, default=10, help="batches each of the two takes")
+
+
+def segmentation(args) -> None:
+    """What a heat map costs: decomposition by patches and the map of the predicted class, beside a plain encode_image.
+
+    Both take the same batch of random images and a random classifier of 1,000 classes, in turns. Of each the fastest
+    repeat counts, as other work on the machine only ever adds time; the ratio is printed.
+    """
+    import torch
+
+    from utils.analysis import segmentation
+    from utils.decompose.tower import decompose_tokens
+
+    clip, tower = load(args)
+    generator = torch.Generator().manual_seed(args.seed)
+    images = torch.randn(args.batch_size, 3, *clip.image_size, generator=generator).to(clip.device)
+    columns = torch.randn(tower.projection.shape[1], 1000, generator=generator).to(clip.device)
+    classifier = torch.nn.functional.normalize(columns, dim=0)
+
+    def plain() -> torch.Tensor:
+        return clip.model.encode_image(images).cpu()  # ends on the CPU, so that a GPU has finished
+
+    def heat() -> torch.Tensor:
+        terms = decompose_tokens(tower, images)
+        predicted = (terms.representation @ classifier).argmax(dim=1)
+        maps = segmentation.decomposition_maps(terms, classifier, predicted)
+        return segmentation.heat_maps(maps, clip.image_size[0]).cpu()
+
+    with torch.inference_mode():
+        found = turns({"encode_image": plain, "heat maps": heat}, args.repeats)
+    compare(f"{args.model}, batches of {args.batch_size}, {clip.device}, {torch.get_num_threads()} threads",
+            {name: min(clock for clock, _ in seconds) for name, seconds in found.items()}, args.batch_size)
+
+
+def add_textspan_options(parser) -> None:
+    parser.add_argument("--images", type=cli.POSITIVE, default=5000, help="images, the rows of the head's terms")
+    parser.add_argument("--width", type=cli.POSITIVE, default=768, help="dimensions of the joint space")
+    parser.add_argument("--texts", type=cli.POSITIVE, default=3498, help="texts in the pool")
+    parser.add_argument("--texts_per_head", type=cli.POSITIVE, default=20, help="texts picked")
+    parser.add_argument("--rank", type=cli.POSITIVE, default=60, help="singular directions at most")
+
+
+def textspan(args) -> None:
+    """TextSpan from covariances beside the literal algorithm, on the paper's sizes.
+
+    One head: 5,000 images x 768 dimensions x 3,498 texts x 20 texts a head. The literal algorithm (that of the tests)
+    projects every image on every text anew for each pick.
+    """
+    import sys
+    import time
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    from utils.analysis import textspan
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    import literal
+
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(args.images, 64)) * np.linspace(1, 0.1, 64)) @ rng.normal(size=(64, args.width)) / 500
+    x = (x + rng.normal(size=args.width) / 500).astype(np.float32)
+    pool = rng.normal(size=(args.texts, args.width))
+    pool = (pool / np.linalg.norm(pool, axis=1, keepdims=True)).astype(np.float32)
+    eps = np.finfo(np.float32).eps
+
+    start = time.perf_counter()
+    means, seconds = textspan.moments(x[:, None])
+    texts = torch.from_numpy(pool).double()
+    span = textspan.text_span(means[0], seconds[0], texts, args.texts_per_head, args.rank, eps)
+    fast = time.perf_counter() - start
+    start = time.perf_counter()
+    picks, reconstruction, *_ = literal.text_span(x, pool, args.texts_per_head, args.rank, eps)
+    slow = time.perf_counter() - start
+    error = np.abs(span.reconstruct(torch.from_numpy(x)).numpy() - reconstruction).max()
+    print(f"literal {slow:.2f} s, from covariances {fast:.2f} s, ratio {slow / fast:.1f}")
+    print(f"same texts in the same order: {span.picks == picks}; largest difference of the reconstructions: {error:.1e}")
+
+
+def add_scale_options(parser) -> None:
+    parser.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
+                        help="few, and many; one number is of processes alone (default: 2000 20000)")
+    parser.add_argument("--processes", type=cli.POSITIVE, nargs="*", default=[1, 2, 3], metavar="N",
+                        help="of compute_prs.py (default: 1 2 3)")
+    parser.add_argument("--folder", metavar="FOLDER", help="for pictures and results (default: a temporary one)")
+
+
+def scale(args) -> None:
+    """Time and peak memory of every script against the number of images and of processes, as two tables.
+
+    Each script runs as a user starts it, on the embedded model and on pictures that are drawn beforehand: half an hour as
+    it stands. Peak memory is the resident memory of the largest of its processes, as the operating system counts it.
+    Processes share the larger number of images; each has one thread, and so has the one that they are compared with.
+    """
+    import multiprocessing
+    import os
+    import tempfile
+    from pathlib import Path
+
+    few, many = args.images[0], args.images[-1]
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        root = Path(folder)
+        # In a process of its own: what starts a process lends it its own peak, and this one has to stay small.
+        drawing = multiprocessing.get_context("spawn").Process(target=draw, args=(f"{root}/drawn", max(many, TRAIN)))
+        drawing.start()
+        drawing.join()
+        drawn = sorted((root / "drawn").glob("*/*.png"), key=lambda path: path.name)
+        found: dict[int, dict] = {}
+        for number in args.images:
+            data = root / str(number)
+            for split, some in (("test", drawn[:number]), ("train", drawn[:TRAIN])):
+                for path in some:
+                    place = data / split / path.relative_to(root / "drawn")
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(path, place)
+            if few == many:
+                break
+            commands = script_commands(f"--dataset imagefolder --data_path {data}", f"{data}/o")
+            measured(commands["compute_prs"].replace("--split test", "--split train"))
+            found[number] = {name: measured(command) for name, command in commands.items()}
+        if found:
+            print(f"| script | peak memory, {few} images (MiB) | {many} images (MiB) | ratio | seconds | seconds | ratio |\n"
+                  "| --- | --- | --- | --- | --- | --- | --- |")
+        for name in found.get(few, {}):
+            (seconds, peak), (longer, larger) = found[few][name], found[many][name]
+            print(f"| `{name}.py` | {peak:.0f} | {larger:.0f} | {larger / peak:.2f} | {seconds:.0f} | {longer:.0f} | "
+                  f"{longer / seconds:.1f} |")
+        print("\n| processes | seconds | images a second | ratio to one | peak memory (MiB) |\n"
+              "| --- | --- | --- | --- | --- |")
+        alone = None
+        for number in args.processes:
+            command = script_commands(f"--dataset imagefolder --data_path {root}/{many}", f"{root}/p{number}")["compute_prs"]
+            launcher = f"-m torch.distributed.run --standalone --nproc_per_node {number} " if number > 1 else ""
+            seconds, peak = measured(f"{launcher}{command} --num_workers 0", threads="1")
+            alone = alone or seconds
+            print(f"| {number} | {seconds:.0f} | {many / seconds:.0f} | {alone / seconds:.2f} | {peak:.0f} |")
+
+
+def script_commands(data: str, output: str) -> dict[str, str]:
+    """The scripts with their options, in the order in which they need each other."""
+    model, write, read = "--model emojiclip", f"--output_dir {output}", f"--input_dir {output}"
+    dataset, path = data.split(" --data_path ")
+    run, pool = f"{model} {dataset} --split test", "--text_descriptions emoji_descriptions --texts_per_head 5"
+    images, features = f"{run} --data_path {path}", "--features configs/features_emoji.yaml"
+    options = {
+        "compute_prs": f"{images} --batch_size 32 {write}",
+        "compute_text_projection": f"{model} {dataset} --data_path {path}/test {write}",
+        "compute_text_set_projection": f"{model} --data_path text_descriptions/emoji_descriptions.txt {write}",
+        "compute_ablations": f"{run} {read}",
+        "compute_complete_text_set": f"{run} {pool} --num_of_last_layers 4 {read} {write}",
+        "compute_use_specific_heads": f"{images} --heads 5.3,5.4 {read}",
+        "compute_nearest_neighbors": f"{images} --index 5 --heads 5.3,5.4 {read} {write}",
+        "compute_linear_probe": f"{run} {read} {write}",
+        "compute_component_scores": f"{run} {features} {read} {write}",
+        "compute_component_ablation": f"{run} {read} {write}",
+        "compute_retrieval": f"{images} {features} --feature color --text 'a red background' {read} {write}",
+        "compute_alignment": f"{model} --clip emojiclip {dataset} --split train --apply test --epochs 1 {read} "
+                             f"--output_dir {output}/aligned",
+        "make_report": f"{images} {pool} --heat_maps 0 {read}"}
+    return {name: f"{name}.py {given}" for name, given in options.items()}
+
+
+def measured(command: str, threads: str | None = None) -> tuple[float, float]:
+    """Seconds, and peak memory in MiB, of a command of Python."""
+    import os
+    import shlex
+    import subprocess
+    import sys
+    import time
+
+    environment = {**os.environ, **({"OMP_NUM_THREADS": threads} if threads else {})}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *shlex.split(command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               env=environment)
+    errors = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed:\n{errors[-2000:]}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def draw(root: str, number: int) -> None:
+    """Draw pictures, by the colour of their background: few classes, all of them full."""
+    from pathlib import Path
+
+    from data.emoji.write import write_folders
+    from utils.data import scenes
+
+    drawn = scenes.sample_scenes(number, seed=20)
+    write_folders(drawn, 64, [Path(root, scene.attributes()["color"], f"{i:06d}.png") for i, scene in enumerate(drawn)])
+
+
+BENCHMARKS = {prs: add_prs_options, components: add_components_options, segmentation: add_segmentation_options,
+              textspan: add_textspan_options, scale: add_scale_options}
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())
