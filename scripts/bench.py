@@ -13,18 +13,38 @@ from functools import partial
 from utils import cli
 
 MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
-          "vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "maxvit_tiny_rw_224"]
+          "vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
+          "maxvit_tiny_rw_224"]
 TRAIN = 1000  # of scale: images of the train split, whatever that of test has
 
 
 def get_args_parser():
     parser = cli.make_parser(__doc__)
-    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK", help="default: none; one of "
-                                     f"{', '.join(function.__name__ for function in BENCHMARKS)}")
-    for function, add_options in BENCHMARKS.items():
-        command = cli.make_parser(function.__doc__, partial(commands.add_parser, function.__name__))
-        add_options(command)
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", help="what is measured (default: none)")
+
+    def add(function, **numbers):
+        """The parser of a benchmark; `numbers` are its options that are whole numbers: default, and help."""
+        first, text = function.__doc__.partition("\n")[0], function.__doc__.replace("\n    ", "\n").rstrip()
+        command = cli.make_parser(text, partial(commands.add_parser, function.__name__, help=first))
         command.set_defaults(function=function)
+        for name, (default, what) in numbers.items():
+            command.add_argument(f"--{name}", type=cli.POSITIVE, default=default, help=what)
+        return command
+
+    for function, more in ((prs, {"images": (96, "images each loop reads")}),
+                           (segmentation, {"repeats": (10, "batches each of the two takes")})):
+        cli.add_model_options(add(function, batch_size=(8, "images a forward pass"), **more), "ViT-B-16")
+    command = add(components, batch_size=(4, "images a forward pass"), repeats=(4, "turns"), threads=(2, "of torch"))
+    command.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="names of timm models")
+    add(textspan, images=(5000, "images, the rows of the head's terms"), width=(768, "dimensions of the joint space"),
+        texts=(3498, "texts in the pool"), texts_per_head=(20, "texts picked"),
+        rank=(60, "singular directions at most"))
+    command = add(scale)
+    command.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
+                         help="few, and many; one number is of processes alone (default: 2000 20000)")
+    command.add_argument("--processes", type=cli.POSITIVE, nargs="*", default=[1, 2, 3], metavar="N",
+                         help="of compute_prs.py (default: 1 2 3)")
+    command.add_argument("--folder", metavar="FOLDER", help="for pictures and results (default: a temporary one)")
     return parser
 
 
@@ -33,8 +53,8 @@ def main(args) -> None:
 
 
 def turns(ways: dict, number: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds by the clock, and of processor time, of each turn of each of several ways of doing something; the ways take
-    turns, and the first turn, which warms up, does not count."""
+    """Seconds by the clock, and of processor time, of each turn of each of several ways of doing something; the ways
+    take turns, and the first turn, which warms up, does not count."""
     import time
 
     found = {name: [] for name in ways}
@@ -58,25 +78,21 @@ def load(args):
 
 def compare(title: str, seconds: dict[str, float], images: int) -> None:
     """Print what two ways cost an image, and the ratio of the second to the first."""
+    import torch
+
     plain, other = seconds.values()
-    print(title)
+    print(f"{title}, {torch.get_num_threads()} threads")
     for name, value in seconds.items():
         print(f"  {name:<14}{1000 * value / images:9.2f} ms an image")
     print(f"  {'ratio':<14}{other / plain:9.3f}")
-
-
-def add_prs_options(parser) -> None:
-    cli.add_model_options(parser, "ViT-B-16")
-    parser.add_argument("--images", type=cli.POSITIVE, default=96, help="images each loop reads")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass")
 
 
 def prs(args) -> None:
     """What the decomposition costs: compute_prs.py's loop beside a plain loop of encode_image.
 
     Both loops read the same images from the same loader (drawn beforehand and kept as PNG files). The plain loop only
-    encodes; the other decomposes and streams every array to disk. They take turns over a batch at a time; the ratio of the
-    medians is printed.
+    encodes; the other decomposes and streams every array to disk. They take turns over a batch at a time; the ratio of
+    the medians is printed.
     """
     import statistics
     import tempfile
@@ -89,6 +105,8 @@ def prs(args) -> None:
     from utils.decompose.tower import by_tower, check, decompose
     from utils.runs import files
 
+    if args.images <= args.batch_size:
+        raise cli.UserError(f"--images {args.images}: give more than --batch_size, as the first batch warms up")
     clip, tower = load(args)
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder, "images")
@@ -117,18 +135,11 @@ def prs(args) -> None:
 
         ways = {"encode_image": partial(next, plain()), "compute_prs": partial(next, decomposed())}
         found = turns(ways, -(-args.images // args.batch_size) - 1)
-    compare(f"{args.model}, {args.images} images in batches of {args.batch_size}, {clip.device}, "
-            f"{torch.get_num_threads()} threads",
-            {name: statistics.median(clock for clock, _ in seconds) for name, seconds in found.items()}, args.batch_size)
+    medians = {name: statistics.median(clock for clock, _ in seconds) for name, seconds in found.items()}
+    title = f"{args.model}, {args.images} images in batches of {args.batch_size}, {clip.device}"
+    compare(title, medians, args.batch_size)
     noise = torch.randn(2, 3, *clip.image_size, device=clip.device)
     print(f"  largest error {check(clip.model.encode_image, partial(by_tower, tower), noise, 1)['error']:9.1e}")
-
-
-def add_components_options(parser) -> None:
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="names of timm models")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=4, help="images a forward pass")
-    parser.add_argument("--repeats", type=cli.POSITIVE, default=4, help="turns")
-    parser.add_argument("--threads", type=cli.POSITIVE, default=2, help="of torch")
 
 
 def components(args) -> None:
@@ -155,12 +166,6 @@ def components(args) -> None:
         plain, ours = ([min(times) for times in zip(*found[way])] for way in ("plain", "ours"))
         print(f"{name:<36}{len(terms.names):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}{ours[1] / plain[1]:>11.2f}"
               f"{error.item():>9.0e}", flush=True)
-
-
-def add_segmentation_options(parser) -> None:
-    cli.add_model_options(parser, "ViT-B-16")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass")
-    parser.add_argument("--repeats", type=cli.POSITIVE, default=10, help="batches each of the two takes")
 
 
 def segmentation(args) -> None:
@@ -191,16 +196,8 @@ def segmentation(args) -> None:
 
     with torch.inference_mode():
         found = turns({"encode_image": plain, "heat maps": heat}, args.repeats)
-    compare(f"{args.model}, batches of {args.batch_size}, {clip.device}, {torch.get_num_threads()} threads",
-            {name: min(clock for clock, _ in seconds) for name, seconds in found.items()}, args.batch_size)
-
-
-def add_textspan_options(parser) -> None:
-    parser.add_argument("--images", type=cli.POSITIVE, default=5000, help="images, the rows of the head's terms")
-    parser.add_argument("--width", type=cli.POSITIVE, default=768, help="dimensions of the joint space")
-    parser.add_argument("--texts", type=cli.POSITIVE, default=3498, help="texts in the pool")
-    parser.add_argument("--texts_per_head", type=cli.POSITIVE, default=20, help="texts picked")
-    parser.add_argument("--rank", type=cli.POSITIVE, default=60, help="singular directions at most")
+    fastest = {name: min(clock for clock, _ in seconds) for name, seconds in found.items()}
+    compare(f"{args.model}, batches of {args.batch_size}, {clip.device}", fastest, args.batch_size)
 
 
 def textspan(args) -> None:
@@ -238,53 +235,34 @@ def textspan(args) -> None:
     slow = time.perf_counter() - start
     error = np.abs(span.reconstruct(torch.from_numpy(x)).numpy() - reconstruction).max()
     print(f"literal {slow:.2f} s, from covariances {fast:.2f} s, ratio {slow / fast:.1f}")
-    print(f"same texts in the same order: {span.picks == picks}; largest difference of the reconstructions: {error:.1e}")
-
-
-def add_scale_options(parser) -> None:
-    parser.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
-                        help="few, and many; one number is of processes alone (default: 2000 20000)")
-    parser.add_argument("--processes", type=cli.POSITIVE, nargs="*", default=[1, 2, 3], metavar="N",
-                        help="of compute_prs.py (default: 1 2 3)")
-    parser.add_argument("--folder", metavar="FOLDER", help="for pictures and results (default: a temporary one)")
+    print(f"same texts in the same order: {span.picks == picks}; "
+          f"largest difference of the reconstructions: {error:.1e}")
 
 
 def scale(args) -> None:
     """Time and peak memory of every script against the number of images and of processes, as two tables.
 
-    Each script runs as a user starts it, on the embedded model and on pictures that are drawn beforehand: half an hour as
-    it stands. Peak memory is the resident memory of the largest of its processes, as the operating system counts it.
+    Each script runs as a user starts it, on the embedded model and on pictures that are drawn beforehand: half an hour
+    as it stands. Peak memory is the resident memory of the largest of its processes, as the operating system counts it.
     Processes share the larger number of images; each has one thread, and so has the one that they are compared with.
     """
     import multiprocessing
-    import os
     import tempfile
-    from pathlib import Path
 
     few, many = args.images[0], args.images[-1]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        root = Path(folder)
         # In a process of its own: what starts a process lends it its own peak, and this one has to stay small.
-        drawing = multiprocessing.get_context("spawn").Process(target=draw, args=(f"{root}/drawn", max(many, TRAIN)))
-        drawing.start()
-        drawing.join()
-        drawn = sorted((root / "drawn").glob("*/*.png"), key=lambda path: path.name)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.starmap(draw, [(f"{folder}/{number}/{split}", images) for number in args.images
+                                for split, images in (("test", number), ("train", TRAIN))])
         found: dict[int, dict] = {}
-        for number in args.images:
-            data = root / str(number)
-            for split, some in (("test", drawn[:number]), ("train", drawn[:TRAIN])):
-                for path in some:
-                    place = data / split / path.relative_to(root / "drawn")
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    os.link(path, place)
-            if few == many:
-                break
-            commands = script_commands(f"--dataset imagefolder --data_path {data}", f"{data}/o")
+        for number in args.images if few != many else ():
+            commands = script_commands(f"{folder}/{number}", f"{folder}/{number}/o")
             measured(commands["compute_prs"].replace("--split test", "--split train"))
             found[number] = {name: measured(command) for name, command in commands.items()}
         if found:
-            print(f"| script | peak memory, {few} images (MiB) | {many} images (MiB) | ratio | seconds | seconds | ratio |\n"
-                  "| --- | --- | --- | --- | --- | --- | --- |")
+            print(f"| script | peak memory, {few} images (MiB) | {many} images (MiB) | ratio | seconds | seconds "
+                  "| ratio |\n| --- | --- | --- | --- | --- | --- | --- |")
         for name in found.get(few, {}):
             (seconds, peak), (longer, larger) = found[few][name], found[many][name]
             print(f"| `{name}.py` | {peak:.0f} | {larger:.0f} | {larger / peak:.2f} | {seconds:.0f} | {longer:.0f} | "
@@ -293,7 +271,7 @@ def scale(args) -> None:
               "| --- | --- | --- | --- | --- |")
         alone = None
         for number in args.processes:
-            command = script_commands(f"--dataset imagefolder --data_path {root}/{many}", f"{root}/p{number}")["compute_prs"]
+            command = script_commands(f"{folder}/{many}", f"{folder}/p{number}")["compute_prs"]
             launcher = f"-m torch.distributed.run --standalone --nproc_per_node {number} " if number > 1 else ""
             seconds, peak = measured(f"{launcher}{command} --num_workers 0", threads="1")
             alone = alone or seconds
@@ -301,14 +279,14 @@ def scale(args) -> None:
 
 
 def script_commands(data: str, output: str) -> dict[str, str]:
-    """The scripts with their options, in the order in which they need each other."""
-    model, write, read = "--model emojiclip", f"--output_dir {output}", f"--input_dir {output}"
-    dataset, path = data.split(" --data_path ")
+    """The scripts with their options, in the order in which they need each other; `data` is a folder of images."""
+    model, dataset = "--model emojiclip", "--dataset imagefolder"
+    write, read = f"--output_dir {output}", f"--input_dir {output}"
     run, pool = f"{model} {dataset} --split test", "--text_descriptions emoji_descriptions --texts_per_head 5"
-    images, features = f"{run} --data_path {path}", "--features configs/features_emoji.yaml"
+    images, features = f"{run} --data_path {data}", "--features configs/features_emoji.yaml"
     options = {
         "compute_prs": f"{images} --batch_size 32 {write}",
-        "compute_text_projection": f"{model} {dataset} --data_path {path}/test {write}",
+        "compute_text_projection": f"{model} {dataset} --data_path {data}/test {write}",
         "compute_text_set_projection": f"{model} --data_path text_descriptions/emoji_descriptions.txt {write}",
         "compute_ablations": f"{run} {read}",
         "compute_complete_text_set": f"{run} {pool} --num_of_last_layers 4 {read} {write}",
@@ -334,8 +312,8 @@ def measured(command: str, threads: str | None = None) -> tuple[float, float]:
 
     environment = {**os.environ, **({"OMP_NUM_THREADS": threads} if threads else {})}
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *shlex.split(command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               env=environment)
+    process = subprocess.Popen([sys.executable, *shlex.split(command)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, env=environment)
     errors = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -353,9 +331,6 @@ def draw(root: str, number: int) -> None:
     drawn = scenes.sample_scenes(number, seed=20)
     write_folders(drawn, 64, [Path(root, scene.attributes()["color"], f"{i:06d}.png") for i, scene in enumerate(drawn)])
 
-
-BENCHMARKS = {prs: add_prs_options, components: add_components_options, segmentation: add_segmentation_options,
-              textspan: add_textspan_options, scale: add_scale_options}
 
 if __name__ == "__main__":
     cli.run(main, get_args_parser())

@@ -8,14 +8,9 @@ from builders import ROOT
 from utils import cli
 from utils.cli import UserError
 
-SCRIPTS = ["compute_prs", "compute_text_projection", "compute_text_set_projection", "compute_ablations",
-           "compute_complete_text_set", "compute_segmentations", "compute_heatmaps", "compute_head_truth", "compute_alignment",
-           "compute_use_specific_heads", "compute_nearest_neighbors", "compute_linear_probe", "make_report", "train", "inference",
-           "inspect", "scripts.show_results", "scripts.write_emoji", "scripts.build_emoji", "scripts.bench_prs",
-           "scripts.bench_textspan", "scripts.bench_segmentation", "scripts.train_emojiclip", "scripts.measure_emojiclip",
-           "scripts.export_model", "scripts.compare_descriptions", "scripts.sweep_textspan", "scripts.build_class_descriptions",
-           "scripts.bench_components", "scripts.train_emojivit", "scripts.bench_scale", "compute_component_scores",
-           "compute_component_ablation", "compute_retrieval", "compute_component_repair"]
+SCRIPTS = [path.stem for path in ROOT.glob("*.py")] + [
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for folder in ("scripts", "models", "data")
+    for path in (ROOT / folder).rglob("*.py") if "get_args_parser()" in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -27,6 +22,11 @@ def test_help_teaches_and_answers_without_heavy_imports(name):
     found = subprocess.run([sys.executable, "-c", code, name, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert found.stdout.rstrip().endswith("light"), found.stdout[-300:] + found.stderr
     assert "python" in found.stdout and "default: " in found.stdout
+
+
+def test_the_list_of_scripts_is_whole():
+    assert {"compute_prs", "inspect", "scripts.bench", "models.emojiclip.train", "data.emoji.write"} <= set(SCRIPTS)
+    assert len(SCRIPTS) > 25
 
 
 def parser():

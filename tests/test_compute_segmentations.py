@@ -42,9 +42,9 @@ def options(classifier_dir, tmp_path):
 @pytest.fixture
 def mat_file(drawn, tmp_path):
     """The scenes as ImageNet-Segmentation's file, at 64 pixels."""
-    from scripts import write_emoji
+    from data.emoji import write
 
-    write_emoji.write_segmentation(tmp_path / "gtsegs_ijcv.mat", drawn, 64)
+    write.write_segmentation(tmp_path / "gtsegs_ijcv.mat", drawn, 64)
     return tmp_path / "gtsegs_ijcv.mat"
 
 
@@ -318,15 +318,6 @@ def test_the_names_offered_are_those_that_can_be_read():
     assert set(script.WITH_MASKS) == {"imagenet_seg", "masks_folder", "emoji_seg"}
     for figures in segmentation.PUBLISHED.values():
         assert set(figures) <= set(script.METHODS)
-
-
-def test_the_benchmark_prints_a_ratio(capsys):
-    from scripts import bench_segmentation
-    from utils import cli
-
-    bench_segmentation.main(cli.parse(bench_segmentation.get_args_parser(), [
-        "--model", "emojiclip", "--batch_size", "2", "--repeats", "2", "--device", "cpu"]))
-    assert re.search(r"ratio +\d+\.\d{3}\n", capsys.readouterr().out)
 
 
 EMOJIVIT = f"timm:local-dir:{ROOT / 'models' / 'emojivit'}"

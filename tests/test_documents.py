@@ -29,7 +29,7 @@ python compute_segmentations.py --device cuda:0 --model ViT-L-14 --pretrained la
 def commands(text: str) -> list[str]:
     """All `python ...` commands of a document, in code blocks and in tables."""
     text = text.replace("\\\n", " ")
-    return [match.strip() for match in re.findall(r"(?m)(?:^|`|\+ )(python (?:-m scripts\.)?\w[^`\n#|]*)", text)]
+    return [match.strip() for match in re.findall(r"(?m)(?:^|`|\+ )(python (?:-m (?:scripts|models|data)\.)?\w[^`\n#|]*)", text)]
 
 
 README = commands((ROOT / "README.md").read_text(encoding="utf-8"))

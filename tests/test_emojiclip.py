@@ -10,7 +10,7 @@ from utils.models import names
 
 
 def test_the_model_names_what_its_card_says(run_script, tmp_path):
-    code, out, err = run_script("scripts.measure_emojiclip", "--device", "cpu", "--json", tmp_path / "found.json")
+    code, out, err = run_script("models.emojiclip.measure", "--device", "cpu", "--json", tmp_path / "found.json")
     assert code == 0, err
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["object, emoji"] >= 70 and found["object, emoji_unseen_style"] >= 35 and found["color, emoji"] >= 80
@@ -37,7 +37,7 @@ def test_a_step_of_training_changes_the_weights_and_leaves_a_model_that_loads(ru
     folder.mkdir()
     shutil.copy(names.EMOJICLIP / "open_clip_config.json", folder)
     start = names.EMOJICLIP / "open_clip_model.safetensors"
-    code, _, err = run_script("scripts.train_emojiclip", "--output_dir", folder, "--steps", 1, "--batch_size", 130, "--warmup", 1,
+    code, _, err = run_script("models.emojiclip.train", "--output_dir", folder, "--steps", 1, "--batch_size", 130, "--warmup", 1,
                               "--ramp", 0, "--lr", 1e-5, "--init", start)
     assert code == 0, err
     assert {path.name for path in folder.iterdir()} == {"open_clip_config.json", "open_clip_model.safetensors",

@@ -90,7 +90,7 @@ def test_it_leans_on_the_background_as_its_card_says(model):
 
 def test_three_steps_of_training_leave_a_model_that_loads(run_script, tmp_path):
     shutil.copy(FOLDER / "config.json", tmp_path)
-    code, out, err = run_script("scripts.train_emojivit", "--output_dir", tmp_path, "--steps", 3, "--batch_size", 64,
+    code, out, err = run_script("models.emojivit.train", "--output_dir", tmp_path, "--steps", 3, "--batch_size", 64,
                                 "--eval_every", 2, "--eval_scenes", 40, "--seed", 3)
     assert code == 0, err
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "training_log.csv",
@@ -107,9 +107,9 @@ def test_three_steps_of_training_leave_a_model_that_loads(run_script, tmp_path):
 
 
 def test_bad_options_are_refused_in_one_line(refused, tmp_path):
-    assert "no config.json" in refused("scripts.train_emojivit", "--output_dir", tmp_path)
+    assert "no config.json" in refused("models.emojivit.train", "--output_dir", tmp_path)
     shutil.copy(FOLDER / "config.json", tmp_path)
-    assert "at least 64" in refused("scripts.train_emojivit", "--output_dir", tmp_path, "--batch_size", 63)
+    assert "at least 64" in refused("models.emojivit.train", "--output_dir", tmp_path, "--batch_size", 63)
     for name in ("steps", "eval_every", "eval_scenes"):
-        assert f"--{name} is 0" in refused("scripts.train_emojivit", "--output_dir", tmp_path, f"--{name}", 0)
+        assert f"--{name} is 0" in refused("models.emojivit.train", "--output_dir", tmp_path, f"--{name}", 0)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json"}

@@ -130,7 +130,7 @@ def test_spurious_backgrounds_agree_as_often_as_promised(split, agreement):
 
 
 def test_spurious_on_disk_is_a_waterbirds_folder(run_script, tmp_path):
-    code, *_ = run_script("scripts.write_emoji", "--dataset", "emoji_spurious", "--output_dir", tmp_path,
+    code, *_ = run_script("data.emoji.write", "--dataset", "emoji_spurious", "--output_dir", tmp_path,
                           "--image_size", 32)
     assert code == 0
     rows = list(csv.DictReader((tmp_path / "metadata.csv").open()))
@@ -144,7 +144,7 @@ def test_spurious_on_disk_is_a_waterbirds_folder(run_script, tmp_path):
 
 
 def test_segmentation_on_disk_is_imagenet_segmentations_file(run_script, tmp_path):
-    code, *_ = run_script("scripts.write_emoji", "--dataset", "emoji_seg", "--output_dir", tmp_path, "--image_size", 48)
+    code, *_ = run_script("data.emoji.write", "--dataset", "emoji_seg", "--output_dir", tmp_path, "--image_size", 48)
     assert code == 0
     drawn, *_ = datasets.embedded_scenes("emoji_seg")
     images, masks = scenes.draw(drawn[:3], 48)
@@ -164,6 +164,6 @@ def test_segmentation_on_disk_is_imagenet_segmentations_file(run_script, tmp_pat
 
 def test_class_folders_read_back(run_script, tmp_path, monkeypatch):
     monkeypatch.setitem(datasets.REGISTRY["emoji"].scenes, "test", (12, 1))
-    assert run_script("scripts.write_emoji", "--output_dir", tmp_path, "--image_size", 32)[0] == 0
+    assert run_script("data.emoji.write", "--output_dir", tmp_path, "--image_size", 32)[0] == 0
     assert len(datasets.load_images("imagefolder", str(tmp_path)).samples) == 12
     assert Image.open(next(tmp_path.glob("*/*.png"))).size == (32, 32)

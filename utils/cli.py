@@ -84,8 +84,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def make_parser(documentation: str, make: Callable = argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """A parser that shows a script's docstring, with the options that all scripts share; `make` is another of argparse's
-    constructors where it is that of a subcommand."""
+    """A parser that shows a script's docstring, with the options that all scripts share; `make` is another of
+    argparse's constructors where it is that of a subcommand."""
     parser = make(description=documentation, formatter_class=_Help)
     parser.error = _raise  # one line, like every other error
     parser.add_argument("--config", metavar="FILE.yaml",
@@ -374,8 +374,8 @@ def gather_in_order(numbers: Sequence[int], results: Iterator, total: int, state
 
 @contextlib.contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`, in a folder that is made: what stands there gets its name when it is complete, and
-    is removed where it is not."""
+    """A path to write to, beside `path`, in a folder that is made: what stands there gets its name when it is complete,
+    and is removed where it is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

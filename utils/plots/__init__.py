@@ -1,2 +1,2 @@
-"""Every picture: charts and sheets of images, from plain values. Nothing here imports anything of ours from elsewhere, or
-computes a result."""
+"""Every picture: charts and sheets of images, from plain values. Nothing here imports anything of ours from elsewhere,
+or computes a result."""

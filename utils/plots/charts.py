@@ -34,7 +34,8 @@ def cumulative_ablation(curves: dict[str, list[dict]], ylabel: str, title: str, 
     `curves` are those of compute_component_ablation.py: what each step ablated, and the accuracy in percent.
     """
     figure, axes = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
-    shapes = {"embed": ("D", "embedding"), "mlp": ("o", "MLP"), "conv": ("^", "convolution"), "attn": ("s", "attention")}
+    shapes = {"embed": ("D", "embedding"), "mlp": ("o", "MLP"), "conv": ("^", "convolution"),
+              "attn": ("s", "attention")}
     colors = plt.get_cmap("tab10" if len(curves) <= 10 else "tab20")
     for i, (model, steps) in enumerate(curves.items()):
         x, y = np.linspace(0, 100, len(steps)), [step["accuracy"] for step in steps]
@@ -114,7 +115,8 @@ def head_sheet(rows: list[tuple[str, list, list]], path: Path) -> None:
 
 
 def head_truth(rows: list[dict], title: str, path: Path) -> None:
-    """For each head, the share of its variance that each known attribute explains, and above the bar what its texts say.
+    """For each head, the share of its variance that each known attribute explains, and above the bar what its texts
+    say.
 
     `rows` are those of compute_head_truth.py.
     """
@@ -138,8 +140,8 @@ def head_truth(rows: list[dict], title: str, path: Path) -> None:
 
 
 def textspan_sweep(rows: list[dict], without: dict[str, float], title: str, path: Path) -> None:
-    """TextSpan's accuracy against the number of texts a head, a line for each pool, beside the accuracies without texts;
-    both are those of utils/analysis/sweeps.py's `sweep`."""
+    """TextSpan's accuracy against the number of texts a head, a line for each pool, beside the accuracies without
+    texts; both are those of utils/analysis/sweeps.py's `sweep`."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for name, label, style in (("whole_model", "whole model", "--"),
                                ("last_layers", "earlier heads mean-ablated, last layers whole", ":")):
@@ -162,8 +164,9 @@ def save(figure, path: Path) -> None:
 
 
 def training_curve(history: list[dict], loss: str, accuracy: str, names: dict[str, str], path: Path) -> None:
-    """Loss, and accuracies in percent, against the step; `history` holds rows of training_log.csv, `loss` and `accuracy`
-    say what they are, and `names` maps the columns of the accuracies to their labels, the first one's line bold."""
+    """Loss, and accuracies in percent, against the step; `history` holds rows of training_log.csv, `loss` and
+    `accuracy` say what they are, and `names` maps the columns of the accuracies to their labels, the first one's line
+    bold."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     steps = [row["step"] for row in history]
     left.plot(steps, [row["loss"] for row in history], color="tab:blue")

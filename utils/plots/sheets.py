@@ -22,9 +22,9 @@ def title(by: str, heads: list[str] | None) -> str:
 def neighbors_sheet(report: list[dict], queries: list[Image.Image | None], picture: Callable[[int], Image.Image],
                     heading: str, path: Path,
                     row_title: Callable[[dict], str] = lambda way: title(way["by"], way["heads"])) -> None:
-    """For each query of a `report` (utils/analysis/neighbors.py, utils/analysis/retrieval.py) a group of rows: the query's
-    picture at the left, or its text where that is None, and for each way of comparing a row, under its `row_title`, of its
-    neighbours, each a `picture` of its index, with similarity and class below."""
+    """For each query of a `report` (utils/analysis/neighbors.py, utils/analysis/retrieval.py) a group of rows: the
+    query's picture at the left, or its text where that is None, and for each way of comparing a row, under its
+    `row_title`, of its neighbours, each a `picture` of its index, with similarity and class below."""
     rows, columns = sum(len(entry["ways"]) for entry in report), len(report[0]["ways"][0]["neighbors"])
     figure, grid = plt.subplots(rows, columns + 2, figsize=(1.15 * (columns + 1.25), 1.72 * rows + 0.4), squeeze=False,
                                 gridspec_kw={"width_ratios": [1, 0.25, *[1] * columns]})

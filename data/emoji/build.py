@@ -1,6 +1,6 @@
 """Rebuild the pack of drawings in data/emoji from the packages of the npm registry.
 
-    python -m scripts.build_emoji
+    python -m data.emoji.build
 
 Downloads the emoji sets (iconify's `@iconify-json/*`) and the labels (`emojibase-data`) with npm
 into a temporary folder, draws every concept of data/emoji/concepts.csv in every style, and writes
@@ -11,7 +11,6 @@ into a temporary folder, draws every concept of data/emoji/concepts.csv in every
 Each drawing is cropped to what is opaque and scaled to fill its cell, so the size of an object in
 a scene is known exactly; its transparency is its mask. Needs npm, which nothing else here needs.
 """
-import argparse
 import csv
 import io
 import json
@@ -21,7 +20,6 @@ from pathlib import Path
 
 from utils import cli
 
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 16
 # style: (package, version, package whose chars.json gives the drawings' names)
 PACKAGES = {
@@ -36,9 +34,9 @@ PACKAGES = {
 LABELS = ("emojibase-data", "17.0.0")
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser():
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--output_dir", default=str(ROOT / "data" / "emoji"),
+    parser.add_argument("--output_dir", default=str(Path(__file__).parent), metavar="FOLDER",
                         help="folder that holds concepts.csv and receives the pack")
     parser.add_argument("--size", type=cli.POSITIVE, default=80, help="side of a drawing, in pixels")
     return parser
@@ -66,7 +64,7 @@ def draw(package: dict, name: str, size: int):
     return cell
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args) -> None:
     from PIL import Image
     from tqdm import tqdm
 

@@ -1,6 +1,6 @@
 """Measure what the embedded CLIP can name in the embedded scenes, zero-shot.
 
-    python -m scripts.measure_emojiclip
+    python -m models.emojiclip.measure
 
 Top-1 accuracy, in percent, at naming the object (of all concepts), in seen styles and in the style that
 training never showed, and at naming every other attribute of the scenes of `emoji`. Chance is what
@@ -26,15 +26,18 @@ def attribute_prompts() -> dict[str, dict]:
                   for number, word in NUMBERS.items()},
         "position": {place: [f"a thing in the {place}", f"a picture of objects at the {place}"] for place in POSITIONS},
         "size": {size: [f"a {size} thing", f"a picture of {size} objects"] for size in SIZES},
-        "color": {color: [f"a thing on {with_article(color)} background", f"{color} background: things"] for color in COLORS},
-        "texture": {texture: [f"a thing on a {texture} background", f"{texture} background: things"] for texture in TEXTURES},
+        "color": {color: [f"a thing on {with_article(color)} background", f"{color} background: things"]
+                  for color in COLORS},
+        "texture": {texture: [f"a thing on a {texture} background", f"{texture} background: things"]
+                    for texture in TEXTURES},
         "style": {style: [f"a thing in {with_article(STYLE_WORDS[style])} style", f"{STYLE_WORDS[style]} objects"]
                   for style in styles()},
     }
 
 
 def naming_accuracy(model, tokenizer, features, prompts: list[list[str]], truth: list[int]) -> float:
-    """Top-1 accuracy, in percent, of image features [b, d] against classes, each the mean of its prompts' unit embeddings."""
+    """Top-1 accuracy, in percent, of image features [b, d] against classes, each the mean of its prompts' unit
+    embeddings."""
     import torch
     from torch.nn.functional import normalize
 

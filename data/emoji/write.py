@@ -1,8 +1,8 @@
 """Write an embedded data set to disk, in the layout of the data set it stands for.
 
-    python -m scripts.write_emoji --dataset emoji --output_dir DIR            # class folders of PNG
-    python -m scripts.write_emoji --dataset emoji_spurious --output_dir DIR   # Waterbirds' folders and metadata.csv
-    python -m scripts.write_emoji --dataset emoji_seg --output_dir DIR        # ImageNet-Segmentation's gtsegs_ijcv.mat
+    python -m data.emoji.write --dataset emoji --output_dir DIR            # class folders of PNG
+    python -m data.emoji.write --dataset emoji_spurious --output_dir DIR   # Waterbirds' folders and metadata.csv
+    python -m data.emoji.write --dataset emoji_seg --output_dir DIR        # ImageNet-Segmentation's gtsegs_ijcv.mat
 
 Beside the images, scenes.jsonl holds every scene's attributes, caption and nuisances, one a line, in order.
 """
@@ -57,7 +57,8 @@ def write_waterbirds(root, image_size: int) -> list:
 
 
 def write_segmentation(path, drawn: list, image_size: int) -> None:
-    """A MATLAB v7.3 file: /value/img refers to images (3, width, height), /value/gt to references to masks (width, height)."""
+    """A MATLAB v7.3 file: /value/img refers to images (3, width, height), /value/gt to references to masks (width,
+    height)."""
     import h5py
 
     from utils.data import scenes
