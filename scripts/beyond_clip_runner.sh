@@ -24,10 +24,8 @@ names=$(python -c 'import sys; from utils.models.names import file_name; print(*
 read -r model clip <<< "$names"
 mapped=$model-as-$clip
 maps=$OUTPUT_DIR/${DATASET}_train_maps_${model}_to_$clip.safetensors
-of_clip=(--model "$CLIP")
-[ -n "$PRETRAINED" ] && of_clip+=(--pretrained "$PRETRAINED")
-data=(--dataset "$DATASET")
-[ -n "$DATA_PATH" ] && data+=(--data_path "$DATA_PATH")
+of_clip=(--model "$CLIP" ${PRETRAINED:+--pretrained "$PRETRAINED"})
+data=(--dataset "$DATASET" ${DATA_PATH:+--data_path "$DATA_PATH"})
 truth=()
 [ "$DATASET" = emoji ] && truth=(--truth)
 from=(--input_dir "$OUTPUT_DIR")

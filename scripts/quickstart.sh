@@ -15,17 +15,15 @@ bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 run() { echo "+ python $*" >&2; python "$@"; }
 
-run compute_prs.py --model "$MODEL" --dataset "$DATASET" --batch_size 64 --output_dir "$OUTPUT_DIR"
-run compute_text_projection.py --model "$MODEL" --dataset "$DATASET" --output_dir "$OUTPUT_DIR"
-run compute_text_set_projection.py --model "$MODEL" --data_path "text_descriptions/$POOL.txt" --output_dir "$OUTPUT_DIR"
-run compute_ablations.py --model "$MODEL" --dataset "$DATASET" --input_dir "$OUTPUT_DIR"
-run compute_complete_text_set.py --model "$MODEL" --dataset "$DATASET" --input_dir "$OUTPUT_DIR" --output_dir "$OUTPUT_DIR" \
-    --text_descriptions "$POOL" --num_of_last_layers "$LAST_LAYERS" --texts_per_head "$TEXTS_PER_HEAD"
-case "$DATASET" in emoji*)  # scenes with known truth
-    run compute_head_truth.py --model "$MODEL" --dataset "$DATASET" --input_dir "$OUTPUT_DIR" \
-        --text_descriptions "$POOL" --texts_per_head "$TEXTS_PER_HEAD" ;;
-esac
-python -m scripts.show_results --model "$MODEL" --dataset "$DATASET" --input_dir "$OUTPUT_DIR" \
-    --text_descriptions "$POOL" --texts_per_head "$TEXTS_PER_HEAD"
-run make_report.py --model "$MODEL" --dataset "$DATASET" --input_dir "$OUTPUT_DIR" \
-    --text_descriptions "$POOL" --texts_per_head "$TEXTS_PER_HEAD"
+model=(--model "$MODEL") to=(--output_dir "$OUTPUT_DIR")
+arrays=(--model "$MODEL" --dataset "$DATASET" --input_dir "$OUTPUT_DIR")
+texts=(--text_descriptions "$POOL" --texts_per_head "$TEXTS_PER_HEAD")
+
+run compute_prs.py "${model[@]}" --dataset "$DATASET" --batch_size 64 "${to[@]}"
+run compute_text_projection.py "${model[@]}" --dataset "$DATASET" "${to[@]}"
+run compute_text_set_projection.py "${model[@]}" --data_path "text_descriptions/$POOL.txt" "${to[@]}"
+run compute_ablations.py "${arrays[@]}"
+run compute_complete_text_set.py "${arrays[@]}" "${texts[@]}" --num_of_last_layers "$LAST_LAYERS" "${to[@]}"
+case "$DATASET" in emoji*) run compute_head_truth.py "${arrays[@]}" "${texts[@]}" ;; esac  # scenes with known truth
+python -m scripts.show_results "${arrays[@]}" "${texts[@]}"
+run make_report.py "${arrays[@]}" "${texts[@]}"

@@ -19,11 +19,8 @@ bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 run() { echo "+ python $*" >&2; python "$@"; }
 name=$(python -c 'import sys; from utils.models.names import file_name; print(file_name(sys.argv[1]))' "$MODEL")
-model=(--model "$MODEL" --output_dir "$OUTPUT_DIR")
-[ -n "${PRETRAINED:-}" ] && model+=(--pretrained "$PRETRAINED")
-[ -n "${DEVICE:-}" ] && model+=(--device "$DEVICE")
-data=(--dataset "$DATASET")
-[ -n "${DATA_PATH:-}" ] && data+=(--data_path "$DATA_PATH")
+model=(--model "$MODEL" ${PRETRAINED:+--pretrained "$PRETRAINED"} ${DEVICE:+--device "$DEVICE"} --output_dir "$OUTPUT_DIR")
+data=(--dataset "$DATASET" ${DATA_PATH:+--data_path "$DATA_PATH"})
 read -ra pools <<< "$POOLS"
 read -ra texts <<< "$TEXTS"
 
