@@ -51,7 +51,7 @@ def test_a_settings_file_sets_defaults_and_the_command_line_wins(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("modle: b", "unknown option modle; known are"), ("kind: z", "kind is 'z'; choose from x, y"), ("- a", "option: value"),
+    ("modle: b", "unknown option modle; known are"), ("5: b", "unknown option 5"), ("kind: z", "kind is 'z'; choose from x, y"), ("- a", "option: value"),
     ("a: [", "cannot be read as YAML")])
 def test_a_wrong_settings_file_is_refused(tmp_path, content, message):
     path = tmp_path / "s.yaml"
@@ -80,6 +80,7 @@ def test_a_number_out_of_its_range_is_refused_wherever_it_is_given(tmp_path, opt
 
 
 def test_a_range_has_its_ends_in_it():
+    assert cli.parse(parser(), ["--batch_size", "1" + "0" * 400]).batch_size == 10 ** 400
     args = cli.parse(parser(), ["--batch_size", "1", "--share", "1", "--index", "0", "7", "--lr", "1e-9", "--half", "false"])
     assert (args.batch_size, args.share, args.index, args.lr, args.half) == (1, 1.0, [0, 7], 1e-9, False)
     assert (cli.SEED.low, cli.SEED.high, str(cli.SEED)) == (0, 2 ** 32 - 1, "from 0 to 4294967295")

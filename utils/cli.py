@@ -45,7 +45,8 @@ class Number:
         except ValueError as error:
             wanted = "a whole number" if self.kind is int else "a number"
             raise argparse.ArgumentTypeError(f"is {text!r}; it must be {wanted}") from error
-        if not (self.low < value if self.above else self.low <= value) or not value <= self.high or math.isinf(value):
+        large_enough = self.low < value if self.above else self.low <= value  # not so of NaN
+        if not large_enough or value > self.high or value == math.inf:
             raise argparse.ArgumentTypeError(f"is {text}; it must be {self}")
         return value
 
@@ -112,7 +113,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
     if path:
         settings, chosen = read_yaml(path), _subcommand(parser, arguments)
         actions = {action.dest: action for action in chosen._actions if action.dest not in ("help", "config")}
-        unknown = sorted(set(settings) - set(actions))
+        unknown = sorted(map(str, set(settings) - set(actions)))
         if unknown:
             raise UserError(f"{path}: unknown option {', '.join(unknown)}; known are {', '.join(sorted(actions))}")
         for name, value in settings.items():
@@ -156,9 +157,9 @@ def read_yaml(path: str) -> dict:
     import yaml
 
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: should hold 'option: value' lines")
