@@ -1,7 +1,9 @@
 """The benchmarks, at sizes that take seconds."""
 import re
+import shlex
 
 import pytest
+from builders import load_script
 
 from utils import cli
 
@@ -23,7 +25,8 @@ SMALL = ("--model", "emojiclip", "--device", "cpu", "--batch_size", 2)
 def test_prs(bench):
     out = bench("prs", *SMALL, "--images", 5)
     assert out.startswith("emojiclip, 5 images in batches of 2, cpu, ")
-    assert re.search(r"encode_image +\d+\.\d\d ms an image\n  compute_prs +\d+\.\d\d ms an image\n  ratio +\d+\.\d{3}\n", out)
+    assert re.search(r"encode_image +\d+\.\d\d ms an image\n  compute_prs +\d+\.\d\d ms an image\n", out)
+    assert re.search(r"  ratio +\d+\.\d{3}\n", out)
     assert float(re.search(r"largest error +(\S+)", out)[1]) < 1e-5
 
 
@@ -46,10 +49,6 @@ def test_textspan(bench):
 
 
 def test_scale_runs_scripts_that_exist_with_options_that_they_take():
-    import shlex
-
-    from conftest import load_script
-
     from scripts import bench
 
     for name, command in bench.script_commands("/images", "/output").items():

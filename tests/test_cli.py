@@ -19,7 +19,8 @@ def test_help_teaches_and_answers_without_heavy_imports(name):
     code = "import sys, runpy; sys.argv = sys.argv[1:]\ntry: runpy.{}\nexcept SystemExit: pass\n" \
            "print('HEAVY' if 'torch' in sys.modules else 'light')".format(
                f"run_module({name!r}, run_name='__main__')" if "." in name else f"run_path({how[0]!r}, run_name='__main__')")
-    found = subprocess.run([sys.executable, "-c", code, name, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", code, name, "--help"], cwd=ROOT, capture_output=True, text=True,
+                           timeout=60)
     assert found.stdout.rstrip().endswith("light"), found.stdout[-300:] + found.stderr
     assert "python" in found.stdout and "default: " in found.stdout
 
@@ -51,8 +52,8 @@ def test_a_settings_file_sets_defaults_and_the_command_line_wins(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("modle: b", "unknown option modle; known are"), ("5: b", "unknown option 5"), ("kind: z", "kind is 'z'; choose from x, y"), ("- a", "option: value"),
-    ("a: [", "cannot be read as YAML")])
+    ("modle: b", "unknown option modle; known are"), ("5: b", "unknown option 5"),
+    ("kind: z", "kind is 'z'; choose from x, y"), ("- a", "option: value"), ("a: [", "cannot be read as YAML")])
 def test_a_wrong_settings_file_is_refused(tmp_path, content, message):
     path = tmp_path / "s.yaml"
     path.write_text(content)
@@ -67,8 +68,8 @@ def test_errors_of_the_command_line_are_one_line():
 
 @pytest.mark.parametrize("option, value, message", [
     ("batch_size", "0", "is 0; it must be at least 1"), ("batch_size", "2.5", "is '2.5'; it must be a whole number"),
-    ("lr", "0", "is 0; it must be above 0"), ("lr", "nan", "is nan; it must be above 0"), ("lr", "inf", "is inf; it must be above"),
-    ("lr", "fast", "is 'fast'; it must be a number"), ("share", "1.1", "is 1.1; it must be from 0 to 1"),
+    ("lr", "0", "is 0; it must be above 0"), ("lr", "nan", "is nan; it must be above 0"),
+    ("lr", "inf", "is inf; it must be above"), ("lr", "fast", "is 'fast'; it must be a number"), ("share", "1.1", "is 1.1; it must be from 0 to 1"),
     ("index", "-1", "is -1; it must be at least 0"), ("half", "maybe", "is 'maybe'; it must be True or False")])
 def test_a_number_out_of_its_range_is_refused_wherever_it_is_given(tmp_path, option, value, message):
     with pytest.raises(UserError, match=re.escape(f"--{option} {message}")):
@@ -81,14 +82,15 @@ def test_a_number_out_of_its_range_is_refused_wherever_it_is_given(tmp_path, opt
 
 def test_a_range_has_its_ends_in_it():
     assert cli.parse(parser(), ["--batch_size", "1" + "0" * 400]).batch_size == 10 ** 400
-    args = cli.parse(parser(), ["--batch_size", "1", "--share", "1", "--index", "0", "7", "--lr", "1e-9", "--half", "false"])
+    args = cli.parse(parser(), ["--batch_size", "1", "--share", "1", "--index", "0", "7", "--lr", "1e-9",
+                                "--half", "false"])
     assert (args.batch_size, args.share, args.index, args.lr, args.half) == (1, 1.0, [0, 7], 1e-9, False)
     assert (cli.SEED.low, cli.SEED.high, str(cli.SEED)) == (0, 2 ** 32 - 1, "from 0 to 4294967295")
 
 
 @pytest.mark.parametrize("line, found", [
-    ("index: 3", [3]), ("index: [3, 4]", [3, 4]), ("text: a dog", ["a dog"]), ("text: [a, b]", ["a", "b"]), ("check: true", True),
-    ("half: true", True), ("lr: 1e-3", 1e-3), ("lr:", 0.1)])
+    ("index: 3", [3]), ("index: [3, 4]", [3, 4]), ("text: a dog", ["a dog"]), ("text: [a, b]", ["a", "b"]),
+    ("check: true", True), ("half: true", True), ("lr: 1e-3", 1e-3), ("lr:", 0.1)])
 def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
     path = tmp_path / "s.yaml"
     path.write_text(f"{line}\n")
@@ -96,9 +98,10 @@ def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("text: [a, 5]", "text is 5, and should be text; put it in quotes"), ("model: 1.0", "model is 1.0, and should be text"),
-    ("model: [a, b]", "model is ['a', 'b'], and should be text"), ("check: 5", "check is '5'; it must be True or False"),
-    ("batch_size: true", "is 'True'; it must be a whole number"), ("batch_size: [1]", "is '[1]'; it must be a whole number")])
+    ("text: [a, 5]", "text is 5, and should be text; put it in quotes"),
+    ("model: 1.0", "model is 1.0, and should be text"), ("model: [a, b]", "model is ['a', 'b'], and should be text"),
+    ("check: 5", "check is '5'; it must be True or False"), ("batch_size: true", "is 'True'; it must be a whole number"),
+    ("batch_size: [1]", "is '[1]'; it must be a whole number")])
 def test_a_value_of_another_kind_is_refused(tmp_path, line, message):
     path = tmp_path / "s.yaml"
     path.write_text(f"{line}\n")
@@ -154,7 +157,8 @@ def test_exit_codes(monkeypatch, capsys):
     assert run(wrong, monkeypatch=monkeypatch) == 2
     assert capsys.readouterr().err == "error: this is wrong\n"
     assert run(full, monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr().err == "error: x.npy: No space left on device; free some space or choose another --output_dir\n"
+    assert capsys.readouterr().err == "error: x.npy: No space left on device; free some space or choose another " \
+        "--output_dir\n"
     assert run(stopped, monkeypatch=monkeypatch) == 130
     with pytest.raises(RuntimeError):  # our own defects keep their traceback
         cli.run(broken, parser())
