@@ -3,10 +3,10 @@
     python compute_ablations.py --model ViT-H-14
     python compute_ablations.py --model emojiclip --dataset emoji
 
-Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir. Prints the accuracy, in
-percent, with all MLPs ablated, with the class token's attention to itself ablated (where the model has a class token, and
-its terms are not mapped ones), with both, with all convolution blocks ablated (where there are some), and with the attention
-layers 1 to k ablated, for every k (paper section 3.2, figure 2).
+Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir. Prints the accuracy, in percent, with all
+MLPs ablated, with the class token's attention to itself ablated (where the model has a class token, and its terms are
+not mapped ones), with both, with all convolution blocks ablated (where there are some), and with the attention layers 1
+to k ablated, for every k (paper section 3.2, figure 2).
 
 Writes to --figures_dir (or else --input_dir): {dataset}_ablations_{model}.json and .png.
 """

@@ -1,25 +1,27 @@
 """Map the components of any decomposed model to a CLIP's joint space, where texts can name them.
 
     python compute_prs.py --dataset imagenet --split train --model timm:vit_base_patch14_dinov2.lvd142m --data_path DIR
-    python compute_prs.py --dataset imagenet --split train --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR
+    python compute_prs.py --dataset imagenet --split train --model ViT-L-14 --pretrained laion2b_s32b_b82k \\
+        --data_path DIR
     python compute_alignment.py --dataset imagenet --model timm:vit_base_patch14_dinov2.lvd142m --clip ViT-L-14
-    python compute_alignment.py --dataset emoji --model timm:local-dir:models/emojivit --apply test   # after the same steps
+    python compute_alignment.py --dataset emoji --model timm:local-dir:models/emojivit --apply test   # after these steps
 
-Trains one linear map a component and one bias (arXiv 2406.01583): the sum of the mapped components should have the direction
-of the CLIP's representation of the same image (1 - cosine), and every map W should be close to orthogonal (--penalty_weight
-times d x mean((W'W - I)^2), averaged over components). Reads what compute_prs.py wrote to --input_dir for both models,
-of the same data set and --split. A tenth of the images is held out, and the epoch kept that has the highest cosine there.
+Trains one linear map a component and one bias (arXiv 2406.01583): the sum of the mapped components should have the
+direction of the CLIP's representation of the same image (1 - cosine), and every map W should be close to orthogonal
+(--penalty_weight times d x mean((W'W - I)^2), averaged over components). Reads what compute_prs.py wrote to --input_dir
+for both models, of the same data set and --split. A tenth of the images is held out, and the epoch kept that has the
+highest cosine there.
 
 Prints the cosine at the start and after each epoch, and writes to --output_dir, {dataset} with its split as everywhere:
 
-    {dataset}_maps_{model}_to_{clip}.safetensors        weight [components, k, d] (x W; attn, then mlp, then conv), bias [d]
-    {dataset}_maps_{model}_to_{clip}.json               the training
-    {dataset}_{attn|mlp|conv}_{model}-as-{clip}.npy     the mapped components of the --apply splits: a run like any other
+    {dataset}_maps_{model}_to_{clip}.safetensors      weight [components, k, d] (x W; attn, then mlp, then conv), bias [d]
+    {dataset}_maps_{model}_to_{clip}.json             the training
+    {dataset}_{attn|mlp|conv}_{model}-as-{clip}.npy   the mapped components of the --apply splits: a run like any other
 
 Scripts that read arrays alone take the mapped run as --model {model}-as-{clip}; texts and classifiers are the CLIP's.
-Heat maps and segmentation load the model itself, and take --maps; queries by picture do not take it. Its terms sum to unit
-length; it has no cls_attn, which sums heads whose maps differ. Here, --maps FILE applies maps that are there already, also to
-another --dataset.
+Heat maps and segmentation load the model itself, and take --maps; queries by picture do not take it. Its terms sum to
+unit length; it has no cls_attn, which sums heads whose maps differ. Here, --maps FILE applies maps that are there
+already, also to another --dataset.
 """
 from utils import cli
 from utils.data.datasets import NAMES
@@ -31,12 +33,13 @@ def get_args_parser():
                         help="whose components are mapped, as given to compute_prs.py")
     parser.add_argument("--clip", default="emojiclip", metavar="NAME",
                         help="to whose space, as its --model was given to compute_prs.py")
-    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME", help="as given to compute_prs.py")
+    parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
+                        help="as given to compute_prs.py")
     parser.add_argument("--split", default="train", metavar="NAME",
                         help="split that the maps are trained on; '' for all of an imagefolder")
     parser.add_argument("--apply", nargs="+", metavar="SPLIT",
-                        help="splits whose components are mapped (default: test, val of imagenet, all of an imagefolder, "
-                             "where its arrays are there)")
+                        help="splits whose components are mapped (default: test, val of imagenet, all of an "
+                             "imagefolder, where its arrays are there)")
     parser.add_argument("--maps", metavar="FILE", help="apply these maps, and train none (default: train)")
     cli.add_input_dir(parser)
     cli.add_output_dir(parser, "maps and mapped arrays go")

@@ -9,9 +9,9 @@ Reads what compute_prs.py, compute_text_projection.py and compute_text_set_proje
 (paper section 4, table 2). The accuracy is the zero-shot accuracy, in percent, when the heads of the last
 layers are replaced by what their texts span, all earlier heads by their means, and all else is kept.
 
-Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads_{model}.txt, the published
-report, and .json, with each text's share of its head's variance, and each head's consistency: how much alike its
-texts are, against those of heads that write in random directions. Of a run made with --moments_only there is no accuracy.
+Writes to --output_dir: {dataset}_completeness_{pool}_top_{texts_per_head}_heads_{model}.txt, the published report, and
+.json, with each text's share of its head's variance, and each head's consistency: how much alike its texts are, against
+those of heads that write in random directions. Of a run made with --moments_only there is no accuracy.
 """
 from utils import cli
 from utils.data.datasets import NAMES

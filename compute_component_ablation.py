@@ -1,16 +1,19 @@
-"""How many layers does a model need? Accuracy with the layers replaced by their means, one after the other, from the last back.
+"""How many layers does a model need? Accuracy with the layers replaced by their means, one after the other, from the
+last back.
 
-    python compute_component_ablation.py --dataset imagenet --model ViT-L-14 timm-vit_base_patch14_dinov2.lvd142m-as-ViT-L-14
+    python compute_component_ablation.py --dataset imagenet \\
+        --model ViT-L-14 timm-vit_base_patch14_dinov2.lvd142m-as-ViT-L-14
     python compute_component_ablation.py --dataset emoji --model emojiclip emojivit-as-emojiclip
     python compute_component_ablation.py --dataset emoji --model emojiclip timm:local-dir:models/emojivit --probe
 
-Mean-ablates the embedding first, then from the last block back its MLP, its attention and its convolution (arXiv 2406.01583);
-what is ablated stays so. Reads what compute_prs.py or compute_alignment.py wrote to --input_dir for each model, and of the CLIP
-what compute_text_projection.py wrote. With --probe, for models without texts, a linear probe takes the place of the zero-shot
-classifier: it is fitted to the whole representations of the train split (--split train), as in compute_linear_probe.py.
+Mean-ablates the embedding first, then from the last block back its MLP, its attention and its convolution (arXiv
+2406.01583); what is ablated stays so. Reads what compute_prs.py or compute_alignment.py wrote to --input_dir for each
+model, and of the CLIP what compute_text_projection.py wrote. With --probe, for models without texts, a linear probe
+takes the place of the zero-shot classifier: it is fitted to the whole representations of the train split (--split
+train), as in compute_linear_probe.py.
 
-Prints the accuracy after each step, in percent. Writes to --output_dir: {dataset}_component_ablation_{model}.json for each
-model, and {dataset}_component_ablation.png with all of them; with --probe, {dataset}_component_ablation_probe...
+Prints the accuracy after each step, in percent. Writes to --output_dir: {dataset}_component_ablation_{model}.json for
+each model, and {dataset}_component_ablation.png with all of them; with --probe, {dataset}_component_ablation_probe...
 """
 from utils import cli
 from utils.cli import UserError

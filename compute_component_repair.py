@@ -5,20 +5,23 @@
     python compute_component_repair.py --model vit_base_patch14_dinov2.lvd142m-as-ViT-L-14 --source_model \\
         timm:vit_base_patch14_dinov2.lvd142m --dataset binary_waterbirds --data_path DIR --classifier probe
     python compute_component_repair.py --model emojiclip --dataset emoji_spurious \\
-        --spurious_texts text_descriptions/spurious_backgrounds_emoji.txt --core_texts text_descriptions/core_animals_emoji.txt
+        --spurious_texts text_descriptions/spurious_backgrounds_emoji.txt \\
+        --core_texts text_descriptions/core_animals_emoji.txt
 
-Reads what compute_prs.py, or compute_alignment.py for a model mapped to a CLIP's space, wrote to --input_dir of --split, which
-is reported, and of --select_split, where the --components are chosen whose score for the spurious texts minus that for the core
-texts is highest (arXiv 2406.01583). They are heads, MLPs, convolution blocks or the embedding, of any layer.
+Reads what compute_prs.py, or compute_alignment.py for a model mapped to a CLIP's space, wrote to --input_dir of
+--split, which is reported, and of --select_split, where the --components are chosen whose score for the spurious texts
+minus that for the core texts is highest (arXiv 2406.01583). They are heads, MLPs, convolution blocks or the embedding,
+of any layer.
 
---classifier texts is the zero-shot classifier of compute_text_projection.py, of the CLIP that the model was mapped to. With
---classifier probe it is a linear head, fitted to whole representations of the train split as in compute_linear_probe.py; of a
-mapped model, components are then ablated in the space of the model itself (--source_model), whose runs are read, too.
+--classifier texts is the zero-shot classifier of compute_text_projection.py, of the CLIP that the model was mapped to.
+With --classifier probe it is a linear head, fitted to whole representations of the train split as in
+compute_linear_probe.py; of a mapped model, components are then ablated in the space of the model itself
+(--source_model), whose runs are read, too.
 
-Ablated components are replaced by their mean over the split that is reported; the classifier stays as it was. Prints, in
-percent, the overall accuracy before (`Baseline`) and after (`Replaced`), and a table: each group (class x place), the average
-of groups and the worst, for the whole model, with the components ablated, and with as many drawn at random from all (the trial
-with the best worst group, and the mean of all).
+Ablated components are replaced by their mean over the split that is reported; the classifier stays as it was. Prints,
+in percent, the overall accuracy before (`Baseline`) and after (`Replaced`), and a table: each group (class x place),
+the average of groups and the worst, for the whole model, with the components ablated, and with as many drawn at random
+from all (the trial with the best worst group, and the mean of all).
 
 Writes to --output_dir: {dataset}_component_repair_{classifier}_{model}.json and .png.
 """

@@ -4,14 +4,14 @@
     python compute_component_scores.py --dataset emoji --model emojiclip --features configs/features_emoji.yaml --truth
 
 A feature is a set of texts (arXiv 2406.01583). A component's score for it, from -1 to 1, is the correlation over images
-between the component's and the whole representation's score along each direction of the texts, averaged over directions.
-Reads what compute_prs.py wrote to --input_dir for a CLIP, or compute_alignment.py for any model.
+between the component's and the whole representation's score along each direction of the texts, averaged over
+directions. Reads what compute_prs.py wrote to --input_dir for a CLIP, or compute_alignment.py for any model.
 
 Prints the best components of each feature (attn 5.3: head 3 of block 5, counted from 0), and two Spearman correlations
-over components. rankings: between the score and how well the component ranks images as the CLIP does, for each text of the
-feature, on at most 6,400 images; the CLIP's own arrays are read where they are in --input_dir, or else the whole is the
-run's own. truth, with --truth and the embedded scenes: between the score and the share of the component's variance that
-the attribute of that name explains (as in compute_head_truth.py); where the largest share is next to nothing, that
+over components. rankings: between the score and how well the component ranks images as the CLIP does, for each text of
+the feature, on at most 6,400 images; the CLIP's own arrays are read where they are in --input_dir, or else the whole is
+the run's own. truth, with --truth and the embedded scenes: between the score and the share of the component's variance
+that the attribute of that name explains (as in compute_head_truth.py); where the largest share is next to nothing, that
 correlation is noise. Constant components are left out, and counted.
 
 Writes to --output_dir: {dataset}_component_scores_{model}.json, with every score, and .png.

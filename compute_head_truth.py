@@ -4,10 +4,10 @@
 
 Needs images of which everything is known: the embedded scenes, each with its object, style, count, position, size,
 background colour and texture. Reads what compute_prs.py and compute_complete_text_set.py wrote. For every head that has
-texts: the truth, which is the attribute that explains most of the variance of what the head writes; the reading, which is
-the attribute that most of its texts are about, each text counted with its share of the head's variance; and whether they
-agree. Prints the table and one score for the model; Cohen's kappa is 0 for a reading no better than chance, and 1 for a
-perfect one. utils/analysis/truth.py says how the shares are computed.
+texts: the truth, which is the attribute that explains most of the variance of what the head writes; the reading, which
+is the attribute that most of its texts are about, each text counted with its share of the head's variance; and whether
+they agree. Prints the table and one score for the model; Cohen's kappa is 0 for a reading no better than chance, and 1
+for a perfect one. utils/analysis/truth.py says how the shares are computed.
 
 What it does not show: that a head that varies with an attribute is also used for it (ablate it to see); what attributes
 do together; what the pool has no words for; and anything of images that these scenes do not resemble. A text counts as

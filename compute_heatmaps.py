@@ -1,16 +1,18 @@
 """Which patches of a picture speak for which text?
 
-    python compute_heatmaps.py --model ViT-L-14 --pretrained laion2b_s32b_b82k --image photo.jpg --text "a red apple" "a dog"
+    python compute_heatmaps.py --model ViT-L-14 --pretrained laion2b_s32b_b82k --image photo.jpg \\
+        --text "a red apple" "a dog"
     python compute_heatmaps.py --model emojiclip --image photo.jpg --text "a red apple" --layer 5 --head 1
     python compute_heatmaps.py --model timm:vit_base_patch14_dinov2.lvd142m --image photo.jpg --text "a dog" \\
         --maps output_dir/imagenet_train_maps_timm-vit_base_patch14_dinov2.lvd142m_to_ViT-L-14.safetensors
 
 For each text, the contribution of every patch of the picture to their cosine similarity, through all attention heads,
-or those of one layer, or one head (paper section 3.3). Any CLIP; any model of timm with the --maps that compute_alignment.py
-made for it, for texts of the CLIP that it was mapped to. The picture may have any format that Pillow reads. It keeps its aspect
-ratio: its shorter side gets the model's image size. A mapped model, and a CLIP whose image tower comes from timm or pools by
-attention, gets the picture at its own size alone, cropped or squeezed by its own transform. Of a model whose layers have
-different grids (Swin, MaxViT), one layer is shown on its own grid, and all are added on the finest.
+or those of one layer, or one head (paper section 3.3). Any CLIP; any model of timm with the --maps that
+compute_alignment.py made for it, for texts of the CLIP that it was mapped to. The picture may have any format that
+Pillow reads. It keeps its aspect ratio: its shorter side gets the model's image size. A mapped model, and a CLIP whose
+image tower comes from timm or pools by attention, gets the picture at its own size alone, cropped or squeezed by its
+own transform. Of a model whose layers have different grids (Swin, MaxViT), one layer is shown on its own grid, and all
+are added on the finest.
 
 Prints what the similarity is the sum of: the patches, class and register tokens, the MLPs, convolution blocks, and the
 embedding, which for a model with a class token is the same for every picture. Writes to --output, by default
@@ -37,8 +39,9 @@ def get_args_parser():
     cli.add_model_options(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="a picture")
     parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
-    parser.add_argument("--maps", metavar="FILE", help="maps of compute_alignment.py from --model to a CLIP, for whose texts the "
-                        "heat maps then are; needed with timm:NAME (default: --model is the CLIP)")
+    parser.add_argument("--maps", metavar="FILE",
+                        help="maps of compute_alignment.py from --model to a CLIP, for whose texts the heat maps then "
+                             "are; needed with timm:NAME (default: --model is the CLIP)")
     parser.add_argument("--layer", type=cli.NATURAL, help="only this layer's heads, counted from 0 (default: all)")
     parser.add_argument("--head", type=cli.NATURAL, help="only this head of --layer, counted from 0 (default: all)")
     parser.add_argument("--output", metavar="FILE.png",

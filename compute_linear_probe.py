@@ -1,7 +1,8 @@
 """What can a linear classifier read from a representation, and from the last attention layers alone?
 
     python compute_prs.py --dataset CIFAR100 --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR
-    python compute_prs.py --dataset CIFAR100 --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR --split train
+    python compute_prs.py --dataset CIFAR100 --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR \\
+        --split train
     python compute_linear_probe.py --dataset CIFAR100 --model ViT-L-14
     python compute_linear_probe.py --dataset emoji --model emojiclip      # after the same two steps
 

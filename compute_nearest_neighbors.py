@@ -6,11 +6,11 @@
     python compute_nearest_neighbors.py --model emojiclip --dataset emoji --index 17 40 --property whole color object
 
 Property-based retrieval (paper section 4.3). Reads what compute_prs.py wrote to --input_dir, and the images from
---data_path. A query is an image of the run (--index, which is then left out of its own neighbours) or a picture (--image,
-for which the model is loaded: the CLIP that made the arrays). It is compared by one or several properties: `whole`, the
-cosine of representations, or a role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine of the sum of
-these heads' terms after the sum's mean over the data set is subtracted, from the query too: most of a term is the same for
-every image.
+--data_path. A query is an image of the run (--index, which is then left out of its own neighbours) or a picture
+(--image, for which the model is loaded: the CLIP that made the arrays). It is compared by one or several properties:
+`whole`, the cosine of representations, or a role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine
+of the sum of these heads' terms after the sum's mean over the data set is subtracted, from the query too: most of a
+term is the same for every image.
 
 Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
 .json, with indices, files, class names and similarities.

@@ -13,19 +13,19 @@ Writes to --output_dir, for b images, l layers, h heads and joint width d (paper
     {dataset}_labels.npy            [b]
     {dataset}_{model}.json          what made them
 
-Of models of timm (arXiv 2406.01583), attn is [b, c, d] where the number of heads differs from block to block, convolution
-blocks are in {dataset}_conv_{model}.npy, and {dataset}_components_{model}.json says which term is whose; cls_attn is
-there for models with a class token alone.
+Of models of timm (arXiv 2406.01583), attn is [b, c, d] where the number of heads differs from block to block,
+convolution blocks are in {dataset}_conv_{model}.npy, and {dataset}_components_{model}.json says which term is whose;
+cls_attn is there for models with a class token alone.
 
 Of another split than the usual one (--split train), the files are named {dataset}_{split}_... .
 attn, mlp and conv of an image sum to its unit-length representation. Nothing incomplete is left under these names.
 
-With --compact, attn is kept as {dataset}_heads_{model}.npy [b, l, h, head width] and {dataset}_scalars_{model}.npy [b, 3], of
-which, with {dataset}_readout_{model}.npy, it is made again as it is read; mlp is [b, 2, d], all MLPs in one.
+With --compact, attn is kept as {dataset}_heads_{model}.npy [b, l, h, head width] and {dataset}_scalars_{model}.npy
+[b, 3], of which, with {dataset}_readout_{model}.npy, it is made again as it is read; mlp is [b, 2, d], all MLPs in one.
 
-A run that was killed goes on with --resume, and ends with the same bytes. `accelerate launch compute_prs.py ...`, or torchrun,
-runs it on several GPUs or machines with a common --output_dir, and leaves the files that one process leaves. Where the
-time went is in {dataset}_time_{model}.json.
+A run that was killed goes on with --resume, and ends with the same bytes. `accelerate launch compute_prs.py ...`, or
+torchrun, runs it on several GPUs or machines with a common --output_dir, and leaves the files that one process leaves.
+Where the time went is in {dataset}_time_{model}.json.
 """
 from utils import cli
 from utils.cli import UserError
@@ -43,7 +43,8 @@ def get_args_parser():
     parser.add_argument("--streaming", action="store_true",
                         help="of --dataset huggingface: fetch images as they are needed, and keep none")
     parser.add_argument("--batch_size", type=cli.POSITIVE, default=2, help="images a forward pass")
-    parser.add_argument("--num_workers", type=cli.NATURAL, help="processes that read images (default: one a core, at most 10)")
+    parser.add_argument("--num_workers", type=cli.NATURAL,
+                        help="processes that read images (default: one a core, at most 10)")
     cli.add_output_dir(parser, "the arrays go")
     parser.add_argument("--precision", default="float32", choices=tuple(TOLERANCE),
                         help="of the model; terms are summed up in float32 in any case")
@@ -51,18 +52,19 @@ def get_args_parser():
     parser.add_argument("--save_dtype", default="float32", choices=("float32", "float16"),
                         help="type of the arrays on disk; float16 halves them")
     parser.add_argument("--compact", action="store_true",
-                        help="keep each head's output before its output projection, and all MLPs as one: a twelfth of the disk, "
-                             "and the same results from every step that needs no single MLP")
+                        help="keep each head's output before its output projection, and all MLPs as one: a twelfth of "
+                             "the disk, and the same results from every step that needs no single MLP")
     parser.add_argument("--moments_only", action="store_true",
-                        help="keep means and second moments over images alone: enough for TextSpan, less than a hundredth of the "
-                             "disk; in one piece and one process")
+                        help="keep means and second moments over images alone: enough for TextSpan, less than a "
+                             "hundredth of the disk; in one piece and one process")
     parser.add_argument("--skip_bad_images", action="store_true",
                         help="go on without images that cannot be read, and list them (default: stop at the first)")
     parser.add_argument("--resume", action="store_true",
-                        help="go on with a run that was cut off; one that is complete is left as it is (default: begin anew)")
+                        help="go on with a run that was cut off; one that is complete is left as it is (default: "
+                             "begin anew)")
     parser.add_argument("--check", action="store_true",
-                        help="only decompose a few random images, print the error against the model's own output and the "
-                             f"cost over a plain forward pass, and fail above {TOLERANCE['float32']:g}")
+                        help="only decompose a few random images, print the error against the model's own output and "
+                             f"the cost over a plain forward pass, and fail above {TOLERANCE['float32']:g}")
     return parser
 
 

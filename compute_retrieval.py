@@ -6,19 +6,21 @@
         timm:vit_base_patch14_dinov2.lvd142m --data_path DIR --index 12 40 --feature color texture
     python compute_retrieval.py --model emojiclip --dataset emoji --text "a red background" --feature color
 
-Reads what compute_prs.py, or compute_alignment.py for a model mapped to a CLIP's space, wrote to --input_dir, the lists of
-texts of --features, and the images from --data_path. A component's score for a feature is how far what it writes goes along
-with the whole representation, over the run's images, in the directions of the feature's texts (arXiv 2406.01583).
+Reads what compute_prs.py, or compute_alignment.py for a model mapped to a CLIP's space, wrote to --input_dir, the lists
+of texts of --features, and the images from --data_path. A component's score for a feature is how far what it writes
+goes along with the whole representation, over the run's images, in the directions of the feature's texts (arXiv
+2406.01583).
 
-By --text: the --components with the highest score are summed, and the images shown whose sum has the highest inner product
-with the text. By --index (images of the run, each left out of its own neighbours): the components with the highest score
-minus that for the best other feature are summed, in the space of the model itself where its components were mapped
-(--source_model, whose run is read, too), and compared by the cosine, their mean over the run subtracted. The last row of each
-query is the same by the whole representation: by the cosine. On the embedded scenes it says how many of the images found have
-the query's value of the feature, where the feature is an attribute (color, position, ...), and how many of all do.
+By --text: the --components with the highest score are summed, and the images shown whose sum has the highest inner
+product with the text. By --index (images of the run, each left out of its own neighbours): the components with the
+highest score minus that for the best other feature are summed, in the space of the model itself where its components
+were mapped (--source_model, whose run is read, too), and compared by the cosine, their mean over the run subtracted.
+The last row of each query is the same by the whole representation: by the cosine. On the embedded scenes it says how
+many of the images found have the query's value of the feature, where the feature is an attribute (color, position,
+...), and how many of all do.
 
-Prints these, and writes to --output_dir: {dataset}_retrieval_{model}.png, a contact sheet, and .json, with indices, classes,
-similarities, and the components of each feature with their scores.
+Prints these, and writes to --output_dir: {dataset}_retrieval_{model}.png, a contact sheet, and .json, with indices,
+classes, similarities, and the components of each feature with their scores.
 """
 from utils import cli
 from utils.cli import UserError

@@ -6,27 +6,27 @@
     python compute_segmentations.py --model timm:deit_base_patch16_224 --data_path imagenet_seg/gtsegs_ijcv.mat \\
         --maps output_dir/imagenet_train_maps_timm-deit_base_patch16_224_to_ViT-L-14.safetensors
 
-Reads the classifier that compute_text_projection.py wrote to --classifier_dir. Of every image, the patches that speak for
-the predicted class (or the true one) are found and compared with the image's mask (paper section 5). Prints the mean IoU over
-foreground and background, the pixel accuracy, the mean average precision, and the IoU and average precision of the
-foreground alone; with --method all a table of all methods.
+Reads the classifier that compute_text_projection.py wrote to --classifier_dir. Of every image, the patches that speak
+for the predicted class (or the true one) are found and compared with the image's mask (paper section 5). Prints the
+mean IoU over foreground and background, the pixel accuracy, the mean average precision, and the IoU and average
+precision of the foreground alone; with --method all a table of all methods.
 
-Takes any CLIP, and any model of timm with the --maps that compute_alignment.py made for it; the classifier is then that of the
-CLIP that it was mapped to. A mapped model, and a CLIP whose image tower comes from timm or pools by attention, takes images at
-its own size alone, cropped by its own transform, and has the method decomposition alone.
+Takes any CLIP, and any model of timm with the --maps that compute_alignment.py made for it; the classifier is then that
+of the CLIP that it was mapped to. A mapped model, and a CLIP whose image tower comes from timm or pools by attention,
+takes images at its own size alone, cropped by its own transform, and has the method decomposition alone.
 
-Data sets (--train_dataset): imagenet_seg (--data_path gtsegs_ijcv.mat), masks_folder (--data_path DIR with DIR/images and
-DIR/masks, files of the same names; 0 in a mask is background), and the embedded emoji_seg.
+Data sets (--train_dataset): imagenet_seg (--data_path gtsegs_ijcv.mat), masks_folder (--data_path DIR with DIR/images
+and DIR/masks, files of the same names; 0 in a mask is background), and the embedded emoji_seg.
 
 Writes to --output_dir:
 
     {dataset}_segmentation_{method}_{model}.json  all figures, and how they were computed
-    {dataset}_{method}_precision_{model}.npy      [methods, 1001] over the pixels of all images, at thresholds 0, 0.001, ... 1
+    {dataset}_{method}_precision_{model}.npy      [methods, 1001] over all pixels, at thresholds 0, 0.001, ... 1
     {dataset}_{method}_recall_{model}.npy         [methods, 1001]
-    {dataset}_{method}_pictures_{model}/          with --save_img: input, mask, and per method heat, mask and overlay (PNG)
+    {dataset}_{method}_pictures_{model}/          with --save_img: input, mask, and each method's heat, mask and overlay
 
-`accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with a
-common --output_dir, and leaves the files that one process leaves.
+`accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with
+a common --output_dir, and leaves the files that one process leaves.
 """
 from utils import cli
 from utils.data.datasets import WITH_MASKS
@@ -37,30 +37,34 @@ METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "parti
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_model_options(parser)
-    parser.add_argument("--maps", metavar="FILE", help="maps of compute_alignment.py from --model to a CLIP, whose classifier is "
-                        "then read; needed with timm:NAME (default: --model is the CLIP)")
+    parser.add_argument("--maps", metavar="FILE",
+                        help="maps of compute_alignment.py from --model to a CLIP, whose classifier is then read; "
+                             "needed with timm:NAME (default: --model is the CLIP)")
     parser.add_argument("--image_size", type=cli.POSITIVE, metavar="PIXELS",
-                        help="side at which images enter the model and figures are taken, a multiple of the model's patch "
-                             "(default: the model's own, 224 for the paper's models)")
+                        help="side at which images enter the model and figures are taken, a multiple of the model's "
+                             "patch (default: the model's own, 224 for the paper's models)")
     parser.add_argument("--thr", type=cli.FRACTION, default=0.0,
-                        help="floor of the scores in the precision and recall arrays, 0 to 1: heat below it counts as this; "
-                             "it changes no figure, as masks are cut at their heat's mean")
+                        help="floor of the scores in the precision and recall arrays, 0 to 1: heat below it counts as "
+                             "this; it changes no figure, as masks are cut at their heat's mean")
     parser.add_argument("--train_dataset", default="imagenet_seg", choices=WITH_MASKS, metavar="NAME",
                         help=f"images with masks, one of {', '.join(WITH_MASKS)}")
-    parser.add_argument("--data_path", metavar="PATH", help="the .mat file or the folder; emoji_seg needs none (default: none)")
+    parser.add_argument("--data_path", metavar="PATH",
+                        help="the .mat file or the folder; emoji_seg needs none (default: none)")
     parser.add_argument("--classifier_dir", default="./output_dir/", metavar="FOLDER", help="where the classifier is")
     parser.add_argument("--classifier_dataset", default="imagenet", metavar="NAME",
                         help="whose classes it has, as given to compute_text_projection.py; emoji goes with emoji_seg")
     parser.add_argument("--method", default="decomposition", choices=(*METHODS, "all"), metavar="NAME",
                         help=f"one of {', '.join(METHODS)}, all")
     parser.add_argument("--target", default="predicted", choices=("predicted", "true"),
-                        help="whose logit is explained: of the predicted class, or of the true one, which emoji_seg knows")
+                        help="whose logit is explained: of the predicted class, or of the true one, which emoji_seg "
+                             "knows")
     parser.add_argument("--mask_resize", choices=("published", "aligned"), metavar="HOW",
-                        help="published squeezes the whole mask to a square while the image is cropped; aligned crops both "
-                             "(default: published; aligned where the model's own transform is taken)")
+                        help="published squeezes the whole mask to a square while the image is cropped; aligned crops "
+                             "both (default: published; aligned where the model's own transform is taken)")
     parser.add_argument("--save_img", action="store_true", help="write pictures of every image")
     parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass; changes no figure")
-    parser.add_argument("--num_workers", type=cli.NATURAL, help="processes that read images (default: one a core, at most 10)")
+    parser.add_argument("--num_workers", type=cli.NATURAL,
+                        help="processes that read images (default: one a core, at most 10)")
     cli.add_output_dir(parser, "results go")
     return parser
 

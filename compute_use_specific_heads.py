@@ -9,14 +9,16 @@
 
 Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir; --select also reads the arrays of the
 split that heads are chosen on (compute_prs.py --split val), and never those of the split that is reported (--split).
-auto ranks the heads by their share of what the place does to the logits, minus their share of what the class does; texts
-by how far their scores for the texts of the cue go along with the whole model's, minus the same for the core texts.
+auto ranks the heads by their share of what the place does to the logits, minus their share of what the class does;
+texts by how far their scores for the texts of the cue go along with the whole model's, minus the same for the core
+texts.
 
 The heads are mean-ablated together with all MLPs and all attention layers but the last four, as published (paper
-section 4.3), convolution blocks kept; each mean is over the split at hand. Prints, in percent, the overall accuracy before
-(`Baseline`) and after (`Replaced`), and a table: each group (class x place), the average of groups and the worst, for the
-whole model, with the rest of the recipe but no heads ablated, with the heads ablated, and with as many heads drawn at random
-(the trial with the best worst group, and the mean of all). A data set without places has the overall accuracy alone.
+section 4.3), convolution blocks kept; each mean is over the split at hand. Prints, in percent, the overall accuracy
+before (`Baseline`) and after (`Replaced`), and a table: each group (class x place), the average of groups and the
+worst, for the whole model, with the rest of the recipe but no heads ablated, with the heads ablated, and with as many
+heads drawn at random (the trial with the best worst group, and the mean of all). A data set without places has the
+overall accuracy alone.
 
 Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
@@ -43,8 +45,8 @@ def get_args_parser():
                              "neither)")
     parser.add_argument("--select_split", metavar="NAME", help="split that --select chooses on (default: val)")
     parser.add_argument("--number_of_heads", type=cli.POSITIVE, metavar="N",
-                        help="heads that --select chooses (default: auto, the best worst group on --select_split; texts, "
-                             "10)")
+                        help="heads that --select chooses (default: auto, the best worst group on --select_split; "
+                             "texts, 10)")
     parser.add_argument("--spurious_texts", metavar="FILE.txt", help="of --select texts: the cue, a text a line")
     parser.add_argument("--core_texts", metavar="FILE.txt", help="of --select texts: what should count, a text a line")
     cli.add_reload_options(parser, "of --select texts: ", "of the random heads, and of random weights")

@@ -19,8 +19,10 @@ def get_args_parser():
     parser = cli.make_parser(__doc__)
     add_generation_options(parser)
     cli.add_concept_options(parser, NAMES, "--eval_dataset")
-    parser.add_argument("--output_filepath", metavar="X.json", help="where descriptions go (default: --descriptions, if given)")
-    parser.add_argument("--descriptions", metavar="X.json", help="score this file of an earlier run (default: generate)")
+    parser.add_argument("--output_filepath", metavar="X.json",
+                        help="where descriptions go (default: --descriptions, if given)")
+    parser.add_argument("--descriptions", metavar="X.json",
+                        help="score this file of an earlier run (default: generate)")
     cli.add_vlm_options(parser, "--score", None)
     cli.add_device(parser, "of hf and of the VLM: ")
     return parser
@@ -33,9 +35,10 @@ def add_generation_options(parser) -> None:
     parser.add_argument("--base_model_name", metavar="NAME",
                         help="language model under the adapter (default: the one it was trained on)")
     parser.add_argument("--backend", default="auto", choices=("auto", "vllm", "hf", "server"),
-                        help="vllm in this process, hf (transformers), or an OpenAI-compatible server (default: vllm where it "
-                             "runs, else hf)")
-    parser.add_argument("--base_url", metavar="URL", help="of the server, such as http://localhost:8000/v1 (default: none)")
+                        help="vllm in this process, hf (transformers), or an OpenAI-compatible server (default: vllm "
+                             "where it runs, else hf)")
+    parser.add_argument("--base_url", metavar="URL",
+                        help="of the server, such as http://localhost:8000/v1 (default: none)")
     parser.add_argument("--served_model_name", metavar="NAME", help="model of the server (default: its first)")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
                         help="question templates with {concept}, one a line")

@@ -13,7 +13,8 @@ command again asks only what is missing.
 hand (data/inspection/labels.jsonl), and writes summary.csv, summary.json and summary.png to --output_dir.
 """
 if __name__ == "inspect":
-    # This folder comes first on the import path, so whoever wants the standard library's `inspect` lands here: hand it over.
+    # This folder comes first on the import path, so whoever wants the standard library's `inspect` lands here: hand it
+    # over.
     import importlib.util
     import sys
     import sysconfig
@@ -29,14 +30,16 @@ def get_args_parser():
 
     parser = cli.make_parser(__doc__)
     parser.add_argument("--input_filepath", metavar="FILE.jsonl",
-                        help="descriptions from inference.py; its .json will do where the .jsonl lies beside it (default: none)")
+                        help="descriptions from inference.py; its .json will do where the .jsonl lies beside it "
+                             "(default: none)")
     parser.add_argument("--output_filepath", metavar="FILE.jsonl",
                         help="answers (default: the input's name with _inspection.jsonl)")
     parser.add_argument("--output_format", default="jsonl", choices=("jsonl", "published"),
-                        help="published: beside the .jsonl also a .json, a list (concepts) of lists of raw responses to the "
-                             "first question")
+                        help="published: beside the .jsonl also a .json, a list (concepts) of lists of raw responses "
+                             "to the first question")
     parser.add_argument("--dataset_name", metavar="NAME", help="data set (default: as in inference.py's manifest)")
-    parser.add_argument("--vlm_name", metavar="NAME", help="VLM that prefers the descriptions (default: as in the manifest)")
+    parser.add_argument("--vlm_name", metavar="NAME",
+                        help="VLM that prefers the descriptions (default: as in the manifest)")
     parser.add_argument("--base_url", metavar="URL", help="OpenAI-compatible server, such as http://localhost:8000/v1 "
                                                           "(default: OpenAI's own)")
     parser.add_argument("--model", default="gpt-3.5-turbo-1106", metavar="NAME", help="the inspector")
@@ -52,8 +55,10 @@ def get_args_parser():
     parser.add_argument("--dry_run", action="store_true", help="count requests, estimate tokens, send nothing")
     parser.add_argument("--inspection", default="configs/inspection.yaml", metavar="FILE.yaml",
                         help="the questions and the list of attributes")
-    parser.add_argument("--summarize", nargs="+", metavar="FILE.jsonl", help="sum up these answers; ask nothing (default: ask)")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="for the summary (default: the folder of the first file)")
+    parser.add_argument("--summarize", nargs="+", metavar="FILE.jsonl",
+                        help="sum up these answers; ask nothing (default: ask)")
+    parser.add_argument("--output_dir", metavar="FOLDER",
+                        help="for the summary (default: the folder of the first file)")
     return parser
 
 

@@ -1,20 +1,22 @@
-"""One page that shows what every attention head does: a folder with index.html and its pictures, read without a network.
+"""One page that shows what every attention head does: a folder with index.html and its pictures, read without a
+network.
 
     python make_report.py --model emojiclip --dataset emoji --text_descriptions emoji_descriptions
     python make_report.py --model ViT-L-14 --pretrained openai --dataset imagenet --data_path DIR --device cuda:0
 
 For every head that compute_complete_text_set.py named: its texts and what they explain, the images that score highest
-and lowest on the first text, the patches that the highest scores come from, and the accuracy with the head switched off.
-Heads can be searched by their texts, sorted, and switched off on the page. The whole page is readable without JavaScript.
+and lowest on the first text, the patches that the highest scores come from, and the accuracy with the head switched
+off. Heads can be searched by their texts, sorted, and switched off on the page. The whole page is readable without
+JavaScript.
 
 Reads what compute_prs.py, compute_text_projection.py, compute_text_set_projection.py, compute_ablations.py and
-compute_complete_text_set.py wrote to --input_dir; where it is there, also what compute_head_truth.py wrote; and the images.
-Heat maps need the model, which must be the CLIP that made the arrays; with --heat_maps 0 none is loaded, and mapped arrays
-(compute_alignment.py) are taken, too.
+compute_complete_text_set.py wrote to --input_dir; where it is there, also what compute_head_truth.py wrote; and the
+images. Heat maps need the model, which must be the CLIP that made the arrays; with --heat_maps 0 none is loaded, and
+mapped arrays (compute_alignment.py) are taken, too.
 
-Writes to --output_dir: index.html, images/, heat/, and report.json, which holds everything that the page shows. The folder
-has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is refused.
-Prints where the page is, and the folder's size.
+Writes to --output_dir: index.html, images/, heat/, and report.json, which holds everything that the page shows. The
+folder has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is
+refused. Prints where the page is, and the folder's size.
 """
 from utils import cli
 from utils.data.datasets import NAMES

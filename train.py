@@ -46,8 +46,10 @@ def get_args_parser():
     parser.add_argument("--lora_r", type=cli.POSITIVE, default=16, help="rank of the adapter")
     parser.add_argument("--lora_alpha", type=cli.POSITIVE, default=32, help="scale of the adapter")
     parser.add_argument("--lora_dropout", type=cli.FRACTION, default=0.05, help="of the adapter's input")
-    parser.add_argument("--load_in_8bit", action="store_true", help="language model in 8 bits, on CUDA (default: bfloat16)")
-    parser.add_argument("--load_in_4bit", action="store_true", help="language model in 4 bits, on CUDA (default: bfloat16)")
+    parser.add_argument("--load_in_8bit", action="store_true",
+                        help="language model in 8 bits, on CUDA (default: bfloat16)")
+    parser.add_argument("--load_in_4bit", action="store_true",
+                        help="language model in 4 bits, on CUDA (default: bfloat16)")
     parser.add_argument("--use_vllm", action="store_true", help="generate with vLLM beside the trainer, on CUDA")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
                         help="question templates with {concept}, one a line")

@@ -4,8 +4,8 @@
     python -m scripts.build_class_descriptions --dataset emoji --num_classes 5       # SmolLM2-135M, minutes on a CPU
 
 Asks every question of --questions about every class (those of configs/class_questions.txt about ImageNet's classes are
-some 30,000), as inference.py does, and keeps from each answer its first sentence, where that can be a line of a pool: at
-most 20 words, no refusal, no echo of the question, not said before. A run that was cut off goes on where it stopped.
+some 30,000), as inference.py does, and keeps from each answer its first sentence, where that can be a line of a pool:
+at most 20 words, no refusal, no echo of the question, not said before. A run that was cut off goes on where it stopped.
 
 Writes --output_filepath X.txt, the pool, one line a description, for compute_text_set_projection.py; and beside it
 X.manifest.json, which says what made it, how many answers were kept, and why the others were not, with the answers as
@@ -56,7 +56,8 @@ def first_sentence(text: str) -> str:
 
 
 def clean(text: str, question: str, concept: str) -> tuple[str, str | None]:
-    """An answer as a line of a pool, and why it cannot be one: one of DROPPED, or None. `question` has the concept in it."""
+    """An answer as a line of a pool, and why it cannot be one: one of DROPPED, or None. `question` has the concept in
+    it."""
     def runs(part: str) -> set[tuple[str, ...]]:
         spoken = words(part)
         return {tuple(spoken[i:i + RUN]) for i in range(len(spoken) - RUN + 1)}

@@ -10,8 +10,8 @@ prints for that pool and number (paper section 4.2); all of them take about the 
 
 Writes to --output_dir: {dataset}_textspan_sweep_{model}.csv, with the columns pool, texts_per_head, accuracy (percent),
 number_of_texts (distinct ones, of all heads) and explained (share of a head's variance, averaged over heads), .png, and
-.json with two more accuracies: the whole model's, and that with the earlier heads ablated and the last ones as they are,
-which many texts come to.
+.json with two more accuracies: the whole model's, and that with the earlier heads ablated and the last ones as they
+are, which many texts come to.
 """
 from utils import cli
 from utils.cli import UserError
