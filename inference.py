@@ -63,10 +63,13 @@ def main(args) -> None:
         raise UserError("--output_filepath X.json is missing: where should the descriptions go?")
     if args.score:  # what is missing is found before the long work
         if importlib.util.find_spec("open_clip") is None:
-            raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then run: "
-                            f".venv/bin/python inference.py --score {args.score} --descriptions {output}")
+            raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then "
+                            f"run: .venv/bin/python inference.py --score {args.score} --descriptions {output}")
         models.check_vlm_name(args.score)
-        concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
+        images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
+                                        args.num_images_for_reward)
+
+    # Descriptions.
     if args.descriptions:
         rows, manifest = descriptions.read(args.descriptions)
     else:
@@ -74,8 +77,13 @@ def main(args) -> None:
         rows, manifest = generate(args, args.eval_dataset, names, output)
         if not cli.is_main_process():
             return
+
+    # Rewards.
     if args.score:
-        score(args, rows, manifest)
+        score(args, images, rows)
+        manifest |= {"vlm_name": args.score, "reward_split": args.split,
+                     "num_images_for_reward": args.num_images_for_reward}
+
     descriptions.write(output, rows, manifest)
     for line in descriptions.summary(rows):
         print(line)
@@ -83,73 +91,62 @@ def main(args) -> None:
 
 
 def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[dict], dict]:
-    """Descriptions of the concepts with these names as rows of the JSONL, and what made them."""
+    """Descriptions of the concepts with these names as rows of the JSONL, and what made them. What an earlier run that
+    was cut off had made is not made again."""
+    from contextlib import nullcontext
+
     from tqdm import tqdm
 
-    from utils.ex2 import descriptions, queries
+    from utils.ex2 import descriptions
     from utils.language import generation, loading
 
     base, adapter = loading.resolve(args.model_name, args.base_model_name)
-    if args.backend == "server" and not args.base_url:
-        raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
-    questions = queries.read_questions(args.questions)
+    backend = generation.pick_backend(args.backend, args.base_url)
+    questions = descriptions.read_questions(args.questions)
     tokenizer = loading.load_tokenizer(base)
-    backend = generation.pick_backend(args.backend)
-    if backend != "hf" and cli.process_count() > 1:
-        raise UserError(f"--backend {backend} uses several GPUs by itself; start one process, or give --backend hf")
-    rows = [{"concept": concept, "question": queries.fill(question, concept)} for concept in names for question in questions]
-    for i, row in enumerate(rows):
-        row["seed"] = args.seed + i
+    queries = [(name, descriptions.fill(question, name)) for name in names for question in questions]
+    rows = [{"concept": name, "question": query, "description": None, "seed": args.seed + i, "reward": None}
+            for i, (name, query) in enumerate(queries)]
     manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": dataset,
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
                 "weights_sha256": loading.adapter_hash(adapter)}
+
     state = cli.start_processes(args.device) if backend == "hf" else None
-    done = descriptions.begun(output, manifest) if cli.is_main_process() else None
-    if state:
-        done = cli.gather({0: done} if state.is_main_process else {})[0]
-    todo = rows[len(done):]
-    prompts, seeds = [loading.prompt_ids(tokenizer, row["question"]) for row in todo], [row["seed"] for row in todo]
-    if not todo:
-        chunks = iter(())
-    elif backend == "server":
-        served = args.served_model_name or generation.served_model(args.base_url)
-        chunks = generation.with_server(args.base_url, served, prompts, seeds, args.max_new_tokens, args.batch_size)
-    elif backend == "vllm":
-        chunks = generation.with_vllm(base, adapter, prompts, seeds, args.max_new_tokens, args.batch_size)
-    else:
-        size, batches = args.batch_size, range(-(-len(todo) // args.batch_size))
-        numbers = cli.own_batches(batches, state)
-        own = [i for number in numbers for i in range(number * size, min((number + 1) * size, len(todo)))]
-        chunks = generation.with_transformers(base, adapter, [prompts[i] for i in own], [seeds[i] for i in own],
-                                              args.max_new_tokens, size, state.device)
-        chunks = cli.gather_in_order(numbers, chunks, len(batches), state)
-    with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as progress:
-        for chunk in chunks:
-            done += chunk
-            if cli.is_main_process():
-                descriptions.keep(output, chunk)
-            progress.update(len(chunk))
-    return [row | {"description": text, "reward": None} for row, text in zip(rows, done)], manifest
+    with descriptions.kept(output, manifest) if cli.is_main_process() else nullcontext() as record:
+        done = record.lines if record else None
+        if state:
+            done = cli.gather({0: done} if record else {})[0]
+        todo = rows[len(done):]
+        chunks = generation.generate(
+            backend, base, adapter, [loading.prompt_ids(tokenizer, row["question"]) for row in todo],
+            [row["seed"] for row in todo], args.max_new_tokens, args.batch_size, state, args.base_url,
+            args.served_model_name)
+        with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as progress:
+            for chunk in chunks:
+                if record:
+                    record.append(*chunk)
+                done += chunk
+                progress.update(len(chunk))
+    for row, text in zip(rows, done):
+        row["description"] = text
+    return rows, manifest
 
 
-def score(args, rows: list[dict], manifest: dict) -> None:
-    """Fill in the rewards of rows, and the VLM in the manifest."""
-    from utils.data import concepts
+def score(args, images, rows: list[dict]) -> None:
+    """Fill in the rewards of rows, by the images of their concepts."""
     from utils.ex2 import rewards
     from utils.models import names as models
 
-    images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
     unknown = sorted({row["concept"] for row in rows} - set(images.classes))
     if unknown:
-        raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions with "
-                        "--eval_dataset, and leave --num_concepts out")
+        raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions "
+                        "with --eval_dataset, and leave --num_concepts out")
     vlm = models.load_vlm(args.score, cli.pick_device(args.device), args.vlm_16bit)
     index = {name: i for i, name in enumerate(images.classes)}
-    found = rewards.score(vlm, rewards.image_means(vlm, images), [row["description"] for row in rows],
-                          [index[row["concept"]] for row in rows])
-    for row, reward in zip(rows, found):
+    means = rewards.image_means(vlm, images)
+    for row, reward in zip(rows, rewards.score(vlm, means, [row["description"] for row in rows],
+                                               [index[row["concept"]] for row in rows])):
         row["reward"] = reward
-    manifest |= {"vlm_name": args.score, "reward_split": args.split, "num_images_for_reward": args.num_images_for_reward}
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def get_args_parser():
     parser.add_argument("--dataset_name", metavar="NAME", help="data set (default: as in inference.py's manifest)")
     parser.add_argument("--vlm_name", metavar="NAME",
                         help="VLM that prefers the descriptions (default: as in the manifest)")
-    parser.add_argument("--base_url", metavar="URL", help="OpenAI-compatible server, such as http://localhost:8000/v1 "
-                                                          "(default: OpenAI's own)")
+    parser.add_argument("--base_url", metavar="URL",
+                        help="OpenAI-compatible server, such as http://localhost:8000/v1 (default: OpenAI's own)")
     parser.add_argument("--model", default="gpt-3.5-turbo-1106", metavar="NAME", help="the inspector")
     parser.add_argument("--temperature", type=cli.WEIGHT, default=0.1, help="of the inspector's sampling")
     parser.add_argument("--top_p", type=cli.FRACTION, default=0.1, help="of the inspector's sampling")
@@ -70,42 +70,46 @@ def main(args) -> None:
 
 
 def ask(args) -> None:
-    import asyncio
     import json
     from pathlib import Path
 
     from utils import cli
-    from utils.cli import UserError
-    from utils.language import answers, chat
+    from utils.ex2 import descriptions, inspection
+    from utils.language import chat, jsonl
 
     if not args.input_filepath:
-        raise UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
-    sheet = answers.read_sheet(args.inspection)
-    source, descriptions = answers.read_descriptions(args.input_filepath)
-    header = answers.make_header(args, source, descriptions, sheet)
-    stem = str(args.output_filepath or f"{source.with_suffix('')}_inspection").removesuffix(".jsonl").removesuffix(".json")
-    path, total = Path(f"{stem}.jsonl"), len(descriptions) * len(answers.QUESTIONS)
+        raise cli.UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
+    sheet = inspection.read_sheet(args.inspection)
+    rows, manifest = descriptions.read(args.input_filepath)
+    sampling = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
+    header = inspection.make_header(rows, sheet, sampling, args.model, args.vlm_name or manifest.get("vlm_name"),
+                                    args.dataset_name or manifest.get("dataset"))
+    stem = args.output_filepath or f"{descriptions.lines_path(args.input_filepath).with_suffix('')}_inspection"
+    stem = stem.removesuffix(".jsonl").removesuffix(".json")
+    path, total = Path(f"{stem}.jsonl"), len(rows) * len(inspection.QUESTIONS)
 
     if args.dry_run:
-        tasks = answers.missing(descriptions, answers.read_record(path, header)[1] if path.is_file() else {})
-        tokens = sum(answers.estimate_tokens(answers.messages(sheet, question, descriptions[i])) for i, question in tasks)
-        print(f"{len(tasks)} requests for {len(descriptions)} descriptions, two each, {total - len(tasks)} answered before; "
-              f"retries come on top")
-        print(f"about {tokens:,} tokens to read, estimated at four characters a token; at most {len(tasks) * args.max_tokens:,} "
-              f"to write\nnothing was sent")
+        tasks = inspection.missing(rows, inspection.read_answers(path, header)[1] if path.is_file() else {})
+        tokens = sum(inspection.estimate_tokens(inspection.messages(sheet, question, rows[i])) for i, question in tasks)
+        print(f"{len(tasks)} requests for {len(rows)} descriptions, two each, {total - len(tasks)} answered before; "
+              "retries come on top")
+        print(f"about {tokens:,} tokens to read, estimated at four characters a token; at most "
+              f"{len(tasks) * args.max_tokens:,} to write\nnothing was sent")
         return
 
-    key = chat.api_key(args.base_url)
-    with answers.Record(path, header) as record:
-        sent = asyncio.run(chat.ask_all(args, key, sheet, descriptions, record))
-    answered = total - len(answers.missing(descriptions, record.answers))
-    print(f"{answered} of {total} questions answered, {len(record.answers) - answered} asked in vain; {sent} requests sent")
-    if sent == args.max_requests and answered < total:
-        print(f"the budget of {sent} requests is spent, {total - answered} questions remain: the same command again goes on")
+    client = chat.ChatClient(args.model, args.base_url, sampling, args.timeout, args.max_retries, args.max_requests)
+    with jsonl.Record(path, header) as record:
+        answers = inspection.by_question(path, record.lines)
+        inspection.ask(client, sheet, rows, answers, record, args.concurrency)
+    answered = total - len(inspection.missing(rows, answers))
+    print(f"{answered} of {total} questions answered, {len(answers) - answered} asked in vain; {client.sent} requests "
+          "sent")
+    if client.sent == args.max_requests and answered < total:
+        print(f"the budget of {client.sent} requests is spent, {total - answered} questions remain: the same command "
+              "again goes on")
     print(path)
-    if args.output_format == "published" and len(record.answers) == total:
-        responses = answers.published(descriptions, record.answers)
-        cli.write_text(Path(f"{stem}.json"), json.dumps(responses, indent=1) + "\n")
+    if args.output_format == "published" and len(answers) == total:
+        cli.write_text(Path(f"{stem}.json"), json.dumps(inspection.published(rows, answers), indent=1) + "\n")
         print(f"{stem}.json")
 
 
@@ -115,8 +119,8 @@ def summarize(args) -> None:
     from utils import cli
     from utils.ex2 import verdicts
 
-    files = verdicts.read_files(args.summarize)
-    rows, trust = verdicts.summarize(files), verdicts.agreement(files)
+    records = verdicts.read_files(args.summarize)
+    rows, trust = verdicts.summarize(records), verdicts.agreement(records)
     print(verdicts.report(rows, trust))
     folder = Path(args.output_dir or Path(args.summarize[0]).parent)
     cli.save_result(folder / "summary.json", {"rows": rows, "agreement": trust})
@@ -130,6 +134,6 @@ def summarize(args) -> None:
 
 
 if __name__ == "__main__":
-    from utils import cli
+    from utils.cli import run
 
-    cli.run(main, get_args_parser())
+    run(main, get_args_parser())

@@ -1,8 +1,8 @@
 """Align a language model with a VLM's preferences, by reinforcement learning (EX2, section 3).
 
     python train.py --config configs/train/emoji.yaml --output_dir output_dir/emoji_adapter   # embedded, on a CPU
-    python train.py --config configs/train/cub.yaml --vlm_name openai/clip-vit-large-patch14 --data_root DIR \
-        --output_dir output_dir/cub_adapter --load_in_8bit
+    python train.py --config configs/train/published.yaml --dataset_name cub --data_root DIR \
+        --vlm_name openai/clip-vit-large-patch14 --output_dir output_dir/cub_adapter
     accelerate launch --config_file configs/accelerate/one_node.yaml train.py ...              # several GPUs
 
 The language model answers questions about concepts; an answer's reward is its closeness, to the VLM, to the
@@ -19,7 +19,7 @@ from utils import cli
 from utils.cli import UserError
 from utils.data.concepts import NAMES
 
-FREE = ("config", "debug", "resume", "report_to", "output_dir")  # options that may change between a run and its continuation
+FREE = ("config", "debug", "resume", "report_to", "output_dir")  # options that may change when a run is resumed
 
 
 def get_args_parser():
@@ -69,10 +69,11 @@ def main(args) -> None:
     from pathlib import Path
 
     from utils.data import concepts
-    from utils.ex2 import queries
+    from utils.ex2 import descriptions
     from utils.language import loading
     from utils.models import names
 
+    # Begin, go on, or nothing to do.
     folder = Path(args.output_dir)
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     started = (folder / "train.json").is_file()
@@ -82,15 +83,20 @@ def main(args) -> None:
         raise UserError(f"{folder} holds no run to resume; leave --resume out to begin one")
     if started and (before := json.loads((folder / "train.json").read_text())) != settings:
         changed = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
-        raise UserError(f"{folder} was begun with another {', '.join(changed)}; resume with the same options (train.json)")
+        raise UserError(f"{folder} was begun with another {', '.join(changed)}; resume with the same options "
+                        "(train.json)")
     if (folder / "adapter_model.safetensors").is_file():
         print(f"finished already -> {folder}")
         return
+
+    # What can be wrong is found before the long work.
     if args.batch_size % args.num_generations or args.batch_size % args.per_device_batch_size:
-        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations {args.num_generations} "
-                        f"and of --per_device_batch_size {args.per_device_batch_size} (times the processes)")
-    questions = queries.read_questions(args.questions)
-    images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts, args.num_images_for_reward)
+        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations "
+                        f"{args.num_generations} and of --per_device_batch_size {args.per_device_batch_size} (times the "
+                        "processes)")
+    questions = descriptions.read_questions(args.questions)
+    images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
+                                    args.num_images_for_reward)
     names.check_vlm_name(args.vlm_name)
     quantization = "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
     loading.check_use(args.model_name, quantization, args.use_vllm)
@@ -110,29 +116,35 @@ def main(args) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     pass_size = args.per_device_batch_size * state.num_processes
     if args.batch_size % pass_size:
-        raise UserError(f"--batch_size {args.batch_size} must be a multiple of --per_device_batch_size x processes, {pass_size}")
+        raise UserError(f"--batch_size {args.batch_size} must be a multiple of --per_device_batch_size x processes, "
+                        f"{pass_size}")
     device = cli.pick_device(str(state.device))
+
+    # The reward, and the language model that is to gain by it.
     vlm = names.load_vlm(args.vlm_name, device, args.vlm_16bit)
     with state.main_process_first():
         means = rewards.kept_image_means(folder, args.dataset_name, vlm, images,
                                          {"split": args.split, "vlm_16bit": args.vlm_16bit})
-    model = loading.load_model(args.model_name, torch.bfloat16, quantization)
     recent: list[dict] = []
+    reward = training.reward_function(partial(rewards.score, vlm, means), images.classes, recent)
+    model = loading.load_model(args.model_name, torch.bfloat16, quantization)
+    lora = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, task_type="CAUSAL_LM")
     number = args.steps * args.batch_size // args.num_generations
-    rows = training.lay_out(images.classes, questions, tokenizer, number, args.seed)
+    prompts = training.prompts(images.classes, questions, tokenizer, number, args.seed)
+
+    # Train.
     config, trainer_class = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}[args.algorithm]
     trainer = trainer_class(
-        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
-        reward_funcs=training.reward_function(partial(rewards.score, vlm, means), images.classes, recent),
-        peft_config=LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, task_type="CAUSAL_LM"),
+        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(prompts), reward_funcs=reward,
+        peft_config=lora,
         callbacks=[training.Log(folder, recent, args.epochs_per_batch, args.report_to == "csv")],
         args=config(
             output_dir=str(folder), max_steps=args.steps * args.epochs_per_batch, num_iterations=args.epochs_per_batch,
-            per_device_train_batch_size=args.per_device_batch_size, gradient_accumulation_steps=args.batch_size // pass_size,
-            num_generations=args.num_generations, max_completion_length=args.max_new_tokens, temperature=1.0, top_p=1.0, top_k=0,
-            learning_rate=args.learning_rate, lr_scheduler_type="constant", beta=args.beta, use_vllm=args.use_vllm,
-            shuffle_dataset=False, gradient_checkpointing=quantization is not None, bf16=True, use_cpu=device.type == "cpu",
-            seed=args.seed,
+            per_device_train_batch_size=args.per_device_batch_size, num_generations=args.num_generations,
+            gradient_accumulation_steps=args.batch_size // pass_size, max_completion_length=args.max_new_tokens,
+            temperature=1.0, top_p=1.0, top_k=0, learning_rate=args.learning_rate, lr_scheduler_type="constant",
+            beta=args.beta, use_vllm=args.use_vllm, shuffle_dataset=False, seed=args.seed, bf16=True,
+            use_cpu=device.type == "cpu", gradient_checkpointing=quantization is not None,
             logging_steps=args.log_freq * args.epochs_per_batch, save_steps=args.save_freq * args.epochs_per_batch,
             report_to="tensorboard" if args.report_to == "tensorboard" else "none", disable_tqdm=True))
     trainer.remove_callback(PrinterCallback)  # the log's own lines say it better
@@ -140,11 +152,10 @@ def main(args) -> None:
         cli.save_result(folder / "train.json", settings)
     last = training.complete_checkpoints(folder)[-1:]
     trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
-    trainer.save_model(str(folder / "final.partial"))
+
+    # Write.
+    training.save_adapter(trainer, folder)
     if state.is_main_process:
-        for path in sorted((folder / "final.partial").iterdir(), key=lambda path: path.name == "adapter_model.safetensors"):
-            path.replace(folder / path.name)
-        (folder / "final.partial").rmdir()
         training.draw_log(folder, f"{args.model_name} rewarded by {args.vlm_name} on {args.dataset_name}")
         print(f"{args.steps} steps -> {folder}")
 

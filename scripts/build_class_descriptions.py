@@ -17,7 +17,7 @@ from inference import add_generation_options
 from utils import cli
 from utils.cli import UserError
 from utils.data.datasets import NAMES
-from utils.ex2.collapse import words
+from utils.ex2.descriptions import phrases, words
 
 MOST_WORDS = 20
 RUN = 4  # words in a row that a line may not share with its question, the class's name left out
@@ -25,7 +25,8 @@ DROPPED = ("empty", "refusal", "echo", "too_long", "repeated")
 MARKER = re.compile(r"^(?:[-•·–—#>]+\s*|\(?\d{1,2}[.):]\s+|\(?[a-zA-Z]\)\s+)+")
 INTRODUCTION = re.compile(
     r"^(?:(?:sure|certainly|of course|okay|yes)[,.!]+\s*)?"
-    r"(?:(?:here(?:'s| is| are)|(?:the |a )?(?:short )?(?:answer|phrase|description|caption))\b[^:]{0,80}:\s*)?", re.IGNORECASE)
+    r"(?:(?:here(?:'s| is| are)|(?:the |a )?(?:short )?(?:answer|phrase|description|caption))\b[^:]{0,80}:\s*)?",
+    re.IGNORECASE)
 SENTENCE_END = re.compile(r"(?:(?<=[.!?])(?<!\b\w\.)(?<!\b\w\w\.)|(?<=[.!?][')]))\s+")  # not after St. or e.g.
 REFUSAL = re.compile(
     r"\bas an? (?:\w+ )?(?:ai|(?:language )?model|assistant)\b|\blanguage model\b|\bsorry\b|\bapologi[sz]e\b"
@@ -56,12 +57,7 @@ def first_sentence(text: str) -> str:
 
 
 def clean(text: str, question: str, concept: str) -> tuple[str, str | None]:
-    """An answer as a line of a pool, and why it cannot be one: one of DROPPED, or None. `question` has the concept in
-    it."""
-    def runs(part: str) -> set[tuple[str, ...]]:
-        spoken = words(part)
-        return {tuple(spoken[i:i + RUN]) for i in range(len(spoken) - RUN + 1)}
-
+    """An answer as a line of a pool, and why it cannot be one: one of DROPPED, or None. `question` names `concept`."""
     sentence = first_sentence(text)
     line = sentence.rstrip(".!;:,… ")
     said, asked = words(line), {*words(question), "a", "an", "the", "it", "is", "its"}
@@ -70,7 +66,7 @@ def clean(text: str, question: str, concept: str) -> tuple[str, str | None]:
     if REFUSAL.search(text.replace("’", "'")):
         return line, "refusal"
     if sentence.endswith("?") or {"ten", "words"} <= set(said) or set(said) <= asked \
-            or any(runs(line) & runs(part) for part in question.split(concept)):
+            or any(set(phrases(line, RUN)) & set(phrases(part, RUN)) for part in question.split(concept)):
         return line, "echo"
     return line, "too_long" if len(line.split()) > MOST_WORDS else None
 
@@ -101,8 +97,8 @@ def main(args) -> None:
     try:
         classes = list(dict.fromkeys(datasets.class_names(args.dataset, args.data_path)))  # ImageNet has two twice
     except ImportError as error:
-        raise UserError(f"the class names of {args.dataset} need {error.name}, which is not in this environment; run from "
-                        ".venv, with --backend server where vLLM is in another one") from error
+        raise UserError(f"the class names of {args.dataset} need {error.name}, which is not in this environment; run "
+                        "from .venv, with --backend server where vLLM is in another one") from error
     cli.check_range("--num_classes", args.num_classes or len(classes), len(classes))
     rows, manifest = generate(args, args.dataset, classes[:args.num_classes], str(output))
     lines, dropped = pool(rows)

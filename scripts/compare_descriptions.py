@@ -22,25 +22,23 @@ def main(args) -> None:
 
     from utils.ex2 import descriptions
 
-    files = {"before": descriptions.read(args.before)[0], "after": descriptions.read(args.after)[0]}
+    before, after = descriptions.read(args.before)[0], descriptions.read(args.after)[0]
     lines = ["| | mean reward | words | duplicates | repeated phrases | copies | shared phrase |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
-    rewards = {}
-    for name, rows in files.items():
-        rewards[name] = descriptions.mean_reward(rows)
-        if rewards[name] is None:
-            raise UserError(f"{getattr(args, name)} is not scored; run: python inference.py --score VLM_NAME --descriptions "
-                            f"{getattr(args, name)}")
-        found = descriptions.measures(rows)
-        lines.append(f"| {name} ({len(rows)}) | {rewards[name][0]:.2f} +- {rewards[name][1]:.2f} | {found['mean_words']:.1f} | "
-                     f"{found['duplicates']:.1%} | {found['repeated_phrases']:.1%} | {found['copies']:.1%} | "
-                     f"{found['shared_phrase']:.1%} |")
-    gain = rewards["after"][0] - rewards["before"][0]
-    error = (rewards["after"][1] ** 2 + rewards["before"][1] ** 2) ** 0.5
+    rewards = []
+    for name, path, rows in (("before", args.before, before), ("after", args.after, after)):
+        sums = descriptions.sums(rows)
+        if sums["mean_reward"] is None:
+            raise UserError(f"{path} is not scored; run: python inference.py --score VLM_NAME --descriptions {path}")
+        rewards.append(sums["mean_reward"])
+        lines.append("| {} ({}) | {:.2f} +- {:.2f} | {mean_words:.1f} | {duplicates:.1%} | {repeated_phrases:.1%} | "
+                     "{copies:.1%} | {shared_phrase:.1%} |".format(name, len(rows), *rewards[-1], **sums["measures"]))
+    (old_mean, old_error), (new_mean, new_error) = rewards
+    gain, error = new_mean - old_mean, (new_error ** 2 + old_error ** 2) ** 0.5
     lines += ["", f"Difference: {gain:.2f}" + (f", {gain / error:.1f} standard errors." if error else "."), "",
               "| question | before | reward | after | reward |", "| --- | --- | --- | --- | --- |"]
-    after = {(row["concept"], row["question"]): row for row in files["after"]}
-    both = [(row, after[key]) for row in files["before"] if (key := (row["concept"], row["question"])) in after]
+    answer = {(row["concept"], row["question"]): row for row in after}
+    both = [(row, answer[key]) for row in before if (key := (row["concept"], row["question"])) in answer]
     for old, new in both[::max(1, len(both) // max(1, args.num_examples))][:args.num_examples]:
         cells = [old["question"], old["description"], number(old["reward"]), new["description"], number(new["reward"])]
         lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")

@@ -17,11 +17,12 @@ bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 [ -n "$DATA_ROOT" ] && set -- --data_root "$DATA_ROOT" "$@"
 [ -n "$NUM_CONCEPTS" ] && set -- --num_concepts "$NUM_CONCEPTS" "$@"
+set -- --eval_dataset "$DATASET" --score "$VLM_NAME" "$@"
 describe() {
     echo "+ python inference.py $*" >&2
     python inference.py "$@"
 }
-describe --model_name "$BASE_MODEL" --output_filepath "$OUTPUT_DIR/untrained.json" --eval_dataset "$DATASET" --score "$VLM_NAME" "$@"
-describe --model_name "$OUTPUT_DIR/adapter" --output_filepath "$OUTPUT_DIR/aligned.json" --eval_dataset "$DATASET" --score "$VLM_NAME" "$@"
+describe --model_name "$BASE_MODEL" --output_filepath "$OUTPUT_DIR/untrained.json" "$@"
+describe --model_name "$OUTPUT_DIR/adapter" --output_filepath "$OUTPUT_DIR/aligned.json" "$@"
 python -m scripts.compare_descriptions --before "$OUTPUT_DIR/untrained.json" --after "$OUTPUT_DIR/aligned.json"
 echo "next: bash inspection_runner.sh"

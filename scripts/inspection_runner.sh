@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Which descriptions are informative, spurious, visual or not? Asks a chat model about each, and sums up.
-#   bash inspection_runner.sh                          # after inference_runner.sh; the inspector is SmolLM2-135M on this machine
+#   bash inspection_runner.sh                  # after inference_runner.sh; SmolLM2-135M on this machine inspects
 #   OPENAI_API_KEY=... INSPECTOR=gpt-4o-mini bash inspection_runner.sh
 #   BASE_URL=http://host:8000/v1 INSPECTOR=NAME bash inspection_runner.sh      # any OpenAI-compatible server
 # Further arguments go to inspect.py. A run that was cut off asks nothing twice.
@@ -32,8 +32,10 @@ if [ -z "$BASE_URL" ] && [ -z "${OPENAI_API_KEY:-}" ]; then
         > "$OUTPUT_DIR/server.log" 2>&1 &
     server=$!
     trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
-    until python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:$PORT/health', timeout=2)" 2>/dev/null; do
-        kill -0 $server 2>/dev/null || { echo "error: the server did not start; see $OUTPUT_DIR/server.log" >&2; exit 2; }
+    health="import urllib.request; urllib.request.urlopen('http://127.0.0.1:$PORT/health', timeout=2)"
+    until python -c "$health" 2>/dev/null; do
+        kill -0 $server 2>/dev/null || {
+            echo "error: the server did not start; see $OUTPUT_DIR/server.log" >&2; exit 2; }
         sleep 2
     done
 fi

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # Align a language model with a VLM's preferences. As it stands: SmolLM2-135M and the embedded CLIP, on a CPU.
 #   bash train_runner.sh
-#   CONFIG=configs/train/cub.yaml VLM_NAME=openai/clip-vit-large-patch14 DATA_ROOT=DIR bash train_runner.sh --load_in_8bit
+#   CONFIG=configs/train/published.yaml DATASET=cub DATA_ROOT=DIR VLM_NAME=openai/clip-vit-large-patch14 \
+#       bash train_runner.sh
 # Further arguments go to train.py. A run that was cut off is continued.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CONFIG=${CONFIG:-configs/train/emoji.yaml}           # data set, language model and settings
+DATASET=${DATASET:-}                                 # whose classes are described; empty: as in CONFIG
 VLM_NAME=${VLM_NAME:-r-open-clip:emojiclip}          # whose preferences
 DATA_ROOT=${DATA_ROOT:-}                             # folder of the images, where the data set needs one
 OUTPUT_DIR=${OUTPUT_DIR:-output_dir/ex2}             # the adapter goes to its subfolder adapter
-LAUNCH=${LAUNCH:-python}                             # or "accelerate launch --config_file configs/accelerate/one_node.yaml"
+LAUNCH=${LAUNCH:-python}    # or "accelerate launch --config_file configs/accelerate/one_node.yaml"
 
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 [ -f "$OUTPUT_DIR/adapter/train.json" ] && set -- --resume "$@"
 [ -n "$DATA_ROOT" ] && set -- --data_root "$DATA_ROOT" "$@"
+[ -n "$DATASET" ] && set -- --dataset_name "$DATASET" "$@"
 set -- --config "$CONFIG" --vlm_name "$VLM_NAME" --output_dir "$OUTPUT_DIR/adapter" "$@"
 echo "+ $LAUNCH train.py $*" >&2
 $LAUNCH train.py "$@"

@@ -15,7 +15,7 @@ from fault_server import FaultServer
 from scripts import build_class_descriptions as build
 from utils.analysis import zeroshot
 from utils.data import datasets
-from utils.ex2 import descriptions, queries
+from utils.ex2 import descriptions
 from utils.language import generation
 
 SCRIPT = "scripts.build_class_descriptions"
@@ -89,7 +89,7 @@ def test_a_line_is_kept_once():
 
 
 def test_the_repository_s_questions_ask_for_a_short_phrase_each():
-    found = queries.read_questions(str(ROOT / "configs" / "class_questions.txt"))
+    found = descriptions.read_questions(str(ROOT / "configs" / "class_questions.txt"))
     assert len(found) == len(set(found)) == 30
     assert all("at most ten words" in question.lower() for question in found)
 

@@ -1,13 +1,13 @@
 """Signs of reward hacking, against values counted by hand."""
 import pytest
 
-from utils.ex2 import collapse
+from utils.ex2 import descriptions
 
 QUERY = "What is a zebra?"
 
 
-def measure(descriptions, query=QUERY):
-    return collapse.measures(descriptions, [query] * len(descriptions))
+def measure(texts, query=QUERY):
+    return descriptions.measures(texts, [query] * len(texts))
 
 
 @pytest.mark.parametrize("text, found", [
@@ -17,7 +17,7 @@ def measure(descriptions, query=QUERY):
     ("Éclair ÜBER Straße", ["éclair", "über", "straße"]), ("полосатая ЗЕБРА", ["полосатая", "зебра"]),
     ("2 legs, 3.5 m", ["2", "legs", "3", "5", "m"]), ("one\u2028two\u00a0three", ["one", "two", "three"])])
 def test_words(text, found):
-    assert collapse.words(text) == found
+    assert descriptions.words(text) == found
 
 
 def test_mean_words():
@@ -44,7 +44,7 @@ def test_repeated_phrases():
 def test_copies():
     said = ["Zebra.", "What is a zebra?", "zebra zebra zebra", "", "?", "a zebra is striped", "a horse"]
     assert measure(said)["copies"] == pytest.approx(5 / 7)
-    assert collapse.measures(["zebra", "zebra"], [QUERY, "What is a horse?"])["copies"] == pytest.approx(1 / 2)
+    assert descriptions.measures(["zebra", "zebra"], [QUERY, "What is a horse?"])["copies"] == pytest.approx(1 / 2)
 
 
 def test_shared_phrase():
@@ -66,17 +66,17 @@ def test_all_measures_at_once():
 
 def test_the_warning_begins_above_the_threshold():
     fine = {"mean_words": 20.0, "duplicates": 0.3, "repeated_phrases": 0.3, "copies": 0.3, "shared_phrase": 0.3}
-    assert collapse.WORRYING == 0.3 and collapse.warning(fine) is None
-    assert collapse.warning(fine | {"mean_words": 500.0}) is None
+    assert descriptions.WORRYING == 0.3 and descriptions.warning(fine) is None
+    assert descriptions.warning(fine | {"mean_words": 500.0}) is None
     for name in ("duplicates", "repeated_phrases", "copies", "shared_phrase"):
-        assert collapse.warning(fine | {name: 0.31}) == f"the reward may be gamed: {name.replace('_', ' ')} 31%"
-    assert collapse.warning(fine | {"copies": 1.0, "duplicates": 0.5}) == "the reward may be gamed: duplicates 50%, copies 100%"
+        assert descriptions.warning(fine | {name: 0.31}) == f"the reward may be gamed: {name.replace('_', ' ')} 31%"
+    assert descriptions.warning(fine | {"copies": 1.0, "duplicates": 0.5}) == "the reward may be gamed: duplicates 50%, copies 100%"
     missing = fine | {"copies": float("nan")}  # a measure that a log line lacks
-    assert collapse.warning(missing) is None
+    assert descriptions.warning(missing) is None
 
 
 def test_honest_descriptions_raise_no_warning():
     said = ["Black and white stripes all over a horse-like body.", "It grazes on the plains of Africa in herds.",
             "The mane stands upright like a brush.", "Its stripes are different on every animal."]
-    assert collapse.warning(measure(said)) is None
-    assert "copies" in collapse.warning(measure(["a zebra", *said[:2]]))
+    assert descriptions.warning(measure(said)) is None
+    assert "copies" in descriptions.warning(measure(["a zebra", *said[:2]]))

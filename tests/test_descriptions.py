@@ -10,7 +10,7 @@ from builders import ROOT
 
 from utils import cli
 from utils.cli import UserError
-from utils.ex2 import descriptions, queries
+from utils.ex2 import descriptions
 
 AWKWARD = ["plain", "", "two\nlines\r\nand\ttabs", 'quotes " and \' and \\n', "line\u2028separator\u2029and\x85next",
            "ünïcödé 🦓", "a | b", " spaces "]
@@ -28,28 +28,28 @@ def rows_of(texts, concepts=("dög", "cat"), rewards=(None,)):
 # Questions.
 
 def test_the_25_questions_of_the_repository():
-    questions = queries.read_questions(str(ROOT / "configs" / "questions.txt"))
+    questions = descriptions.read_questions(str(ROOT / "configs" / "questions.txt"))
     assert len(questions) == len(set(questions)) == 25
     for question in questions:
         assert question.count("{concept}") == 1 and question.count("{") == question.count("}") == 1
-        assert queries.fill(question, "cat").count("cat") == 1 and "{" not in queries.fill(question, "cat")
-    assert len({queries.fill(question, "cat").lower() for question in questions}) == 25
+        assert descriptions.fill(question, "cat").count("cat") == 1 and "{" not in descriptions.fill(question, "cat")
+    assert len({descriptions.fill(question, "cat").lower() for question in questions}) == 25
 
 
 def test_questions_are_lines_with_the_concept_s_place(tmp_path):
     path = tmp_path / "q.txt"
     path.write_text("\n  What is {concept}?  \n\nIs {concept} like {x} or {concept}?\n", encoding="utf-8")
-    found = queries.read_questions(str(path))
+    found = descriptions.read_questions(str(path))
     assert found == ["What is {concept}?", "Is {concept} like {x} or {concept}?"]
-    assert queries.fill(found[1], "a {x} cat") == "Is a {x} cat like {x} or a {x} cat?"
+    assert descriptions.fill(found[1], "a {x} cat") == "Is a {x} cat like {x} or a {x} cat?"
     path.write_text("What is {concept}?\nWhat is {name}?\n")
     with pytest.raises(UserError, match=r"q.txt: 'What is \{name\}\?' lacks \{concept\}"):
-        queries.read_questions(str(path))
+        descriptions.read_questions(str(path))
     path.write_text(" \n\n")
     with pytest.raises(UserError, match="q.txt holds no questions"):
-        queries.read_questions(str(path))
+        descriptions.read_questions(str(path))
     with pytest.raises(UserError, match="--questions .*nowhere.txt does not exist; .* configs/questions.txt"):
-        queries.read_questions(str(tmp_path / "nowhere.txt"))
+        descriptions.read_questions(str(tmp_path / "nowhere.txt"))
 
 
 @pytest.mark.parametrize("content", ["What is {concept}?\n".encode("utf-16"), "Größe von {concept}?".encode("latin-1")],
@@ -57,7 +57,7 @@ def test_questions_are_lines_with_the_concept_s_place(tmp_path):
 def test_questions_in_another_encoding_are_refused(tmp_path, content):
     (tmp_path / "q.txt").write_bytes(content)
     with pytest.raises(UserError, match="q.txt"):
-        queries.read_questions(str(tmp_path / "q.txt"))
+        descriptions.read_questions(str(tmp_path / "q.txt"))
 
 
 # The queries of a training run.
@@ -66,15 +66,15 @@ CHAT, PLAIN = SimpleNamespace(chat_template="{{ messages }}"), SimpleNamespace(c
 QUESTIONS = ["What is {concept}?", "Describe {concept}.", "Where is {concept}?"]
 
 
-def lay_out(number, seed=0, tokenizer=PLAIN, concepts=("cat", "dog"), questions=QUESTIONS):
+def prompts(number, seed=0, tokenizer=PLAIN, concepts=("cat", "dog"), questions=QUESTIONS):
     from utils.ex2 import training
 
-    return training.lay_out(list(concepts), list(questions), tokenizer, number, seed)
+    return training.prompts(list(concepts), list(questions), tokenizer, number, seed)
 
 
 def test_every_pair_comes_once_before_any_comes_again():
-    rows = lay_out(15)
-    pairs = {(k, queries.fill(question, name)) for k, name in enumerate(("cat", "dog")) for question in QUESTIONS}
+    rows = prompts(15)
+    pairs = {(k, descriptions.fill(question, name)) for k, name in enumerate(("cat", "dog")) for question in QUESTIONS}
     asked = [(row["concept"], row["query"]) for row in rows]
     assert set(asked[:6]) == set(asked[6:12]) == pairs and len(set(asked[12:])) == 3
     assert asked[:6] != asked[6:12] != sorted(pairs)
@@ -82,15 +82,15 @@ def test_every_pair_comes_once_before_any_comes_again():
 
 
 def test_the_order_depends_on_the_seed_alone_and_a_longer_run_begins_like_a_shorter_one():
-    whole = lay_out(40)
-    assert whole == lay_out(40)
+    whole = prompts(40)
+    assert whole == prompts(40)
     for number in (0, 1, 6, 7, 39):
-        assert lay_out(number) == whole[:number]
-    assert lay_out(6, seed=1) != whole[:6] and lay_out(40, seed=1)[12:18] != whole[12:18]
+        assert prompts(number) == whole[:number]
+    assert prompts(6, seed=1) != whole[:6] and prompts(40, seed=1)[12:18] != whole[12:18]
 
 
 def test_a_prompt_is_a_turn_of_a_chat_or_the_query_and_a_blank_line():
-    chat, plain = lay_out(6, tokenizer=CHAT), lay_out(6)
+    chat, plain = prompts(6, tokenizer=CHAT), prompts(6)
     assert [row["query"] for row in chat] == [row["query"] for row in plain]
     for turn, text in zip(chat, plain):
         assert turn["prompt"] == [{"role": "user", "content": turn["query"]}]
@@ -115,8 +115,9 @@ def test_what_is_written_is_read_again(tmp_path):
     assert descriptions.read(path) == descriptions.read(str(tmp_path / "new" / "d.jsonl"))
     found, manifest = descriptions.read(path)
     assert found == rows
-    sums = {"mean_reward": pytest.approx(descriptions.mean_reward(rows)), "measures": pytest.approx(descriptions.measures(rows))}
-    assert manifest == MANIFEST | sums and descriptions.measures(rows)["copies"] == 1 / 8
+    sums = descriptions.sums(rows)
+    assert manifest == MANIFEST | {name: pytest.approx(value) for name, value in sums.items()}
+    assert sums["measures"]["copies"] == 1 / 8
     assert json.loads((tmp_path / "new" / "d.json").read_text(encoding="utf-8")) == [AWKWARD[:4], AWKWARD[4:]]
     lines = (tmp_path / "new" / "d.jsonl").read_text(encoding="utf-8").split("\n")
     assert len(lines) == len(rows) + 1 and lines[-1] == ""
@@ -142,16 +143,16 @@ def test_a_name_with_dots_keeps_them(tmp_path):
     assert len(list(tmp_path.iterdir())) == 6
 
 
-@pytest.mark.parametrize("content", ["", "\n", "no json\n", "[1, 2]\n", "null\n", '{"concept": "cat"}\n', '"text"\n',
-                                     b"\xff\xfe{}\n"],
-                         ids=["empty", "blank", "text", "list", "null", "other_keys", "string", "bytes"])
+@pytest.mark.parametrize("content", [
+    "", "\n", "no json\n", "[1, 2]\n", "null\n", "{}\n", "[[\"a\"]]\n", '"text"\n', b"\xff\xfe{}\n",
+    '{"concept": "cat"}\n', '{"concept": 1, "question": "a", "description": "b"}\n', '{"concept": "a", "description": "b"}'])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "d.json").write_text("[[]]")
     with pytest.raises(UserError, match=r"d.jsonl does not exist; .*python inference.py --output_filepath .*d.json"):
         descriptions.read(str(tmp_path / "d.json"))
     (tmp_path / "d.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match="not a file of inference.py, whose lines hold concept, question, description, seed, "
-                                        "reward|holds no descriptions"):
+    with pytest.raises(UserError, match="line 1: not a file of inference.py, whose lines hold concept, question, "
+                                        "description, seed, reward|holds no descriptions"):
         descriptions.read(str(tmp_path / "d.json"))
 
 
@@ -163,90 +164,70 @@ def test_a_file_without_a_manifest_is_read(tmp_path):
 
 # A run that was cut off.
 
-def begin(folder, made=()):
-    """The path of a run's descriptions, and the file that keeps those made so far."""
-    path = str(folder / "d.json")
-    assert descriptions.begun(path, MANIFEST) == []
-    descriptions.keep(path, list(made))
-    (kept,) = folder.iterdir()
-    return path, kept
+def go_on(path, *more, manifest=MANIFEST):
+    """What an earlier run had made, after which more is made."""
+    with descriptions.kept(path, manifest) as record:
+        record.append(*more)
+        return record.lines
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path):
-    path, partial = begin(tmp_path / "new")
-    assert descriptions.begun(path, MANIFEST) == []
-    descriptions.keep(path, AWKWARD[:3])
-    assert descriptions.begun(path, MANIFEST) == AWKWARD[:3]
-    descriptions.keep(path, AWKWARD[3:])
-    assert descriptions.begun(path, MANIFEST) == AWKWARD
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [partial] and partial.name not in ("d.json", "d.jsonl")
+    path, partial = str(tmp_path / "new" / "d.json"), tmp_path / "new" / "d.kept.partial"
+    assert go_on(path, *AWKWARD[:3]) == []
+    assert go_on(path, *AWKWARD[3:]) == AWKWARD[:3]
+    assert go_on(path) == AWKWARD
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [partial]
     descriptions.write(path, rows_of(AWKWARD), MANIFEST)
-    assert not partial.exists() and descriptions.begun(path, MANIFEST) == []
+    assert not partial.exists()
+    assert go_on(path) == []
 
 
 @pytest.mark.parametrize("last", ["d.manifest.json", "d.jsonl", "d.json"])
 def test_what_was_made_survives_a_disk_that_is_full_at_the_end(tmp_path, monkeypatch, last):
-    from utils.runs import files
-
-    own = files.os.replace
+    own, path = cli.os.replace, str(tmp_path / "d.json")
 
     def replace(source, target):
         if target.name == last:
             raise OSError(28, "No space left on device")
         own(source, target)
 
-    path, _ = begin(tmp_path, AWKWARD)
+    go_on(path, *AWKWARD)
     with monkeypatch.context() as full:
-        full.setattr(files.os, "replace", replace)
+        full.setattr(cli.os, "replace", replace)
         with pytest.raises(OSError, match="No space left"):
             descriptions.write(path, rows_of(AWKWARD), MANIFEST)
-    assert descriptions.begun(path, MANIFEST) == AWKWARD
+    assert go_on(path) == AWKWARD
+
 
 @pytest.mark.parametrize("last", ["plain", "ünïcödé 🦓", "line\u2028separator"], ids=["plain", "umlauts", "separator"])
 def test_wherever_the_last_line_is_cut_it_is_made_again(tmp_path, last):
-    path, partial = begin(tmp_path, ["first", "", last])
+    path, partial = str(tmp_path / "d.json"), tmp_path / "d.kept.partial"
+    go_on(path, "first", "", last)
     whole = partial.read_bytes()
-    end = len((json.dumps(last, ensure_ascii=False) + "\n").encode())
-    for cut in range(1, end + 1):
+    for cut in range(1, len((json.dumps(last, ensure_ascii=False) + "\n").encode()) + 1):
         partial.write_bytes(whole[:-cut])
-        assert descriptions.begun(path, MANIFEST) == ["first", ""]
-        descriptions.keep(path, [last])
+        assert go_on(path, last) == ["first", ""]
         assert partial.read_bytes() == whole
 
 
-def test_a_run_that_was_cut_off_in_its_first_line_begins_again(tmp_path):
-    path, partial = begin(tmp_path)
-    whole = partial.read_bytes()
-    for cut in (1, 5, len(whole)):
-        partial.write_bytes(whole[:-cut])
-        assert descriptions.begun(path, MANIFEST) == [] and partial.read_bytes() == whole
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"concepts": ["cat"]}, {"weights_sha256": "0"}, {"new": None}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"concepts": ["cat"]}, {"weights_sha256": "0"}, {"new": 1}])
 def test_a_run_with_other_options_is_not_continued(tmp_path, change):
-    path, partial = begin(tmp_path, ["first"])
+    path, partial = str(tmp_path / "d.json"), tmp_path / "d.kept.partial"
+    go_on(path, "first")
     before = partial.read_bytes()
-    with pytest.raises(UserError, match=f"{partial} is of a run with other options .*finish that one, delete the file"):
-        descriptions.begun(path, MANIFEST | change)
-    assert partial.read_bytes() == before and descriptions.begun(path, MANIFEST) == ["first"]
-
-
-def test_a_partial_file_that_is_not_ours_is_refused(tmp_path):
-    path, partial = begin(tmp_path)
-    for content in (b"not ours\n", b"\xff\n", partial.read_bytes() + b"not ours\n"):
-        partial.write_bytes(content)
-        with pytest.raises(UserError, match=str(partial)):
-            descriptions.begun(path, MANIFEST)
-        assert partial.read_bytes() == content
+    with pytest.raises(UserError, match=f"{partial} was made with another {next(iter(change))}.*; go on with the same"):
+        go_on(path, "second", manifest=MANIFEST | change)
+    assert partial.read_bytes() == before
+    assert go_on(path) == ["first"]
 
 
 # Sums.
 
 def test_the_mean_reward_and_its_standard_error():
     rows = rows_of(["a"] * 6, rewards=(1.0, 2.0, None, 4.0, 5.0, None))
-    assert descriptions.mean_reward(rows) == pytest.approx((3.0, (10 / 3 / 4) ** 0.5))
-    assert descriptions.mean_reward(rows[:1]) is None and descriptions.mean_reward(rows_of(["a", "b"])) is None
-    assert descriptions.mean_reward([]) is None
+    assert descriptions.sums(rows)["mean_reward"] == pytest.approx((3.0, (10 / 3 / 4) ** 0.5))
+    for none in (rows[:1], rows_of(["a", "b"])):
+        assert descriptions.sums(none)["mean_reward"] is None
 
 
 def test_the_summary():
@@ -307,6 +288,6 @@ def test_descriptions_need_no_torch():
     """They are read where there is only an inspector, or only an engine for language models."""
     import subprocess
 
-    code = "import sys; sys.modules['torch'] = None; from utils.ex2 import collapse, descriptions, queries"
+    code = "import sys; sys.modules['torch'] = None; from utils.ex2 import descriptions"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

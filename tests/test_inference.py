@@ -9,7 +9,7 @@ from builders import ROOT, WRITERS
 from PIL import Image
 
 from utils.data import concepts
-from utils.ex2 import descriptions, queries, rewards
+from utils.ex2 import descriptions, rewards
 from utils.language import generation, loading
 from utils.models import names
 
@@ -53,6 +53,12 @@ def read(path) -> list[dict]:
 def header(manifest):
     """The first line of the partial file of a run with that manifest."""
     return {name: value for name, value in manifest.items() if name not in ("mean_reward", "measures")}
+
+
+def keep(path, manifest, texts):
+    """Leave what a run with that manifest leaves that was cut off after those descriptions."""
+    with descriptions.kept(path, manifest) as record:
+        record.append(*texts)
 
 
 def score(rows, number=3, split="train"):
@@ -112,7 +118,7 @@ def test_descriptions_are_scored_as_they_are_made_or_later(run_script, options, 
     rows, manifest = descriptions.read(str(tmp_path / "out" / "d.json"))
     expected = score(rows)
     assert [row["reward"] for row in rows] == pytest.approx(expected, abs=1e-4) and min(expected) != max(expected)
-    assert f"mean reward: {descriptions.mean_reward(rows)[0]:.2f} +- " in out
+    assert f"mean reward: {manifest['mean_reward'][0]:.2f} +- " in out
     assert (manifest["vlm_name"], manifest["reward_split"], manifest["num_images_for_reward"]) == (JUDGE, "train", 3)
 
     plain = tmp_path / "plain" / "p.json"
@@ -153,8 +159,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(run_script, options, tm
     for kept, cut in ((2, ""), (4, '"cut o'), (6, "")):
         shutil.rmtree(tmp_path / "out")
         path = str(tmp_path / "out" / "d.json")
-        assert descriptions.begun(path, header(json.loads(whole["d.manifest.json"]))) == []
-        descriptions.keep(path, said[:kept])
+        keep(path, header(json.loads(whole["d.manifest.json"])), said[:kept])
         with next((tmp_path / "out").iterdir()).open("a") as partial:
             partial.write(cut)
         generated.clear()
@@ -187,10 +192,12 @@ def test_what_was_made_is_kept_as_it_is_made(run_script, options, tmp_path, monk
 def test_a_run_with_other_options_does_not_go_on(refused, run_script, options, tmp_path, change):
     assert run_script("inference", *options)[0] == 0
     begun = header(json.loads((tmp_path / "out" / "d.manifest.json").read_text()))
+    said = read(tmp_path / "out" / "d.jsonl")[0]["description"]
     shutil.rmtree(tmp_path / "out")
-    descriptions.begun(str(tmp_path / "out" / "d.json"), begun)
+    keep(str(tmp_path / "out" / "d.json"), begun, [said])
     line = refused("inference", *options, *change)
-    assert "is of a run with other options that was cut off" in line
+    assert "was made with another " in line
+    assert "go on with the same options, delete it, or name another --output_filepath" in line
     assert run_script("inference", *options)[0] == 0
 
 
@@ -199,8 +206,8 @@ def test_the_wrong_adapter_is_found_by_its_weights(refused, run_script, options,
     copy = shutil.copytree(tiny_adapter, tmp_path / "copy")
     assert run_script("inference", *options, "--model_name", copy)[0] == 0
     begun = header(json.loads((tmp_path / "out" / "d.manifest.json").read_text()))
-    descriptions.begun(str(tmp_path / "out" / "d.json"), begun | {"weights_sha256": "0"})
-    assert "is of a run with other options" in refused("inference", *options, "--model_name", copy)
+    keep(str(tmp_path / "out" / "d.json"), begun | {"weights_sha256": "0"}, ["said"])
+    assert "was made with another weights_sha256; " in refused("inference", *options, "--model_name", copy)
 
 
 # What the user can mend: each ends in one line.
@@ -303,5 +310,5 @@ def test_the_repository_s_questions_are_the_default(run_script, options, tmp_pat
     place = options.index("--questions")
     code, _, err = run_script("inference", *options[:place], *options[place + 2:], "--num_concepts", 1, "--max_new_tokens", 1)
     assert code == 0, err
-    expected = [queries.fill(question, NAMES[0]) for question in queries.read_questions("configs/questions.txt")]
+    expected = [descriptions.fill(question, NAMES[0]) for question in descriptions.read_questions("configs/questions.txt")]
     assert [row["question"] for row in read(tmp_path / "out" / "d.jsonl")] == expected and len(expected) == 25

@@ -16,8 +16,8 @@ import yaml
 from builders import ROOT
 from fault_server import GOOD, FaultServer, body, no_schema, question_of, reset, says, slow, status
 
-from utils.ex2 import verdicts
-from utils.language import answers, chat
+from utils.ex2 import inspection, verdicts
+from utils.language import chat, jsonl
 
 SHEET = yaml.safe_load((ROOT / "configs/inspection.yaml").read_text())
 STDLIB = sysconfig.get_path("stdlib")
@@ -174,7 +174,7 @@ def test_what_cannot_be_read_is_recorded_as_unanswered_and_asked_again_by_the_ne
         code, out, _ = run_script("inspect", *options(descriptions, server))
         assert code == 0 and "8 of 8 questions answered, 0 asked in vain; 1 requests sent" in out
     assert path.read_bytes().startswith(before) and server.asked()[-1] == server.asked()[0]
-    assert answers.read_record(path)[1][0, "knowledge"]["status"] == "answered"  # the last line counts
+    assert inspection.read_answers(path)[1][0, "knowledge"]["status"] == "answered"  # the last line counts
 
 
 def test_a_refused_description_does_not_stop_the_others(run_script, descriptions):
@@ -267,9 +267,10 @@ def test_openai_needs_a_key(refused, descriptions, monkeypatch):
 def test_input_that_is_missing_is_refused(refused, tmp_path):
     assert "does not exist" in refused("inspect", "--input_filepath", tmp_path / "x.jsonl")
     (tmp_path / "x.jsonl").write_text("")
-    assert "is empty; expected is" in refused("inspect", "--input_filepath", tmp_path / "x.jsonl")
+    assert "holds no descriptions" in refused("inspect", "--input_filepath", tmp_path / "x.jsonl")
     (tmp_path / "y.json").write_text('[["a"]]')
-    assert "y.jsonl is not beside it" in refused("inspect", "--input_filepath", tmp_path / "y.json")
+    assert "y.jsonl does not exist; descriptions are made with" in refused(
+        "inspect", "--input_filepath", tmp_path / "y.json")
     assert "name descriptions with --input_filepath" in refused("inspect")
 
 
@@ -277,7 +278,7 @@ def test_names_come_from_the_options_or_from_the_manifest(refused, run_script, d
     manifest = descriptions.with_name("d.manifest.json")
     arguments = ["--input_filepath", descriptions, "--dry_run"]
     manifest.write_text('{"vlm_name": "clip-a"}')
-    assert "does not tell the dataset of the descriptions; give it with --dataset_name" in refused("inspect", *arguments)
+    assert "tells the dataset of the descriptions; give it with --dataset_name" in refused("inspect", *arguments)
     manifest.write_text("[")
     assert "not a manifest" in refused("inspect", *arguments)
     manifest.unlink()
@@ -301,9 +302,9 @@ def test_a_dry_run_sends_and_writes_nothing(run_script, descriptions):
     with FaultServer() as server:
         code, out, _ = run_script("inspect", *options(descriptions, server, "--dry_run", "--max_tokens", 100))
         assert code == 0 and "8 requests for 4 descriptions, two each, 0 answered before" in out and "at most 800 to write" in out
-        chats = [answers.messages(SHEET, question, json.loads(line)) for line in descriptions.read_text().splitlines()
-                 for question in answers.QUESTIONS]
-        assert f"about {sum(map(answers.estimate_tokens, chats)):,} tokens to read" in out
+        chats = [inspection.messages(SHEET, question, json.loads(line)) for line in descriptions.read_text().splitlines()
+                 for question in inspection.QUESTIONS]
+        assert f"about {sum(map(inspection.estimate_tokens, chats)):,} tokens to read" in out
         assert not server.chats and not server.lists and len(list(descriptions.parent.iterdir())) == 2
 
         run_script("inspect", *options(descriptions, server, "--max_requests", 3))
@@ -391,9 +392,9 @@ def test_other_files_are_not_written_to(refused, run_script, descriptions, conte
         if not content:  # an empty file is as good as none
             assert run_script("inspect", *arguments)[0] == 0
             return
-        assert "is not a file of inspect.py's answers" in refused("inspect", *arguments)
-        assert "is not a file of inspect.py's answers" in refused("inspect", *options(descriptions, server, "--output_filepath",
-                                                                                     descriptions))
+        assert "is a file of another kind; name another --output_filepath" in refused("inspect", *arguments)
+        assert "is a file of another kind" in refused("inspect", *options(descriptions, server, "--output_filepath",
+                                                                          descriptions))
     assert other.read_bytes() == content and not server.chats
 
 
@@ -408,8 +409,8 @@ def test_a_damaged_line_is_named(refused, run_script, descriptions):
 
 
 def test_two_runs_do_not_write_to_one_record(refused, descriptions):
-    with FaultServer() as server, answers.Record(descriptions.with_name("d_inspection.jsonl"), {}):
-        assert "another inspect.py writes to it" in refused("inspect", *options(descriptions, server))
+    with FaultServer() as server, jsonl.Record(descriptions.with_name("d_inspection.jsonl"), {}):
+        assert "another run writes to it" in refused("inspect", *options(descriptions, server))
     assert not server.chats
 
 
@@ -435,7 +436,7 @@ def test_half_a_character_and_other_scripts_come_through(run_script, tmp_path):
     with FaultServer([says(text)]) as server:
         code, _, err = run_script("inspect", *options(path, server, "--concurrency", 1, "--output_format", "published"))
     assert code == 0, err
-    found = answers.read_record(tmp_path / "d_inspection.jsonl")[1]
+    found = inspection.read_answers(tmp_path / "d_inspection.jsonl")[1]
     assert found[0, "knowledge"]["raw"] == [text] and found[0, "knowledge"]["parsed"]["explanation"] == "\ud83d 梟\u2028\x00"
     assert found[0, "attributes"]["concept"] == "größe\u2028梟"
     assert json.loads((tmp_path / "d_inspection.json").read_text()) == [[text]]
@@ -446,7 +447,7 @@ def test_half_a_character_and_other_scripts_come_through(run_script, tmp_path):
 def write_record(path, judged, header=None, descriptions=None):
     """A record with (concept, description, increases_knowledge or None, (attributes, spurious) or None) each."""
     header = {"inspector": "judge", "vlm_name": "clip-a", "dataset": "birds", "descriptions": descriptions or len(judged),
-              **{kind: list(SHEET[kind]) for kind in answers.KINDS}} | (header or {})
+              **{kind: list(SHEET[kind]) for kind in inspection.KINDS}} | (header or {})
     lines = [{"header": header}]
     for i, (concept, description, informative, names) in enumerate(judged):
         both = {"knowledge": informative and {"explanation": "", "increases_knowledge": informative},

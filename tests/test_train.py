@@ -110,7 +110,7 @@ def test_what_needs_a_gpu_is_refused_before_the_long_work(refused, options, tmp_
 # The reward function, as the trainer calls it.
 
 def test_the_reward_function_scores_logs_and_remembers():
-    from utils.ex2 import collapse, training
+    from utils.ex2 import descriptions, training
 
     asked, logged, recent = [], {}, []
 
@@ -125,7 +125,7 @@ def test_the_reward_function_scores_logs_and_remembers():
     chat = [[{"role": "assistant", "content": " It barks. "}], [{"role": "assistant", "content": "cat"}]]
     assert reward(completions=chat, query=queries, concept=[1, 0], **more) == [1.5, None]
     assert asked == [([" It barks. ", "cat"], [1, 0])] * 2
-    assert logged == collapse.measures(["It barks.", "cat"], queries) | {"unscored": 0.5}
+    assert logged == descriptions.measures(["It barks.", "cat"], queries) | {"unscored": 0.5}
     assert recent == [{"concept": "dog", "question": "What is dog?", "description": "It barks.", "reward": 1.5},
                       {"concept": "cat", "question": "What is cat?", "description": "cat", "reward": None}] * 2
 

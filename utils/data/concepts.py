@@ -5,8 +5,7 @@ from utils.cli import UserError
 from utils.data import datasets, layouts
 from utils.data.layouts import SPLITS
 
-# Nothing here needs torch until images are drawn: names are also read where there is only an engine for language
-# models.
+# Nothing here needs torch until images are drawn: names are also read where there is only an engine that generates.
 
 NAMES = tuple(name for name, known in datasets.REGISTRY.items() if known.concept)
 EMOJI_SEEDS = {"train": 11, "val": 12, "test": 13}  # others than those of the data sets

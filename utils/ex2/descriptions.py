@@ -1,97 +1,157 @@
-"""Files of descriptions: X.json (a list of lists), X.jsonl (a line each), X.manifest.json (what made them)."""
+"""Descriptions of concepts: the questions they answer, signs that a model games its reward, the files that hold them.
+
+X.json is a list (concepts) of lists (descriptions), X.jsonl has a line each, X.manifest.json says what made them.
+"""
 import json
-import os
+import re
 import statistics
+from collections import Counter
 from pathlib import Path
 
 from utils import cli
 from utils.cli import UserError
-from utils.ex2 import collapse
+from utils.language.jsonl import Record
+from utils.runs import files
 
 KEPT = ".kept.partial"  # suffix of what a run that is cut off has made
 KEYS = ("concept", "question", "description", "seed", "reward")
+WORRYING = 0.3  # a share above which a person should look at the descriptions
 
 
-def _beside(path: str, suffix: str) -> Path:
-    return Path(path).with_suffix(suffix)
+# Questions.
 
+def read_questions(path: str) -> list[str]:
+    """Question templates, one a line, each with `{concept}` (EX2, section 3).
 
-def read(path: str) -> tuple[list[dict], dict]:
-    """Rows and manifest of X.json (or X.jsonl). Raises UserError for a file that inference.py did not write."""
-    lines = _beside(path, ".jsonl")
-    if not lines.is_file():
-        raise UserError(f"{lines} does not exist; descriptions are made with: python inference.py --output_filepath {path}")
-    try:
-        rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n") if line]
-        rows = [{key: row[key] for key in KEYS} for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{lines}: not a file of inference.py, whose lines hold {', '.join(KEYS)}") from error
-    if not rows:
-        raise UserError(f"{lines} holds no descriptions; make it again with inference.py")
-    manifest = _beside(path, ".manifest.json")
-    return rows, json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-
-
-def write(path: str, rows: list[dict], manifest: dict) -> None:
-    """Write the three files, and remove what `keep` kept. Concepts stand in the order of their first row.
-    The manifest gets the mean reward with its standard error, and the signs of collapse."""
-    lists: dict[str, list[str]] = {}
-    for row in rows:
-        lists.setdefault(row["concept"], []).append(row["description"])
-    lines = [json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows]
-    found = measures(rows)
-    cli.save_result(_beside(path, ".manifest.json"), manifest | {"mean_reward": mean_reward(rows), "measures": found})
-    cli.write_text(_beside(path, ".jsonl"), "".join(lines))
-    cli.save_result(_beside(path, ".json"), list(lists.values()))
-    _beside(path, KEPT).unlink(missing_ok=True)
-
-
-def begun(path: str, manifest: dict) -> list[str]:
-    """Descriptions that an earlier run with the same manifest had made when it was cut off, in order.
-
-    Raises UserError where the run that was cut off had other settings.
+    Raises UserError for a file that does not exist, holds no line, or a line without `{concept}`.
     """
-    partial = _beside(path, KEPT)
-    lines = partial.read_bytes().split(b"\n")[:-1] if partial.is_file() else []  # a line without its end was cut off
-    if not lines:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(manifest, ensure_ascii=False) + "\n", encoding="utf-8")
-        return []
+    if not Path(path).is_file():
+        raise UserError(f"--questions {path} does not exist; it holds one template a line, as configs/questions.txt "
+                        "does")
     try:
-        before, *made = map(json.loads, lines)
-    except ValueError as error:
-        raise UserError(f"{partial} is damaged, or not of inference.py; delete it") from error
-    if before != manifest:
-        raise UserError(f"{partial} is of a run with other options that was cut off; finish that one, delete the file, "
-                        "or name another --output_filepath")
-    os.truncate(partial, sum(len(line) + 1 for line in lines))
-    return made
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"--questions {path} is not UTF-8 text; save it as such") from error
+    for line in lines:
+        if "{concept}" not in line:
+            raise UserError(f"{path}: {line!r} lacks {{concept}}, where the concept's name goes")
+    if not lines:
+        raise UserError(f"{path} holds no questions")
+    return lines
 
 
-def keep(path: str, made: list[str]) -> None:
-    """Append descriptions to the partial file, so that a run that is cut off can go on."""
-    with _beside(path, KEPT).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in made)
+def fill(question: str, concept: str) -> str:
+    """A question template with a concept's name in it."""
+    return question.replace("{concept}", concept)
 
 
-def mean_reward(rows: list[dict]) -> tuple[float, float] | None:
-    """Mean reward of rows and its standard error; None without at least two rewards."""
-    found = [row["reward"] for row in rows if row["reward"] is not None]
-    return (statistics.fmean(found), statistics.stdev(found) / len(found) ** 0.5) if len(found) > 1 else None
+# Signs of reward hacking: repetition, copying, one phrase for all.
+
+def words(text: str) -> list[str]:
+    """Words of a text, in lower case, without punctuation."""
+    return re.findall(r"\w+(?:'\w+)?", text.lower())
 
 
-def measures(rows: list[dict]) -> dict[str, float]:
-    """`collapse.measures` of rows."""
-    return collapse.measures([row["description"] for row in rows], [row["question"] for row in rows])
+def phrases(text: str, length: int) -> list[tuple[str, ...]]:
+    """All phrases of so many words in a text, in order."""
+    spoken = words(text)
+    return [tuple(spoken[i:i + length]) for i in range(len(spoken) - length + 1)]
+
+
+def measures(descriptions: list[str], queries: list[str]) -> dict[str, float]:
+    """Measures of a batch of descriptions and the queries (which name the concept) that they answer.
+
+    - `mean_words`: words a description.
+    - `duplicates`: share of descriptions that say, word for word, what an earlier one of the batch says.
+    - `repeated_phrases`: mean share of a description's three-word phrases that it has said before.
+    - `copies`: share of descriptions without any word that is not in their query: only the concept's name,
+      only the question, or nothing.
+    - `shared_phrase`: share of descriptions that contain the batch's commonest four-word phrase.
+    """
+    total = len(descriptions)
+    spoken = [words(text) for text in descriptions]
+    threes = [phrases(text, 3) for text in descriptions]
+    shared = Counter(phrase for text in descriptions for phrase in set(phrases(text, 4)))
+    return {"mean_words": sum(map(len, spoken)) / total,
+            "duplicates": 1 - len(set(map(tuple, spoken))) / total,
+            "repeated_phrases": sum(1 - len(set(three)) / len(three) for three in threes if three) / total,
+            "copies": sum(set(said) <= set(words(query)) for said, query in zip(spoken, queries)) / total,
+            "shared_phrase": max((count for count in shared.values() if count > 1), default=0) / total}
+
+
+def warning(measured: dict[str, float]) -> str | None:
+    """One line about those of `measures` that are worrying, None where all is well."""
+    bad = [f"{name.replace('_', ' ')} {100 * measured[name]:.0f}%"
+           for name in ("duplicates", "repeated_phrases", "copies", "shared_phrase") if measured[name] > WORRYING]
+    return f"the reward may be gamed: {', '.join(bad)}" if bad else None
+
+
+def sums(rows: list[dict]) -> dict:
+    """What is summed up of rows: their `measures`, and `mean_reward`, the mean with its standard error; None without at
+    least two rewards."""
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    mean = (statistics.fmean(rewards), statistics.stdev(rewards) / len(rewards) ** 0.5) if len(rewards) > 1 else None
+    return {"mean_reward": mean,
+            "measures": measures([row["description"] for row in rows], [row["question"] for row in rows])}
 
 
 def summary(rows: list[dict]) -> list[str]:
-    """Lines about rows for the screen: the mean reward, and the signs of collapse."""
-    found = measures(rows)
-    lines = ["words a description: {mean_words:.1f}; duplicates {duplicates:.1%}, repeated phrases {repeated_phrases:.1%}, "
-             "copies of the question {copies:.1%}, commonest phrase in {shared_phrase:.1%}".format(**found)]
-    if reward := mean_reward(rows):
+    """Lines about rows for the screen: the mean reward, and the signs of reward hacking."""
+    summed = sums(rows)
+    lines = ["words a description: {mean_words:.1f}; duplicates {duplicates:.1%}, repeated phrases "
+             "{repeated_phrases:.1%}, copies of the question {copies:.1%}, commonest phrase in "
+             "{shared_phrase:.1%}".format(**summed["measures"])]
+    if reward := summed["mean_reward"]:
         lines.insert(0, f"mean reward: {reward[0]:.2f} +- {reward[1]:.2f} (standard error)")
-    if problem := collapse.warning(found):
+    if problem := warning(summed["measures"]):
         lines.append(f"warning: {problem}")
     return lines
+
+
+# Files.
+
+def lines_path(path: str) -> Path:
+    """X.jsonl, by its own name or that of X.json beside it."""
+    return Path(path).with_suffix(".jsonl") if path.endswith(".json") or not Path(path).is_file() else Path(path)
+
+
+def read(path: str) -> tuple[list[dict], dict]:
+    """Rows of X.jsonl, by its own name or that of X.json, each with all of KEYS; and its manifest, {} where it has none.
+
+    Raises UserError for a file that inference.py did not write.
+    """
+    source, rows = lines_path(path), []
+    if not source.is_file():
+        raise UserError(f"{source} does not exist; descriptions are made with: python inference.py --output_filepath "
+                        f"{source.with_suffix('.json')}")
+    for number, line in enumerate(source.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if not all(isinstance(row[key], str) for key in ("concept", "question", "description")):
+                raise TypeError
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{source}, line {number}: not a file of inference.py, whose lines hold "
+                            f"{', '.join(KEYS)}") from error
+        rows.append({key: row.get(key) for key in KEYS})
+    if not rows:
+        raise UserError(f"{source} holds no descriptions; make it again with inference.py")
+    manifest = source.with_suffix(".manifest.json")
+    return rows, files.read_manifest(manifest) if manifest.is_file() else {}
+
+
+def write(path: str, rows: list[dict], manifest: dict) -> None:
+    """Write the three files, and remove what `kept` kept. Concepts stand in the order of their first row.
+    The manifest gets the mean reward with its standard error, and the signs of reward hacking."""
+    output, lists = Path(path), {}
+    for row in rows:
+        lists.setdefault(row["concept"], []).append(row["description"])
+    lines = [json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows]
+    cli.save_result(output.with_suffix(".manifest.json"), manifest | sums(rows))
+    cli.write_text(output.with_suffix(".jsonl"), "".join(lines))
+    cli.save_result(output.with_suffix(".json"), list(lists.values()))
+    output.with_suffix(KEPT).unlink(missing_ok=True)
+
+
+def kept(path: str, manifest: dict) -> Record:
+    """The record of the descriptions, in order, of a run with that manifest, until they are all made."""
+    return Record(Path(path).with_suffix(KEPT), manifest)

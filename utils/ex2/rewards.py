@@ -20,8 +20,9 @@ def image_means(vlm: Vlm, images: datasets.Images, batch_size: int = 64, num_wor
 
     images.draw_at(vlm.image_size)
     sums, counts = None, np.zeros(len(images.classes), dtype=int)
+    batches = datasets.batches(images, vlm.preprocess, batch_size, datasets.worker_count(num_workers))
     with tqdm(total=len(images.samples), desc="images of the concepts", unit="image", delay=1) as progress:
-        for pixels, labels, _ in datasets.batches(images, vlm.preprocess, batch_size, datasets.worker_count(num_workers)):
+        for pixels, labels, _ in batches:
             embeddings = vlm.encode_image(pixels).cpu().double().numpy()
             finite = np.isfinite(embeddings).all(axis=1)
             if not finite.all():

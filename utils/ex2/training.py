@@ -14,38 +14,39 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from utils import cli
-from utils.ex2 import collapse
-from utils.ex2.queries import fill
-from utils.language.loading import prompt
+from utils.ex2 import descriptions
+from utils.language import jsonl, loading
 
 TOP = 10  # best-rewarded descriptions that are kept at every log step
-COLUMNS = ("step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases", "copies",
-           "shared_phrase", "unscored")
+COLUMNS = ("step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases",
+           "copies", "shared_phrase", "unscored")
 
 
-def lay_out(concepts: list[str], questions: list[str], tokenizer, number: int, seed: int) -> list[dict]:
-    """The queries of a whole run in their order: `number` rows with prompt, query, concept (its index).
+def prompts(concepts: list[str], questions: list[str], tokenizer, number: int, seed: int) -> list[dict]:
+    """The prompts of a whole run in their order: `number` rows with prompt, query, concept (its index).
 
-    Every pair of a concept and a question comes once before any comes again. Laid out beforehand,
-    because a resumed run continues exactly only where the order does not depend on the trainer.
+    Every pair of a concept and a question comes once before any comes again. A resumed run continues exactly only where
+    the order does not depend on the trainer.
     """
-    pairs = [(index, fill(question, concept)) for index, concept in enumerate(concepts) for question in questions]
+    pairs = [(index, descriptions.fill(question, concept))
+             for index, concept in enumerate(concepts) for question in questions]
     rng, rows = random.Random(seed), []
     while len(rows) < number:
         rng.shuffle(pairs)
-        rows += [{"prompt": prompt(tokenizer, query), "query": query, "concept": index} for index, query in pairs]
+        rows += [{"prompt": loading.prompt(tokenizer, query), "query": query, "concept": index}
+                 for index, query in pairs]
     return rows[:number]
 
 
 def reward_function(score: Callable[[list[str], list[int]], list], concepts: list[str], recent: list[dict]) -> Callable:
     """A reward function as TRL calls it, around `score(descriptions, concept indices)`.
 
-    Every call logs the measures of collapse, and leaves its descriptions in `recent` for the log of the best.
+    Every call logs the signs of reward hacking, and leaves its descriptions in `recent` for the log of the best.
     """
     def vlm_reward(completions, query, concept, log_metric, **_):
         said = [text if isinstance(text, str) else text[0]["content"] for text in completions]
         rewards = score(said, concept)
-        for name, value in collapse.measures(said, query).items():
+        for name, value in descriptions.measures(said, query).items():
             log_metric(name, value)
         log_metric("unscored", sum(reward is None for reward in rewards) / len(rewards))
         recent.extend({"concept": concepts[index], "question": question, "description": text.strip(), "reward": reward}
@@ -86,8 +87,8 @@ class Log(TrainerCallback):
         for name in ("log.csv", "top_descriptions.jsonl"):  # rows after the checkpoint are made again
             path = self.folder / name
             if path.is_file():
-                lines = [line.decode() for line in path.read_bytes().split(b"\n")[:-1]]  # a line without its end was cut off
-                cli.write_text(path, "".join(line + "\n" for line in lines if _step(line) is None or _step(line) <= done))
+                lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]  # the last may have been cut off
+                cli.write_text(path, "".join(line + "\n" for line in lines if (_step(line) or 0) <= done))
 
     def on_step_end(self, args, state, control, **_):
         if self.bar and state.global_step % self.epochs == 0:
@@ -107,8 +108,9 @@ class Log(TrainerCallback):
         tqdm.write("step {step:5d}  reward {reward:6.2f} +- {reward_std:5.2f}  KL {kl:7.4f}  words {mean_words:4.1f}  "
                    "duplicates {duplicates:4.0%}  repeats {repeated_phrases:4.0%}  copies {copies:4.0%}  "
                    "shared phrase {shared_phrase:4.0%}".format(**number), file=sys.stderr)
-        if found := collapse.warning(number):
-            tqdm.write(f"warning: {found}; see top_descriptions.jsonl, raise --beta or lower --learning_rate", file=sys.stderr)
+        if problem := descriptions.warning(number):
+            tqdm.write(f"warning: {problem}; see top_descriptions.jsonl, raise --beta or lower --learning_rate",
+                       file=sys.stderr)
         if self.write_csv:
             path = self.folder / "log.csv"
             new = not path.is_file()
@@ -117,14 +119,22 @@ class Log(TrainerCallback):
                 if new:
                     writer.writeheader()
                 writer.writerow(row)
-        best = sorted((entry for entry in rows if entry["reward"] is not None), key=lambda entry: -entry["reward"])[:TOP]
-        with (self.folder / "top_descriptions.jsonl").open("a", encoding="utf-8") as file:
-            for entry in best:
-                file.write(json.dumps({"step": row["step"], **entry}, ensure_ascii=False) + "\n")
+        best = sorted((entry for entry in rows if entry["reward"] is not None), key=lambda entry: -entry["reward"])
+        jsonl.append(self.folder / "top_descriptions.jsonl", [{"step": row["step"], **entry} for entry in best[:TOP]])
 
     def on_train_end(self, args, state, control, **_):
         if self.bar:
             self.bar.close()
+
+
+def save_adapter(trainer, folder: Path) -> None:
+    """Write the trained adapter; its weights have their name only when all else is there."""
+    partial = folder / "final.partial"
+    trainer.save_model(str(partial))
+    if trainer.is_world_process_zero():
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "adapter_model.safetensors"):
+            path.replace(folder / path.name)
+        partial.rmdir()
 
 
 def draw_log(folder: Path, title: str) -> None:

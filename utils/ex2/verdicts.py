@@ -1,7 +1,8 @@
-"""Summing up what an inspector answered: shares with intervals, examples, and how far to trust it (EX2).
+"""Summing up what an inspector answered: shares with intervals, examples, and how far to trust it (EX2, section 4).
 
 A description is informative if it was said to increase knowledge, visual or non-visual if it uses an attribute of that
-kind (it may be both), spurious if it is of any spurious kind. Shares are of the descriptions with both questions answered.
+kind (it may be both), spurious if it is of any spurious kind. Shares are of the descriptions with both questions
+answered.
 """
 import csv
 import io
@@ -10,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from utils.cli import UserError
-from utils.language.answers import KINDS, read_record
+from utils.ex2.inspection import KINDS, QUESTIONS, read_answers
 
 MEASURES = {"informative": "informative", "spurious": "spurious", "visual": "visual", "nonvisual": "non-visual",
             "only_nonvisual": "only non-visual", "informative_visual": "informative and visual",
@@ -24,44 +25,46 @@ LABELED_DATASET = "labelled"  # answers that only serve the comparison
 
 
 def judge(knowledge: dict | None, attributes: dict | None, kinds: dict) -> dict:
-    """Verdicts (True, False, or None for unanswered) on a description, by the names of MEASURES, from its parsed answers.
+    """Verdicts on a description, by the names of MEASURES, from its parsed answers; None for what is unanswered.
 
     `kinds` maps visual, nonvisual and spurious to the names that belong to each.
     """
-    found = dict.fromkeys(MEASURES)
+    verdicts = dict.fromkeys(MEASURES)
     if knowledge:
-        found["informative"] = knowledge["increases_knowledge"] == "yes"
+        verdicts["informative"] = knowledge["increases_knowledge"] == "yes"
     if attributes:
         used = set(attributes["attributes"])
-        found["visual"], found["nonvisual"] = bool(used & set(kinds["visual"])), bool(used & set(kinds["nonvisual"]))
-        found["only_nonvisual"] = found["nonvisual"] and not found["visual"]
-        found["spurious"] = bool(set(attributes["spurious"]) & set(kinds["spurious"]))
+        verdicts["visual"], verdicts["nonvisual"] = (bool(used & set(kinds[kind])) for kind in ("visual", "nonvisual"))
+        verdicts["only_nonvisual"] = verdicts["nonvisual"] and not verdicts["visual"]
+        verdicts["spurious"] = bool(set(attributes["spurious"]) & set(kinds["spurious"]))
     if knowledge and attributes:
         for name in ("visual", "only_nonvisual"):
-            found[f"informative_{name}"] = found["informative"] and found[name]
-    return found
+            verdicts[f"informative_{name}"] = verdicts["informative"] and verdicts[name]
+    return verdicts
 
 
 def read_files(paths: list[str]) -> list[dict]:
     """inspect.py's answers: for each file its header and `judged`, the descriptions that were asked about.
 
-    Each of `judged` has concept, description, names (attributes and spurious kinds), unknown and the verdicts of MEASURES.
-    Raises UserError for other files, and where two files hold answers of one inspector on one VLM and data set.
+    Each of `judged` has concept, description, names (attributes and spurious kinds), unknown (how many names the
+    inspector made up) and the verdicts of MEASURES. Raises UserError for other files, and where two files hold answers
+    of one inspector on one VLM and data set.
     """
     files = {}
     for path in map(Path, paths):
-        header, answers = read_record(path)
+        header, answers = read_answers(path)
         key = tuple(header[name] for name in ("inspector", "vlm_name", "dataset"))
         if key in files:
-            raise UserError(f"{path} and another file both hold answers of {key[0]} on {key[1]}, {key[2]}; leave one out, or "
-                            f"tell them apart with --vlm_name when asking")
+            raise UserError(f"{path} and another file both hold answers of {key[0]} on {key[1]}, {key[2]}; leave one "
+                            "out, or tell them apart with --vlm_name when asking")
         judged = []
         for index in sorted({index for index, _ in answers}):
-            both = [answers.get((index, question)) for question in ("knowledge", "attributes")]
+            both = [answers.get((index, question)) for question in QUESTIONS]
             parsed = [answer["parsed"] if answer else None for answer in both]
-            entry, used = both[0] or both[1], parsed[1] or {"attributes": [], "spurious": [], "unknown": []}
-            judged.append({"concept": entry["concept"], "description": entry["description"], "unknown": len(used["unknown"]),
-                           "names": used["attributes"] + used["spurious"], **judge(*parsed, header)})
+            about, used = both[0] or both[1], parsed[1] or {"attributes": [], "spurious": [], "unknown": []}
+            judged.append({"concept": about["concept"], "description": about["description"],
+                           "names": used["attributes"] + used["spurious"], "unknown": len(used["unknown"]),
+                           **judge(*parsed, header)})
         files[key] = {"header": header, "judged": judged}
     return list(files.values())
 
@@ -77,16 +80,16 @@ def share(count: int, total: int) -> dict:
 def summarize(files: list[dict]) -> list[dict]:
     """A row for each inspector, VLM and data set; labelled descriptions are no VLM's and left out.
 
-    A row has inspector, vlm_name, dataset, descriptions, answered, unknown (names that the inspector made up), measures and
-    attributes (name to count, share, low, high; attributes with their kind, the commonest first) and examples (three of each
-    of WITH_EXAMPLES). Without an answered description, measures and attributes are empty.
+    A row has inspector, vlm_name, dataset, descriptions, answered, unknown (names that the inspector made up), measures
+    and attributes (name to count, share, low, high; attributes with their kind, the commonest first) and examples
+    (three of each of WITH_EXAMPLES). Without an answered description, measures and attributes are empty.
     """
     rows = []
     for file in files:
         header = file["header"]
         if header["dataset"] == LABELED_DATASET:
             continue
-        answered = [found for found in file["judged"] if found["informative"] is not None and found["visual"] is not None]
+        answered = [found for found in file["judged"] if None not in (found["informative"], found["visual"])]
         used = Counter(name for found in answered for name in found["names"])
         kind_of = {name: kind for kind in KINDS for name in header[kind]}
         row = {name: header[name] for name in ("inspector", "vlm_name", "dataset", "descriptions")}
@@ -117,7 +120,7 @@ def read_labels() -> dict[tuple[str, str], dict]:
                                                               ("increases_knowledge", "attributes", "spurious")}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{LABELS}, line {number}: expected is a JSON object with concept, description and labels "
-                            f"(increases_knowledge, attributes, spurious)") from error
+                            "(increases_knowledge, attributes, spurious)") from error
     return labels
 
 
@@ -188,10 +191,13 @@ def _trust(inspector: str, found: dict[str, dict]) -> list[str]:
     for name, figures in found.items():
         kappa = "undefined" if figures["kappa"] is None else f"{figures['kappa']:.2f}"
         table.append([MEASURES[name], str(figures["used"]), _percent(figures if figures["used"] else None), kappa])
-    lines = [f"How far to trust {inspector}, by {used} descriptions labelled by hand ({LABELS}; kappa is 1 where all agree, "
-             f"0 for chance):", "", *_table(table)]
-    weak = [MEASURES[name] for name, figures in found.items() if figures["kappa"] is None or figures["kappa"] < NEAR_CHANCE]
-    return lines + ([f"warning: hardly better than chance on {', '.join(weak)}; take a more capable inspector"] if weak else [])
+    lines = [f"How far to trust {inspector}, by {used} descriptions labelled by hand ({LABELS}; kappa is 1 where all "
+             "agree, 0 for chance):", "", *_table(table)]
+    weak = [MEASURES[name] for name, figures in found.items()
+            if figures["kappa"] is None or figures["kappa"] < NEAR_CHANCE]
+    if weak:
+        lines.append(f"warning: hardly better than chance on {', '.join(weak)}; take a more capable inspector")
+    return lines
 
 
 def _percent(found: dict | None) -> str:

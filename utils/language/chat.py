@@ -1,8 +1,7 @@
-"""How a server with a chat model is asked: requests, retries, the budget, and what ends a run (EX2)."""
+"""A client of a server with a chat model: requests, retries, the budget, and what ends a run."""
 import asyncio
 import difflib
 import email.utils
-import functools
 import math
 import os
 import random
@@ -15,7 +14,6 @@ import openai
 from tqdm import tqdm
 
 from utils.cli import UserError
-from utils.language.answers import QUESTIONS, Record, messages, missing, read_answer, response_format
 
 OPENAI_URL = "https://api.openai.com/v1"
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds: before the first retry, doubled at each; at most
@@ -38,14 +36,19 @@ class BudgetSpent(Exception):
     """No further request may be sent."""
 
 
-class Inspector:
-    """One model behind one server. Sends requests, repeats what failed, and counts. `args` are inspect.py's."""
+class ChatClient:
+    """One model behind one server. Sends requests, repeats what failed, and counts.
 
-    def __init__(self, args, key: str):
-        self.client = openai.AsyncOpenAI(api_key=key, base_url=args.base_url or OPENAI_URL, timeout=args.timeout, max_retries=0)
-        self.model, self.max_retries, self.max_requests = args.model, args.max_retries, args.max_requests
-        self.sampling = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
-        self.timeout = args.timeout
+    `base_url` None is OpenAI's own server; `sampling` is temperature, top_p and max_tokens, `timeout` the seconds of a
+    request; `max_requests` None is no budget. Raises UserError where there is no key.
+    """
+
+    def __init__(self, model: str, base_url: str | None, sampling: dict, timeout: float, max_retries: int,
+                 max_requests: int | None = None):
+        self.server = openai.AsyncOpenAI(api_key=api_key(base_url), base_url=base_url or OPENAI_URL, timeout=timeout,
+                                         max_retries=0)
+        self.model, self.sampling, self.timeout = model, sampling, timeout
+        self.max_retries, self.max_requests = max_retries, max_requests
         self.sent = 0  # requests so far
         self.structured = True  # until the server refuses schemas
         self.not_before = 0.0  # monotonic time until which the server wants to be left alone
@@ -54,24 +57,26 @@ class Inspector:
     async def check(self) -> None:
         """Raises UserError where the server cannot be reached, refuses the key, or lacks the model."""
         try:
-            offered = [model.id for model in (await self.client.models.list()).data]
+            offered = [model.id for model in (await self.server.models.list()).data]
         except openai.APIConnectionError as error:
-            raise UserError(f"{self.client.base_url} cannot be reached ({self._reason(error)}); start the server, or check "
-                            f"--base_url, which looks like http://localhost:8000/v1") from error
+            raise UserError(f"{self.server.base_url} cannot be reached ({self._reason(error)}); start the server, or "
+                            "check --base_url, which looks like http://localhost:8000/v1") from error
         except openai.APIStatusError as error:
             if error.status_code == 401 or error.status_code >= 500:
-                raise UserError(f"{self.client.base_url} does not answer ({self._reason(error)}); "
+                raise UserError(f"{self.server.base_url} does not answer ({self._reason(error)}); "
                                 f"{HOPELESS.get(error.status_code, 'try again later')}") from error
             return  # not every server lists its models, and not every key may see the list
         except (openai.OpenAIError, AttributeError, TypeError, ValueError):
             return
         if offered and self.model not in offered:
             closest = ", ".join(difflib.get_close_matches(self.model, offered, n=3, cutoff=0))
-            raise UserError(f"{self.client.base_url} has no model {self.model}; give --model one that it has, such as {closest}")
+            raise UserError(f"{self.server.base_url} has no model {self.model}; give --model one that it has, such as "
+                            f"{closest}")
 
     async def ask(self, chat: list[dict], form: dict, read: Callable[[str], dict | None]) -> dict:
-        """Ask until `read` makes something of the answer. Returns raw, parsed, status, attempts and error, as in a record.
+        """Ask until `read` makes something of the answer; `form` is the answer's schema, as servers take it.
 
+        Returns raw (all texts that came), parsed (what `read` made of the last), status, attempts and error.
         Raises UserError where no question can be answered, BudgetSpent where the budget ends first.
         """
         raw, error, pause = [], None, 0.0
@@ -103,8 +108,8 @@ class Inspector:
                 pause = 0.0  # the server is well, there is nothing to wait for
         self.silent += not raw
         if self.silent >= SILENT:
-            raise UserError(f"{SILENT} questions in a row brought no answer ({error}); see to the server and run again, "
-                            f"which asks only what is missing")
+            raise UserError(f"{SILENT} questions in a row brought no answer ({error}); see to the server and run "
+                            "again, which asks only what is missing")
         return {"raw": raw, "parsed": None, "status": "unanswered", "attempts": attempt, "error": error}
 
     async def _send(self, chat: list[dict], form: dict) -> str:
@@ -117,8 +122,9 @@ class Inspector:
         structured = self.structured
         try:
             async with asyncio.timeout(self.timeout):  # for the whole answer; the client's own is for each piece of it
-                completion = await self.client.chat.completions.create(
-                    model=self.model, messages=chat, **self.sampling, **({"response_format": form} if structured else {}))
+                completion = await self.server.chat.completions.create(
+                    model=self.model, messages=chat, **self.sampling,
+                    **({"response_format": form} if structured else {}))
         except (openai.BadRequestError, openai.UnprocessableEntityError) as fault:
             if not structured or not re.search("response_format|schema|grammar", str(fault), re.IGNORECASE):
                 raise
@@ -150,38 +156,34 @@ class Inspector:
             return f"no answer within {self.timeout:g} s"
         if isinstance(error, openai.APIConnectionError) and error.__cause__:
             error = error.__cause__
-        return " ".join((str(error) or type(error).__name__).split()).replace(self.client.api_key, "***")[:300]
+        return " ".join((str(error) or type(error).__name__).split()).replace(self.server.api_key, "***")[:300]
 
 
-async def ask_all(args, key: str, sheet: dict, descriptions: list[dict], record: Record) -> int:
-    """Ask all that the record lacks. `args` are inspect.py's. Returns the number of requests sent.
+async def ask_all(client: ChatClient, tasks: list, request: Callable, keep: Callable[..., None], concurrency: int,
+                  total: int) -> None:
+    """Ask all tasks, `concurrency` at a time, until all are answered or the budget is spent.
 
-    Raises UserError where the server cannot answer at all; what was answered until then is in the record.
+    `request(task)` gives what `ChatClient.ask` takes; `keep(task, answer)` is called as soon as an answer is there.
+    `total` counts, for the progress bar, also what was answered before. Raises UserError as `ChatClient.ask` does.
     """
-    inspector = Inspector(args, key)
-    tasks = missing(descriptions, record.answers)
     waiting = iter(tasks)
-    total = len(descriptions) * len(QUESTIONS)
 
     async def work(progress: tqdm) -> None:
-        for index, question in waiting:
-            chat = messages(sheet, question, descriptions[index])
-            read = functools.partial(read_answer, question=question, sheet=sheet)
+        for task in waiting:
             try:
-                answer = await inspector.ask(chat, response_format(sheet, question), read)
+                answer = await client.ask(*request(task))
             except BudgetSpent:
                 return
-            record.append(index, question, descriptions[index], answer)
+            keep(task, answer)
             progress.update()
 
-    async with inspector.client:
+    async with client.server:
         if tasks:
-            await inspector.check()
+            await client.check()
         with tqdm(total=total, initial=total - len(tasks), desc="questions", unit="question") as progress:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(args.concurrency):
+                    for _ in range(concurrency):
                         group.create_task(work(progress))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-    return inspector.sent

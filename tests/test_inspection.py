@@ -1,3 +1,4 @@
+"""What an inspector is asked, what its answers mean, and the files that keep them."""
 import json
 
 import pytest
@@ -6,15 +7,16 @@ from builders import ROOT
 from fault_server import GOOD
 
 from utils.cli import UserError
-from utils.language import answers
+from utils.ex2 import inspection
+from utils.language import jsonl
 
 SHEET = yaml.safe_load((ROOT / "configs/inspection.yaml").read_text())
 
 
 def test_the_schemas_accept_what_the_examples_answer():
     jsonschema = pytest.importorskip("jsonschema")
-    for question in answers.QUESTIONS:
-        schema = answers.response_format(SHEET, question)["json_schema"]["schema"]
+    for question in inspection.QUESTIONS:
+        schema = inspection.response_format(SHEET, question)["json_schema"]["schema"]
         jsonschema.validate(SHEET["questions"][question]["example"]["answer"], schema)
         jsonschema.validate(json.loads(GOOD[question]), schema)
         with pytest.raises(jsonschema.ValidationError):
@@ -22,8 +24,8 @@ def test_the_schemas_accept_what_the_examples_answer():
 
 
 def test_instructions_name_every_attribute():
-    text = answers.messages(SHEET, "attributes", {"concept": "a", "description": "b"})[0]["content"]
-    assert all(f"{name} (" in text for kind in answers.KINDS for name in SHEET[kind])
+    text = inspection.messages(SHEET, "attributes", {"concept": "a", "description": "b"})[0]["content"]
+    assert all(f"{name} (" in text for kind in inspection.KINDS for name in SHEET[kind])
     assert "{" not in text.replace('{"attributes": [names], "spurious": [names]}', "")
 
 
@@ -35,7 +37,7 @@ def test_a_sheet_that_is_not_one_is_refused(tmp_path, change, message):
     path = tmp_path / "sheet.yaml"
     path.write_text(yaml.safe_dump(SHEET | change))
     with pytest.raises(UserError, match=message):
-        answers.read_sheet(str(path))
+        inspection.read_sheet(str(path))
 
 
 @pytest.mark.parametrize("text, verdict", [
@@ -52,7 +54,7 @@ def test_a_sheet_that_is_not_one_is_refused(tmp_path, change, message):
     ('{"increases_knowledge": null}', None), ("yes", None), ("", None), ("{" * 5000, None), ('{"a":' * 3000, None), ("}{", None),
     ("{!!timestamp a: b}", None), ("{a: !!bool x}", None), ("{[1]: 2}", None), ("{&a [*a]: 1}", None)])
 def test_reading_whether_it_increases_knowledge(text, verdict):
-    found = answers.read_answer(text, "knowledge", SHEET)
+    found = inspection.read_answer(text, "knowledge", SHEET)
     assert (found and found["increases_knowledge"]) == verdict
     assert found is None or isinstance(found["explanation"], str)
 
@@ -68,38 +70,57 @@ def test_reading_whether_it_increases_knowledge(text, verdict):
     ('{"attributes": {}, "spurious": []}', None),
     ('{"attributes": null, "spurious": []}', None), ('{"attributes": ["color"], "spurious": ["water', None)])
 def test_reading_attributes(text, expected):
-    found = answers.read_answer(text, "attributes", SHEET)
+    found = inspection.read_answer(text, "attributes", SHEET)
     assert (found and tuple(found.values())) == expected
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"concept": 1, "question": "a", "description": "b"}', "[[\"a\"]]", "text", "\n",
-                                     '{"concept": "a", "description": "b"}', "\xff"])
-def test_other_files_are_refused_with_what_is_expected(tmp_path, content):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="line 1: .* concept, question, description, seed, reward"):
-        answers.read_descriptions(str(path))
-
-
-def test_a_record_is_on_disk_at_once_and_half_a_line_is_dropped(tmp_path):
-    path, entry = tmp_path / "new" / "r.jsonl", {"concept": "größe\u2028梟", "description": "half \ud83d"}
+def test_answers_are_on_disk_at_once_and_half_a_line_is_dropped(tmp_path):
+    path = tmp_path / "new" / "r.jsonl"
+    about = {"index": 0, "question": "knowledge", "concept": "größe\u2028梟", "description": "half \ud83d",
+             "parsed": {}, "status": "answered"}
     header = {"inspector": "judge", "vlm_name": "clip-a", "dataset": "birds", "descriptions": 2,
-              **{kind: list(SHEET[kind]) for kind in answers.KINDS}}
-    with answers.Record(path, header):
+              **{kind: list(SHEET[kind]) for kind in inspection.KINDS}}
+    with jsonl.Record(path, header):
         pass
     assert not path.exists()  # nothing was answered
-    with answers.Record(path, header) as record:
+    with jsonl.Record(path, header) as record:
         for text in ("no", "yes"):
-            record.append(0, "knowledge", entry, {"raw": [text], "parsed": {}, "status": "answered"})
-            assert answers.read_record(path) == (header, record.answers)
-        with pytest.raises(UserError, match="another inspect.py writes to it"):
-            answers.Record(path, header)
-    assert record.answers[0, "knowledge"]["raw"] == ["yes"]  # the later line counts
+            record.append(about | {"raw": [text]})
+            found, answers = inspection.read_answers(path)
+            assert found == header
+            assert answers == {(0, "knowledge"): about | {"raw": [text]}}  # the later line counts
+        with pytest.raises(UserError, match="another run writes to it"):
+            jsonl.Record(path, header)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    with answers.Record(path, header) as record:
-        assert record.answers[0, "knowledge"]["raw"] == ["no"]
-        record.append(0, "knowledge", entry, {"raw": ["yes"], "parsed": {}, "status": "answered"})
+    with jsonl.Record(path, header) as record:
+        assert record.lines == [about | {"raw": ["no"]}]
+        record.append(about | {"raw": ["yes"]})
     assert path.read_bytes() == whole
     with pytest.raises(UserError, match=r"made with another dataset \(birds, now dogs\)"):
-        answers.read_record(path, header | {"dataset": "dogs"})
+        inspection.read_answers(path, header | {"dataset": "dogs"})
+
+
+def test_a_file_that_was_cut_off_in_its_first_line_is_begun_again(tmp_path):
+    path, header = tmp_path / "r.jsonl", {"inspector": "größe"}
+    with jsonl.Record(path, header) as record:
+        record.append("first")
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        with jsonl.Record(path, header) as record:
+            assert record.lines == []
+            record.append("first")
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"not ours\n", "another kind"), (b"\xff\n", "another kind"), (b'{"header": 1}', "another kind"), (b"[1]\n{}\n", "another kind"),
+    (b'{"header": {"a": 1}}\nnot ours\n', "line 2: damaged"), (b'{"header": {"a": 2}}\n', r"another a \(2, now 1\)"),
+    (b'{"header": {"a": 1, "b": 1}}\n', "another b")])
+def test_what_a_run_cannot_go_on_with_is_left_alone(tmp_path, content, message):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path}.*{message}"):
+        jsonl.Record(path, {"a": 1})
+    assert path.read_bytes() == content

@@ -1,0 +1,225 @@
+"""What an inspector is asked about descriptions, and what its answers mean (EX2, section 4).
+
+Answers are kept in a JSONL file (utils/language/jsonl.py). Its header says what was asked of whom. Every line is one
+question about one description; where an (index, question) comes twice, the later line counts:
+
+    index, concept, description           of the description; index from 0 in the order of the input
+    question                              "knowledge" or "attributes"
+    vlm_name, dataset, inspector          whose description it is, and who judges
+    raw                                   all texts that the model answered, the last one last
+    parsed                                what the last of them says; null where nothing could be read
+    status, attempts, error               "answered" or "unanswered"; tries; the last fault, null where answered
+"""
+import asyncio
+import functools
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from utils.cli import UserError, read_yaml
+from utils.language import jsonl
+
+QUESTIONS = ("knowledge", "attributes")
+KINDS = ("visual", "nonvisual", "spurious")
+
+
+def read_sheet(path: str) -> dict:
+    """The questions and the lists of names, as in configs/inspection.yaml. Raises UserError where it is incomplete."""
+    sheet = read_yaml(path)
+    form = "it should look like configs/inspection.yaml"
+    try:
+        names = [name for kind in KINDS for name in sheet[kind]]
+        for question in QUESTIONS:
+            messages(sheet, question, sheet["questions"][question]["example"])
+            if read_answer(json.dumps(sheet["questions"][question]["example"]["answer"]), question, sheet) is None:
+                raise UserError(f"{path}: the example's answer to {question} is not one; {form}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: something is missing or in the wrong place ({error}); {form}") from error
+    wrong = [name for name in names if name != _plain(str(name)) or names.count(name) > 1]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]!r} cannot be a name; use lower-case letters, digits and _, each name once")
+    return sheet
+
+
+def messages(sheet: dict, question: str, entry: dict) -> list[dict]:
+    """The chat that asks one question about an entry's `concept` and `description`, after one worked example."""
+    asked = sheet["questions"][question]
+    instruction = asked["instruction"]
+    for kind in KINDS:
+        meanings = "; ".join(f"{name} ({meaning})" for name, meaning in sheet[kind].items())
+        instruction = instruction.replace(f"{{{kind}}}", meanings)
+
+    def snippet(shown: dict) -> str:
+        return sheet["message"].replace("{concept}", shown["concept"]).replace("{description}", shown["description"])
+
+    return [{"role": "system", "content": instruction},
+            {"role": "user", "content": snippet(asked["example"])},
+            {"role": "assistant", "content": json.dumps(asked["example"]["answer"])},
+            {"role": "user", "content": snippet(entry)}]
+
+
+def response_format(sheet: dict, question: str) -> dict:
+    """The JSON schema of an answer, in the form that OpenAI-compatible servers take."""
+    if question == "knowledge":
+        properties = {"explanation": {"type": "string"},
+                      "increases_knowledge": {"type": "string", "enum": ["yes", "no"]}}
+    else:
+        lists = {"attributes": [*sheet["visual"], *sheet["nonvisual"]], "spurious": list(sheet["spurious"])}
+        # Lists have an end, because a small model repeats names for as long as it may.
+        properties = {key: {"type": "array", "items": {"type": "string", "enum": names}, "maxItems": min(6, len(names))}
+                      for key, names in lists.items()}
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": question, "strict": True, "schema": schema}}
+
+
+def read_answer(text: str, question: str, sheet: dict) -> dict | None:
+    """What an answer says, by the first object in it that is one; None where there is none. Nothing is guessed.
+
+    "knowledge" gives {"explanation": str, "increases_knowledge": "yes" or "no"}; "attributes" gives {"attributes":
+    names, "spurious": names, "unknown": names that are not in the lists, which count for nothing}.
+    """
+    for found in _objects(text):
+        found = {_plain(str(key)): value for key, value in found.items()}
+        if question == "knowledge":
+            verdict = found.get("increases_knowledge")
+            verdict = _plain(str(verdict)) if isinstance(verdict, (str, bool)) else None
+            if verdict in ("yes", "true", "no", "false"):
+                explanation = found.get("explanation")
+                return {"explanation": explanation if isinstance(explanation, str) else "",
+                        "increases_knowledge": "yes" if verdict in ("yes", "true") else "no"}
+        else:
+            used, spurious = _names(found.get("attributes")), _names(found.get("spurious"))
+            if used is not None and spurious is not None:
+                known = {*sheet["visual"], *sheet["nonvisual"]}
+                return {"attributes": [name for name in used if name in known],
+                        "spurious": [name for name in spurious if name in sheet["spurious"]],
+                        "unknown": [name for name in used if name not in known]
+                        + [name for name in spurious if name not in sheet["spurious"]]}
+    return None
+
+
+def _objects(text: str) -> Iterator[dict]:
+    """JSON objects in a text, whatever stands around them; YAML reads single quotes, trailing commas and bare words."""
+    for match in itertools.islice(re.finditer("{", text), 50):  # a model that is stuck may write thousands
+        piece = text[match.start():]
+        try:
+            yield json.JSONDecoder(strict=False).raw_decode(piece)[0]
+            continue
+        except (ValueError, RecursionError):
+            depths = itertools.accumulate((character == "{") - (character == "}") for character in piece)
+            end = next((i for i, depth in enumerate(depths, 1) if depth == 0), 0)
+        try:
+            found = yaml.safe_load(piece[:end])
+        except Exception:  # PyYAML raises much besides its own errors on what a model may write
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def _names(value) -> list[str] | None:
+    """Names in a list, or in a string with commas; None for anything else."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return None
+    return list(dict.fromkeys(filter(None, map(_plain, value))))
+
+
+def make_header(rows: list[dict], sheet: dict, sampling: dict, inspector: str, vlm_name: str | None,
+                dataset: str | None) -> dict:
+    """What is asked of whom: the header of a file of answers. `sampling` is temperature, top_p and max_tokens.
+
+    Raises UserError where the VLM or the data set is not known.
+    """
+    for name, value, option in (("vlm_name", vlm_name, "--vlm_name"), ("dataset", dataset, "--dataset_name")):
+        if not value:
+            raise UserError(f"no manifest tells the {name} of the descriptions; give it with {option}")
+    texts = [[row["concept"], row["description"]] for row in rows]
+    return {"inspector": inspector, "vlm_name": vlm_name, "dataset": dataset, "descriptions": len(rows),
+            "descriptions_sha256": _hash(texts), "inspection_sha256": _hash(sheet), **sampling,
+            **{kind: list(sheet[kind]) for kind in KINDS}}
+
+
+def _hash(content: list | dict) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def estimate_tokens(chat: list[dict]) -> int:
+    """Tokens of a chat, at four characters a token and four tokens around each message."""
+    return sum(len(message["content"]) // 4 + 4 for message in chat)
+
+
+def read_answers(path: Path, header: dict | None = None) -> tuple[dict, dict[tuple[int, str], dict]]:
+    """Header and answers, by (index, question), of a file of answers.
+
+    Raises UserError for another kind of file, and for one that was made with another header than the one given.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with: python inspect.py --input_filepath FILE.jsonl")
+    found, lines = jsonl.read(path)
+    if not {"inspector", "vlm_name", "dataset", "descriptions", *KINDS} <= set(found):
+        raise UserError(f"{path} is not a file of inspect.py's answers; name another")
+    if header:
+        jsonl.check(path, found, header)
+    return found, by_question(path, lines)
+
+
+def by_question(path: Path, lines: list) -> dict[tuple[int, str], dict]:
+    """The answers of a file's lines, by (index, question). Raises UserError for a line that is none."""
+    answers = {}
+    for number, answer in enumerate(lines, 2):
+        try:
+            if answer["status"] == "answered" and not isinstance(answer["parsed"], dict):
+                raise TypeError
+            answers[answer["index"], answer["question"]] = answer
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: damaged; delete that line") from error
+    return answers
+
+
+def missing(rows: list[dict], answers: dict) -> list[tuple[int, str]]:
+    """(index, question) of all that has no answer; what was asked in vain comes last, or it might eat up a budget."""
+    tasks = [(i, question) for i in range(len(rows)) for question in QUESTIONS]
+    return [task for task in tasks if task not in answers] + [
+        task for task in tasks if task in answers and answers[task]["status"] != "answered"]
+
+
+def ask(client, sheet: dict, rows: list[dict], answers: dict, record: jsonl.Record, concurrency: int) -> None:
+    """Ask a `chat.ChatClient` all that has no answer yet. Every answer goes to `record` and `answers` as it comes.
+
+    Raises UserError where the server cannot answer at all.
+    """
+    from utils.language import chat
+
+    def request(task: tuple[int, str]) -> tuple:
+        index, question = task
+        return (messages(sheet, question, rows[index]), response_format(sheet, question),
+                functools.partial(read_answer, question=question, sheet=sheet))
+
+    def keep(task: tuple[int, str], answer: dict) -> None:
+        index, question = task
+        answers[task] = {"index": index, "concept": rows[index]["concept"], "description": rows[index]["description"],
+                         "question": question, **about, **answer}
+        record.append(answers[task])
+
+    about = {name: record.header[name] for name in ("vlm_name", "dataset", "inspector")}
+    total = len(rows) * len(QUESTIONS)
+    asyncio.run(chat.ask_all(client, missing(rows, answers), request, keep, concurrency, total))
+
+
+def published(rows: list[dict], answers: dict) -> list[list[str | None]]:
+    """The published layout: for each concept, the last raw response to the first question; null where none came."""
+    concepts: dict[str, list[str | None]] = {}
+    for i, row in enumerate(rows):
+        raw = answers[i, QUESTIONS[0]]["raw"]
+        concepts.setdefault(row["concept"], []).append(raw[-1] if raw else None)
+    return list(concepts.values())
