@@ -167,7 +167,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(run_script, options, tmp
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
         partial = tmp_path / "out" / f"pool{descriptions.KEPT}"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (partial.is_file() and partial.read_bytes().count(b"\n") > 4):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.01)

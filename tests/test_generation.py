@@ -159,8 +159,11 @@ def test_a_model_s_own_sampling_settings_do_not_apply(tiny_lm, prompts, tmp_path
 @NO_GPU
 @pytest.mark.skipif(generation.cpu_build(), reason="vLLM's CPU build is here: its absence was not covered")
 def test_without_a_gpu_transformers_is_picked():
-    assert generation.pick_backend("auto") == generation.pick_backend("hf") == "hf"
-    assert generation.pick_backend("server") == "server"
+    assert generation.pick_backend("auto") == "hf"
+    assert generation.pick_backend("hf") == "hf"
+    assert generation.pick_backend("server", "http://localhost:8000/v1") == "server"
+    with pytest.raises(UserError, match="--backend server needs --base_url"):
+        generation.pick_backend("server")
     with pytest.raises(UserError, match="--backend vllm cannot run here: .*; or take --backend hf"):
         generation.pick_backend("vllm")
 

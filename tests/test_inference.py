@@ -241,7 +241,7 @@ def test_a_data_set_that_is_not_there_is_refused(refused, options, tmp_path, gen
     line = refused("inference", *options, "--eval_dataset", "pets", "--data_root", tmp_path / "nowhere")
     assert "nowhere: no such folder" in line
     assert "emoji has no split 'all'" in refused("inference", *options, "--split", "all")
-    assert "--num_concepts 0: there are 260 concepts" in refused("inference", *options, "--num_concepts", 0)
+    assert "--num_concepts 261: there are 260 concepts" in refused("inference", *options, "--num_concepts", 261)
     assert not generated
 
 

@@ -17,7 +17,6 @@ import train
 from utils import cli
 from utils.ex2 import rewards
 from utils.language import loading
-from utils.runs import files
 
 SMALL = ["--dataset_name", "emoji", "--num_concepts", 3, "--num_images_for_reward", 4, "--steps", 4, "--batch_size", 8,
          "--per_device_batch_size", 4, "--num_generations", 2, "--epochs_per_batch", 2, "--save_freq", 2, "--max_new_tokens", 6]
@@ -33,7 +32,7 @@ def begin(folder, options):
     """Leave a run's settings in its folder, as a run does that was cut off early."""
     folder.mkdir()
     args = cli.parse(train.get_args_parser(), [str(word) for word in options])
-    files.write_json(folder / "train.json", {name: value for name, value in vars(args).items() if name not in train.FREE})
+    cli.save_result(folder / "train.json", {name: value for name, value in vars(args).items() if name not in train.FREE})
 
 
 # What the user can mend.
@@ -300,7 +299,7 @@ def copied(whole, folder):
     """A copy of a run that takes itself for the run in its place."""
     shutil.copytree(whole, folder)
     settings = json.loads((folder / "train.json").read_text())
-    files.write_json(folder / "train.json", {name: str(folder) if name == "output_dir" else settings[name] for name in settings})
+    cli.save_result(folder / "train.json", {name: str(folder) if name == "output_dir" else settings[name] for name in settings})
     return folder
 
 
