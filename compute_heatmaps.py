@@ -77,12 +77,12 @@ def main(args) -> None:
     from utils.analysis import alignment, heatmaps
     from utils.analysis.zeroshot import embed_texts
     from utils.data import pictures
-    from utils.decompose import tower as decomposition
+    from utils.decompose.decomposer import Decomposer
     from utils.models import names
     from utils.plots import charts
 
     picture = pictures.read_option(args.image)  # a wrong file is found before a large model is loaded
-    device, tower = cli.pick_device(args.device), None
+    device, carry = cli.pick_device(args.device), None
     if args.maps:
         trained = alignment.load(Path(args.maps), "make them with compute_alignment.py")
         vision = names.load_vision(args.model, args.pretrained, device, args.seed)
@@ -91,15 +91,14 @@ def main(args) -> None:
         carry = trained.weight.to(device), trained.bias.to(device)
     else:
         clip = names.load_clip(args.model, args.pretrained, device, args.seed)
-        vision, carry = names.image_side(clip), None
-        tower = decomposition.find_tower(vision)
+        vision = names.image_side(clip)
+    decomposer = Decomposer(vision)
     directions = embed_texts(clip, args.text, len(args.text))
-    if tower:
-        pixels = heatmaps.to_pixels(picture, clip, tower.patch_size)
-        found = heatmaps.explain(tower, pixels, args.text, directions, args.layer, args.head)
+    if decomposer.patch_size and not args.maps:
+        pixels = heatmaps.to_pixels(picture, clip, decomposer.patch_size)
     else:
         pixels, picture = vision.preprocess(picture)[None].to(device), heatmaps.crop(picture, vision)
-        found = heatmaps.explain_by_walk(vision, pixels, args.text, directions, args.layer, args.head, carry)
+    found = heatmaps.explain(decomposer, pixels, args.text, directions, args.layer, args.head, carry)
     for one in found:
         print(f"{one.text}\n{heatmaps.table(one)}\n")
 

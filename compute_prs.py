@@ -72,28 +72,22 @@ def main(args) -> None:
     import torch
 
     from utils.data import datasets
-    from utils.decompose.harvest import harvest, seconds
-    from utils.decompose.tower import check, compact_reader, find_tower, reader
+    from utils.decompose.dataset import write_run
+    from utils.decompose.decomposer import Decomposer
     from utils.models import names
     from utils.runs import files
-    from utils.runs.clock import Clock
-    from utils.runs.compact import Moments
-    from utils.runs.writer import Rows
 
     if args.moments_only and (args.compact or args.resume or cli.process_count() > 1):
         raise UserError("--moments_only keeps nothing before its end, and runs in one process; leave --compact and --resume out")
     if not args.check:  # a wrong path is found before a large model is loaded
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
+
+    # model
     state = cli.start_processes(args.device)
-    vision = names.load_vision(args.model, args.pretrained, state.device, args.seed)
-    if (args.compile or args.precision != "float32") and find_tower(vision) is None:
-        raise UserError(f"--model {args.model} is taken apart operation by operation, in float32 and as it is; leave --precision "
-                        "and --compile out")
-    decompose = reader(vision, args.compile)
-    half = torch.autocast(state.device.type, getattr(torch, args.precision), enabled=args.precision != "float32")
-    noise = torch.randn(4, 3, *vision.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
-    with half:
-        found = check(vision.encode, decompose, noise, repeats=5 if args.check else 2)
+    model = names.load_vision(args.model, args.pretrained, state.device, args.seed)
+    decomposer = Decomposer(model, args.precision, args.compile)
+    noise = torch.randn(4, 3, *model.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
+    found = decomposer.check(noise, repeats=5 if args.check else 2)
     if args.check:
         print(f"largest error: {found['error']:.2e}\ncost over a plain forward pass: {found['cost']:.2f}")
     if not found["error"] <= TOLERANCE[args.precision]:
@@ -102,51 +96,22 @@ def main(args) -> None:
     if args.check:
         return
 
-    images.draw_at(vision.image_size[0])
-    name, total = files.run_name(args.dataset, args.split), len(images.samples)
-
-    def path(what: str):
-        return files.term_path(args.output_dir, name, what, vision.name)
-
-    about = {"model": args.model, "pretrained": vision.source, "weights_sha256": names.weights_hash(vision),
+    # compute and write
+    images.draw_at(model.image_size[0])
+    storage, name = "compact" if args.compact else "moments" if args.moments_only else "full", files.run_name(args.dataset, args.split)
+    about = {"model": args.model, "pretrained": model.source, "weights_sha256": names.weights_hash(model),
              "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": args.precision,
-             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
-                         "storage": "compact" if args.compact else "moments" if args.moments_only else "full"}}
-    read, readout = compact_reader(vision, args.compile) if args.compact or args.moments_only else (decompose, None)
-    moments = Moments() if args.moments_only else None
-
-    def keep(terms: dict) -> dict:
-        if moments:
-            moments.add(terms["heads"], terms["scalars"])
-            return {}
-        return {what: (some.cpu().numpy(), "float32" if what == "scalars" else args.save_dtype) for what, some in terms.items()}
-
-    fingerprint, clock = datasets.fingerprint(images), Clock(state.device)
-    manifest = files.manifest_path(args.output_dir, name, vision.name)
-    identity = {**about, "split": name, "data_sha256": fingerprint}  # the usual split by its name is the usual split
-    with Rows(manifest, identity, total, args.batch_size, state, args.resume) as rows:
-        if rows.complete:
-            print(f"{manifest}: is complete; nothing to do")
-            return
-        with half:
-            harvest(images, vision.preprocess, read, keep, rows, path, args, state, clock)
-        if datasets.fingerprint(images) != fingerprint:
-            raise UserError(f"--data_path {args.data_path}: changed while it was read; begin anew, without --resume")
-        parts = decompose(noise[:1])
-        if state.is_main_process and (parts.arrays["attn"].ndim == 3 or "conv" in parts.arrays):
-            cli.save_result(path("components").with_suffix(".json"), parts.names)  # shapes do not say which term is whose
-        whole = {path("readout"): readout.cpu().numpy()} if readout is not None else {}
-        if moments:
-            whole |= {path(what): values for what, values in moments.means().items()}
-        count, skipped = rows.finish(about, whole)
-    if state.is_main_process:
-        cost = max(1.0, found["cost"])
-        cli.save_result(path("time").with_suffix(".json"), {
-            "images": count, "processes": state.num_processes, "device": str(state.device),
-            "cost_over_a_plain_forward_pass": cost, "seconds": seconds(clock, cost)})
+             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed, "storage": storage}}
+    written = write_run(decomposer, images, args.output_dir, name, about, max(1.0, found["cost"]), state, args.batch_size,
+                        datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
+    if written is None:
+        print(f"{files.manifest_path(args.output_dir, name, model.name)}: is complete; nothing to do")
+    elif state.is_main_process:
+        count, skipped = written
         for _, error in skipped:
             print(f"skipped: {error}")
-        print(f"{count} images -> {path('attn') if readout is None else path('readout')}")
+        path = files.term_path(args.output_dir, name, "attn" if storage == "full" else "readout", model.name)
+        print(f"{count} images -> {path}")
 
 
 if __name__ == "__main__":

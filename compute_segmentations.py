@@ -84,9 +84,9 @@ def main(args) -> None:
     state = cli.start_processes(args.device)
     device = state.device
     subject = segmentation.load_subject(args, device)
-    vision, weights = subject.vision, names.weights_hash(subject.vision)
-    prepare, image_size = segmentation.transform(vision, subject.tower, args.image_size)
-    mask_resize = args.mask_resize or ("published" if subject.tower else "aligned")
+    vision, weights = subject.decomposer.model, names.weights_hash(subject.decomposer.model)
+    prepare, image_size = segmentation.transform(vision, subject.patch_size, args.image_size)
+    mask_resize = args.mask_resize or ("published" if subject.patch_size else "aligned")
     classifier, classes = segmentation.load_classifier(args.model, subject.run, subject.width, args.classifier_dir,
                                                        args.classifier_dataset, device)
     truth = segmentation.true_classes(data, classes).to(device) if args.target == "true" else None

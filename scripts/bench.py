@@ -67,13 +67,13 @@ def turns(ways: dict, number: int) -> dict[str, list[tuple[float, float]]]:
 
 
 def load(args):
-    """The CLIP of --model, with random weights where none are asked for, and its decomposable image tower."""
-    from utils.decompose.tower import read_tower
+    """The CLIP of --model, with random weights where none are asked for, and its Decomposer."""
+    from utils.decompose.decomposer import Decomposer
     from utils.models import names
 
     pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
     clip = names.load_clip(args.model, pretrained, cli.pick_device(args.device), args.seed)
-    return clip, read_tower(clip.model.visual)
+    return clip, Decomposer(names.image_side(clip))
 
 
 def compare(title: str, seconds: dict[str, float], images: int) -> None:
@@ -102,12 +102,11 @@ def prs(args) -> None:
 
     from data.emoji.write import write_folders
     from utils.data import datasets, scenes
-    from utils.decompose.tower import by_tower, check, decompose
     from utils.runs import files
 
     if args.images <= args.batch_size:
         raise cli.UserError(f"--images {args.images}: give more than --batch_size, as the first batch warms up")
-    clip, tower = load(args)
+    clip, decomposer = load(args)
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder, "images")
         write_folders(scenes.sample_scenes(args.images, seed=args.seed), clip.image_size[0],
@@ -126,9 +125,8 @@ def prs(args) -> None:
         def decomposed():
             with files.Writer(Path(folder, "manifest.json")) as writer:
                 for pixels, labels, _ in loader():
-                    terms = decompose(tower, pixels.to(clip.device))
-                    for what in ("attn", "mlp", "cls_attn"):
-                        writer.append(Path(folder, f"{what}.npy"), getattr(terms, what).cpu().numpy())
+                    for what, values in decomposer.terms(pixels.to(clip.device)).arrays().items():
+                        writer.append(Path(folder, f"{what}.npy"), values.cpu().numpy())
                     writer.append(Path(folder, "labels.npy"), labels, "int64")
                     yield
                 writer.finish({})
@@ -139,7 +137,7 @@ def prs(args) -> None:
     title = f"{args.model}, {args.images} images in batches of {args.batch_size}, {clip.device}"
     compare(title, medians, args.batch_size)
     noise = torch.randn(2, 3, *clip.image_size, device=clip.device)
-    print(f"  largest error {check(clip.model.encode_image, partial(by_tower, tower), noise, 1)['error']:9.1e}")
+    print(f"  largest error {decomposer.check(noise, 1)['error']:9.1e}")
 
 
 def components(args) -> None:
@@ -162,9 +160,9 @@ def components(args) -> None:
         with torch.no_grad():
             found = turns({"plain": partial(model, images), "ours": partial(decompose, model, images)}, args.repeats)
             terms = decompose(model, images)
-            error = (terms.terms.sum(dim=1) - F.normalize(model(images), dim=-1)).abs().max()
+            error = (terms.values.sum(dim=1) - F.normalize(model(images), dim=-1)).abs().max()
         plain, ours = ([min(times) for times in zip(*found[way])] for way in ("plain", "ours"))
-        print(f"{name:<36}{len(terms.names):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}{ours[1] / plain[1]:>11.2f}"
+        print(f"{name:<36}{len(terms.components):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}{ours[1] / plain[1]:>11.2f}"
               f"{error.item():>9.0e}", flush=True)
 
 
@@ -177,21 +175,19 @@ def segmentation(args) -> None:
     import torch
 
     from utils.analysis import segmentation
-    from utils.decompose.tower import decompose_tokens
 
-    clip, tower = load(args)
+    clip, decomposer = load(args)
+    subject = segmentation.Subject(decomposer, None, clip.model.visual.output_dim, clip.name, {}, {})
     generator = torch.Generator().manual_seed(args.seed)
     images = torch.randn(args.batch_size, 3, *clip.image_size, generator=generator).to(clip.device)
-    columns = torch.randn(tower.projection.shape[1], 1000, generator=generator).to(clip.device)
+    columns = torch.randn(subject.width, 1000, generator=generator).to(clip.device)
     classifier = torch.nn.functional.normalize(columns, dim=0)
 
     def plain() -> torch.Tensor:
         return clip.model.encode_image(images).cpu()  # ends on the CPU, so that a GPU has finished
 
     def heat() -> torch.Tensor:
-        terms = decompose_tokens(tower, images)
-        predicted = (terms.representation @ classifier).argmax(dim=1)
-        maps = segmentation.decomposition_maps(terms, classifier, predicted)
+        maps, _ = segmentation.class_maps(subject, images, classifier, None)
         return segmentation.heat_maps(maps, clip.image_size[0]).cpu()
 
     with torch.inference_mode():

@@ -162,18 +162,25 @@ def representation_of(family: str, model: torch.nn.Module):
     return (lambda images: model.forward_features(images).mean((-2, -1))) if family == "maxvit_tf" else model
 
 
-def vision_of(tower, size, encode=None, prefix=0, class_token=False):
-    """A network as the scripts have it once it is loaded."""
-    from utils.models import names as models
+def model_of(tower, image_size=None, encode=None, prefix_tokens=0, class_token=False, preprocess=None):
+    """An image tower as the scripts have it once it is loaded; of open_clip's own with class-token pooling, what it has."""
+    from utils.models.names import Vision
 
-    return models.Vision(tower=tower, encode=encode or tower, class_token=class_token, preprocess=None, name="x", source="",
-                         image_size=size, device=torch.device("cpu"), model=tower, prefix_tokens=prefix)
+    if hasattr(tower, "class_embedding") and tower.pool_type == "tok":
+        image_size, prefix_tokens, class_token = tower.image_size, 1, True
+    return Vision(tower=tower, encode=encode or tower, class_token=class_token, preprocess=preprocess, name="x", source="",
+                  image_size=image_size, device=torch.device("cpu"), model=tower, prefix_tokens=prefix_tokens)
 
 
-def family_vision(family: str):
-    model, images = random_timm(*FAMILIES[family]), random_images(FAMILIES[family][1]["img_size"], 1)
-    return vision_of(model, tuple(images.shape[-2:]), representation_of(family, model), getattr(model, "num_prefix_tokens", 0),
-                     getattr(model, "global_pool", "") == "token")
+def walked(visual):
+    """An open_clip tower as one that only the walk takes."""
+    return model_of(torch.nn.Sequential(visual), visual.image_size, prefix_tokens=1, class_token=True)
+
+
+def family_model(family: str):
+    network, images = random_timm(*FAMILIES[family]), random_images(FAMILIES[family][1]["img_size"], 1)
+    return model_of(network, tuple(images.shape[-2:]), representation_of(family, network),
+                    getattr(network, "num_prefix_tokens", 0), getattr(network, "global_pool", "") == "token")
 
 
 def save_timm(folder: Path, family: str) -> Path:

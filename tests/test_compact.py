@@ -8,7 +8,9 @@ import torch
 from builders import ROOT, call_script
 
 from utils.analysis import textspan
-from utils.decompose.tower import compact_reader, decompose, read_tower, readout
+from utils.decompose.dataset import stored as to_store
+from utils.decompose.decomposer import Decomposer
+from utils.decompose.tower import decompose, read_tower, readout
 from utils.models import names
 from utils.runs import files
 from utils.runs.compact import CompactTerms
@@ -19,12 +21,12 @@ FULL, COMPACT, MOMENTS = "out", "compact", "moments"
 def test_terms_made_again_are_the_terms(variant):
     _, model = variant
     tower = read_tower(model.visual)
-    pixels = torch.randn(5, 3, *tower.image_size, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randn(5, 3, *model.visual.image_size, generator=torch.Generator().manual_seed(1))
     terms = decompose(tower, pixels)
     kept = CompactTerms(terms.outputs.numpy(), terms.scalars.numpy(), readout(tower).numpy())
     slow = literal.decompose(model.visual, pixels)["attn"].sum(2)
-    full = np.asarray(terms.attn.flatten(1, 2))
-    assert kept.shape == full.shape and kept.layout == terms.attn.shape[1:]
+    full = np.asarray(terms.of("attn"))
+    assert kept.shape == full.shape and kept.layout == terms.arrays()["attn"].shape[1:]
     np.testing.assert_allclose(kept[:], full, atol=1e-6)
     np.testing.assert_allclose(kept[:].reshape(slow.shape), slow, atol=1e-5)
     last = kept.last(1)
@@ -153,10 +155,11 @@ def test_bad_options_are_one_line(refused, arguments, message, folder_of_images,
     assert message in refused("compute_prs", *common, *arguments, "--output_dir", tmp_path / "o")
 
 
-def test_the_compact_reader_gives_what_the_full_one_gives():
-    vision = names.load_vision("emojiclip", None, torch.device("cpu"))
-    read, _ = compact_reader(vision)
-    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    parts, terms = read(pixels), decompose(read_tower(vision.tower), pixels)
-    assert parts.arrays["mlp"].shape == (1, 2, 128)
-    assert torch.equal(parts.representation, terms.representation) and torch.equal(parts.arrays["mlp"][:, 0], terms.mlp[:, 0])
+def test_all_mlps_as_one_sum_to_what_they_are_apart():
+    decomposer = Decomposer(names.load_vision("emojiclip", None, torch.device("cpu")))
+    terms = decomposer.terms(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    compact, full = to_store(terms, "compact"), to_store(terms, "full")
+    assert compact["mlp"].shape == (1, 2, 128)
+    assert torch.equal(compact["mlp"][:, 0], full["mlp"][:, 0])
+    torch.testing.assert_close(compact["mlp"].sum(dim=1), full["mlp"].sum(dim=1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(compact["cls_attn"][:, 0], full["cls_attn"].sum(dim=1), atol=1e-6, rtol=0)

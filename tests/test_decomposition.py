@@ -1,26 +1,34 @@
 import importlib.util
-from functools import partial
 
 import literal
 import pytest
 import torch
-from builders import VISION, images_for, random_clip
+from builders import TEXT, VISION, images_for, model_of, random_clip
 
 from utils.cli import UserError
-from utils.decompose.tower import by_tower, check, decompose, read_tower
+from utils.decompose.decomposer import Decomposer
+from utils.decompose.tower import decompose, read_tower, refusal
+from utils.runs.components import Component
 
 
 def test_every_term_equals_its_definition(variant):
     _, model = variant
     images = images_for(model)
     terms = decompose(read_tower(model.visual), images)
-    slow = literal.decompose(model.visual, images)
-    assert terms.attn.dtype == torch.float32
-    assert terms.attn.shape == slow["attn"].sum(2).shape
-    torch.testing.assert_close(terms.attn.double(), slow["attn"].sum(dim=2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(terms.mlp.double(), slow["mlp"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(terms.cls_attn.double(), slow["attn"][:, :, 0].sum(dim=2), atol=1e-5, rtol=0)
+    slow, arrays = literal.decompose(model.visual, images), terms.arrays()
+    assert terms.values.dtype == torch.float32
+    torch.testing.assert_close(arrays["attn"].double(), slow["attn"].sum(dim=2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(arrays["mlp"].double(), slow["mlp"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(arrays["cls_attn"].double(), slow["attn"][:, :, 0].sum(dim=2), atol=1e-5, rtol=0)
     torch.testing.assert_close(terms.representation.double(), slow["representation"], atol=1e-5, rtol=0)
+
+
+def test_components_are_named_in_the_order_of_their_terms():
+    decomposer = Decomposer(model_of(random_clip(vision_cfg={"layers": 2, "head_width": 24}).visual))
+    assert [str(component) for component in decomposer.components] == ["0.0", "0.1", "1.0", "1.1", "embedding", "mlp 0", "mlp 1"]
+    terms = decomposer.terms(torch.randn(2, 3, 32, 32))
+    assert terms.components == decomposer.components
+    assert torch.equal(terms.of("mlp")[:, 1], terms.values[:, terms.components.index(Component("mlp", 1))])
 
 
 def test_terms_sum_to_the_models_own_output(variant):
@@ -28,7 +36,7 @@ def test_terms_sum_to_the_models_own_output(variant):
     images = images_for(model, 5)
     terms = decompose(read_tower(model.visual), images)
     own = torch.nn.functional.normalize(model.encode_image(images), dim=-1)
-    torch.testing.assert_close(terms.attn.sum((1, 2)) + terms.mlp.sum(1), own, atol=1e-5, rtol=0)
+    torch.testing.assert_close(terms.values.sum(dim=1), own, atol=1e-5, rtol=0)
     torch.testing.assert_close(terms.representation.norm(dim=-1), torch.ones(5), atol=1e-5, rtol=0)
 
 
@@ -36,7 +44,7 @@ def test_a_batch_of_one_equals_its_place_in_a_larger_batch():
     model = random_clip()
     images, tower = images_for(model, 4), read_tower(model.visual)
     together, alone = decompose(tower, images), decompose(tower, images[2:3])
-    torch.testing.assert_close(alone.attn[0], together.attn[2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone.values[0], together.values[2], atol=1e-6, rtol=0)
 
 
 def test_the_embedded_model_is_exact():
@@ -44,19 +52,21 @@ def test_the_embedded_model_is_exact():
 
     clip = load_clip("emojiclip", None, torch.device("cpu"))
     images = images_for(clip.model, 2)
-    terms, slow = decompose(read_tower(clip.model.visual), images), literal.decompose(clip.model.visual, images)
-    torch.testing.assert_close(terms.attn.double(), slow["attn"].sum(dim=2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(terms.mlp.double(), slow["mlp"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(terms.cls_attn.double(), slow["attn"][:, :, 0].sum(dim=2), atol=1e-5, rtol=0)
+    arrays, slow = decompose(read_tower(clip.model.visual), images).arrays(), literal.decompose(clip.model.visual, images)
+    torch.testing.assert_close(arrays["attn"].double(), slow["attn"].sum(dim=2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(arrays["mlp"].double(), slow["mlp"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(arrays["cls_attn"].double(), slow["attn"][:, :, 0].sum(dim=2), atol=1e-5, rtol=0)
 
 
-def test_check_sees_a_wrong_tower():
-    model = random_clip()
-    tower, images = read_tower(model.visual), images_for(model)
-    read = partial(by_tower, tower)
-    assert check(model.encode_image, read, images, repeats=1)["error"] < 1e-5
-    tower.blocks[1].out_bias = tower.blocks[1].out_bias + torch.arange(48) * 0.05
-    assert check(model.encode_image, read, images, repeats=1)["error"] > 1e-4
+def test_check_sees_a_model_that_computes_something_else():
+    visual = random_clip().visual
+    decomposer, images = Decomposer(model_of(visual)), torch.randn(3, 3, 32, 32)
+    found = decomposer.check(images, repeats=1)
+    assert found["error"] < 1e-5
+    assert found["cost"] > 0
+    projection = visual.transformer.resblocks[1].attn.out_proj
+    projection.bias = torch.nn.Parameter(projection.bias + torch.arange(48) * 0.05)
+    assert decomposer.check(images, repeats=1)["error"] > 1e-4
 
 
 @pytest.mark.parametrize("changes, reason", [
@@ -69,12 +79,25 @@ def test_check_sees_a_wrong_tower():
 ])
 def test_what_cannot_be_decomposed_is_refused_with_its_reason(changes, reason):
     import open_clip
-    from builders import TEXT
 
     vision = {key: value for key, value in VISION.items() if not (changes.get("timm_model_name") and key != "image_size")}
     model = open_clip.CLIP(embed_dim=20, vision_cfg=vision | changes, text_cfg=TEXT).eval()
+    assert reason in refusal(model.visual)
     with pytest.raises(UserError, match=reason):
         read_tower(model.visual)
+
+
+def test_a_tower_that_is_known_has_no_refusal(variant):
+    _, model = variant
+    assert refusal(model.visual) is None
+
+
+def test_a_resnet_is_refused_before_it_sees_an_image():
+    import open_clip
+
+    model = open_clip.CLIP(embed_dim=20, vision_cfg=VISION | {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16}, text_cfg=TEXT)
+    with pytest.raises(UserError, match="it is a ResNet"):
+        Decomposer(model_of(model.visual, (32, 32)))
 
 
 def test_an_unknown_attention_is_refused():
@@ -94,7 +117,7 @@ def test_a_gpu_gives_the_same_terms():
     images = images_for(model)
     here = decompose(read_tower(model.visual), images)
     there = decompose(read_tower(model.cuda().visual), images.cuda())
-    torch.testing.assert_close(there.attn.cpu(), here.attn, atol=1e-5, rtol=0)
+    torch.testing.assert_close(there.values.cpu(), here.values, atol=1e-5, rtol=0)
 
 
 def test_open_clip_is_the_released_package():

@@ -11,12 +11,13 @@ from builders import (
     TEXT,
     VARIANTS,
     VISION,
-    family_vision,
+    family_model,
     images_for,
+    model_of,
     random_clip,
     random_images,
     random_maps,
-    vision_of,
+    walked,
 )
 from PIL import Image
 from safetensors.torch import save_file
@@ -24,9 +25,7 @@ from timm.data import create_transform
 
 from utils.analysis import alignment, heatmaps
 from utils.cli import UserError
-from utils.decompose import tower as decomposition
-from utils.decompose import walk
-from utils.decompose.tower import read_tower
+from utils.decompose.decomposer import Decomposer
 from utils.models import names as models
 
 SELECTIONS = [(None, None), (1, None), (1, 2)]
@@ -40,6 +39,11 @@ def random_directions(width: int, number: int = 2) -> np.ndarray:
 @pytest.fixture(scope="module")
 def emojiclip():
     return models.load_clip("emojiclip", None, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def decomposer(emojiclip):
+    return Decomposer(models.image_side(emojiclip))
 
 
 @pytest.fixture
@@ -59,7 +63,7 @@ def photo_file(photo, tmp_path):
 def test_maps_and_parts_equal_their_definition(layer, head, changes):
     model = random_clip(**changes)
     images, directions = images_for(model, 1), random_directions(20)
-    found = heatmaps.explain(read_tower(model.visual), images, ["a", "b"], directions, layer, head)
+    found = heatmaps.explain(Decomposer(model_of(model.visual)), images, ["a", "b"], directions, layer, head)
     slow = literal.decompose(model.visual, images)
     attn, mlp = slow["attn"][0].numpy(), slow["mlp"][0].numpy()  # [l, n, h, d], [l + 1, d]
     chosen = attn[slice(None) if layer is None else [layer]][:, :, slice(None) if head is None else [head]]
@@ -76,31 +80,29 @@ def test_maps_and_parts_equal_their_definition(layer, head, changes):
 
 @pytest.mark.parametrize("size", [(64, 64), (60, 40), (31, 97), (200, 50), (1, 1)])
 @pytest.mark.parametrize("layer, head", [(None, None), (3, None), (3, 1)])
-def test_parts_sum_to_the_similarity_at_any_aspect_ratio(emojiclip, photo, size, layer, head):
-    tower = read_tower(emojiclip.model.visual)
-    pixels = heatmaps.to_pixels(photo.resize(size), emojiclip, tower.patch_size)
-    for one in heatmaps.explain(tower, pixels, ["a", "b"], random_directions(128), layer, head):
+def test_parts_sum_to_the_similarity_at_any_aspect_ratio(emojiclip, decomposer, photo, size, layer, head):
+    pixels = heatmaps.to_pixels(photo.resize(size), emojiclip, decomposer.patch_size)
+    for one in heatmaps.explain(decomposer, pixels, ["a", "b"], random_directions(128), layer, head):
         assert sum(one.parts.values()) == pytest.approx(one.similarity, abs=1e-5)
         assert one.patches.sum() == pytest.approx(list(one.parts.values())[0], abs=1e-5)
         assert one.patches.shape == (pixels.shape[2] // 8, pixels.shape[3] // 8)
 
 
-def test_heads_sum_to_their_layer_and_layers_to_the_whole(emojiclip, photo):
-    tower, directions = read_tower(emojiclip.model.visual), random_directions(128)
-    pixels = heatmaps.to_pixels(photo, emojiclip, tower.patch_size)
+def test_heads_sum_to_their_layer_and_layers_to_the_whole(emojiclip, decomposer, photo):
+    directions, pixels = random_directions(128), heatmaps.to_pixels(photo, emojiclip, decomposer.patch_size)
 
     def maps(layer=None, head=None):
-        return np.stack([one.patches for one in heatmaps.explain(tower, pixels, ["a", "b"], directions, layer, head)])
+        return np.stack([one.patches for one in heatmaps.explain(decomposer, pixels, ["a", "b"], directions, layer, head)])
 
-    np.testing.assert_allclose(sum(maps(2, head) for head in range(tower.blocks[0].heads)), maps(2), atol=1e-5)
-    np.testing.assert_allclose(sum(maps(layer) for layer in range(len(tower.blocks))), maps(), atol=1e-5)
+    np.testing.assert_allclose(sum(maps(2, head) for head in range(6)), maps(2), atol=1e-5)
+    np.testing.assert_allclose(sum(maps(layer) for layer in range(6)), maps(), atol=1e-5)
 
 
-def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, photo):
+def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, decomposer, photo):
     square = photo.resize((90, 90))
     pixels = heatmaps.to_pixels(square, emojiclip, (8, 8))
     assert torch.equal(pixels[0], emojiclip.preprocess(square))
-    one = heatmaps.explain(read_tower(emojiclip.model.visual), pixels, ["a"], random_directions(128, 1))[0]
+    one = heatmaps.explain(decomposer, pixels, ["a"], random_directions(128, 1))[0]
     own = torch.nn.functional.normalize(emojiclip.model.encode_image(pixels), dim=-1)[0].numpy()
     assert one.similarity == pytest.approx(own @ random_directions(128, 1)[0], abs=1e-5)
 
@@ -157,9 +159,9 @@ def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
     (["--text", " "], "is empty; say what to look for"), (["--text", "a", ""], "is empty; say what to look for"),
     (["--text", *"abcdefghijklmnopqrstuvwxyz"], "26 texts, and a picture has room for 24"), ([], "required: --text"),
     (["--text", "a", "--head", "1"], "a head needs its layer"), (["--text", "a", "--output", "x.jpg"], "end in .png"),
-    (["--text", "a", "--layer", "two"], "it must be a whole number"), (["--text", "a", "--layer", "6"], "layer 6: the model has 6"),
+    (["--text", "a", "--layer", "two"], "it must be a whole number"), (["--text", "a", "--layer", "6"], "layer 6: the model's layers"),
     (["--text", "a", "--layer", "-1"], "--layer is -1; it must be at least 0"),
-    (["--text", "a", "--layer", "5", "--head", "6"], "head 6: the model has 6"),
+    (["--text", "a", "--layer", "5", "--head", "6"], "head 6: layer 5 has 6"),
     (["--text", "a", "--model", "emoji"], "unknown model")])
 def test_options_that_cannot_be_are_refused(refused, photo_file, options, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -195,50 +197,47 @@ def test_models_that_cannot_be_decomposed_are_refused(refused, photo_file):
                                "--image", photo_file, "--text", "a")
 
 
-def test_python_callers_get_the_same_refusals(emojiclip, photo):
-    tower = read_tower(emojiclip.model.visual)
+def test_python_callers_get_the_same_refusals(emojiclip, decomposer, photo):
     with pytest.raises(UserError, match="head needs its layer"):
-        heatmaps.explain(tower, heatmaps.to_pixels(photo, emojiclip, (8, 8)), ["a"], random_directions(128, 1), None, 1)
+        heatmaps.explain(decomposer, heatmaps.to_pixels(photo, emojiclip, (8, 8)), ["a"], random_directions(128, 1), None, 1)
 
 
 @pytest.mark.parametrize("layer, head", SELECTIONS)
 @pytest.mark.parametrize("name", ["plain", "layer_scale", "oblong", "cut_patches", "qk_norm_scaled_heads"])
-def test_the_walk_gives_the_maps_and_parts_of_the_decomposition_written_for_a_tower(name, layer, head):
+def test_the_walk_gives_the_maps_and_parts_of_the_fast_path(name, layer, head):
     model = random_clip(**VARIANTS[name])
     images, directions = images_for(model, 1), random_directions(20)
-    expected = heatmaps.explain(read_tower(model.visual), images, ["a", "b"], directions, layer, head)
-    vision = vision_of(model.visual, model.visual.image_size, prefix=1, class_token=True)
-    for one, other in zip(heatmaps.explain_by_walk(vision, images, ["a", "b"], directions, layer, head), expected):
-        assert one.text == other.text and one.similarity == pytest.approx(other.similarity, abs=1e-5)
+    found, expected = (heatmaps.explain(Decomposer(each), images, ["a", "b"], directions, layer, head)
+                       for each in (walked(model.visual), model_of(model.visual)))
+    for one, other in zip(found, expected):
+        assert one.text == other.text
+        assert one.similarity == pytest.approx(other.similarity, abs=1e-5)
         np.testing.assert_allclose(one.patches, other.patches, atol=5e-6)
-        renamed = {name.replace("class token to itself", "class and register tokens"): part for name, part in other.parts.items()}
-        assert one.parts == pytest.approx(renamed, abs=1e-5)
+        assert one.parts == pytest.approx(other.parts, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["vit", "vit_average", "vit_oblong", "deit_distilled", "dinov2_registers", "siglip", "swin",
                                     "swin_padded", "maxvit"])
 def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
-    """Each head's terms of tokens, by the walk for that head alone, through that head's own map; components in the order in which
-    they are stored; patches of a coarser layer laid out one by one."""
-    vision, images = family_vision(family), random_images(FAMILIES[family][1]["img_size"], 1)
-    parts, names = decomposition.by_walk(vision, images), walk.decompose(vision.tower, images, vision.encode).names
-    stored = torch.cat([parts.arrays[what].reshape(-1, parts.arrays[what].shape[-1])
-                        for what in ("attn", "mlp", "conv") if what in parts.arrays])
-    order = [name for what in ("attn", "mlp", "conv") for name in parts.names.get(what, [])]
+    """Each head's terms of tokens, one coordinate after the other, through that head's own map; patches of a coarser layer laid
+    out one by one."""
+    model, images = family_model(family), random_images(FAMILIES[family][1]["img_size"], 1)
+    decomposer = Decomposer(model)
+    terms = decomposer.terms(images)
+    stored, order = terms.values[0], terms.components
     weight, bias = random_maps(len(stored), stored.shape[-1])
     whole = alignment.mapped(weight, bias, stored[None]).sum(dim=1)[0]
     directions, length = random_directions(10), whole.norm()
+    tokens = decomposer.tokens(images, torch.eye(stored.shape[-1])[:, None]).scores  # layer -> [d, 1, h, n]
     scored = {}  # (layer, head) -> [m, n]
-    for place, name in enumerate(order):
-        if name["kind"] == "attn":
-            wanted = (name["block"], name["head"])
-            tokens = walk.decompose(vision.tower, images, vision.encode, sources="all",
-                                    heads=lambda *asked, wanted=wanted: asked == wanted).sources[wanted[0]][0]
-            mapped = (tokens @ weight[place] + bias / len(stored) / len(tokens)) / length
-            scored[wanted] = (mapped @ directions.T).T.numpy()
-    prefix = vision.prefix_tokens
+    for place, one in enumerate(order):
+        if one.kind == "attn":
+            own = tokens[one.layer][:, 0, one.head].T
+            mapped = (own @ weight[place] + bias / len(stored) / len(own)) / length
+            scored[one.layer, one.head] = (mapped @ directions.T).T.numpy()
+    prefix = model.prefix_tokens
     sizes = {layer: scores.shape[1] - prefix for (layer, _), scores in scored.items()}
-    aspect = vision.image_size[0] / vision.image_size[1]
+    aspect = model.image_size[0] / model.image_size[1]
     grids = {layer: (round((number * aspect) ** 0.5), round((number / aspect) ** 0.5)) for layer, number in sizes.items()}
     finest = max(grids.values())
 
@@ -254,7 +253,7 @@ def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
     for layer, head in [(None, None), (first, None), (max(sizes), 0)]:
         wanted = [key for key in scored if layer in (None, key[0]) and head in (None, key[1])]
         grid = finest if layer is None else grids[layer]
-        found = heatmaps.explain_by_walk(vision, images, ["a", "b"], directions, layer, head, (weight, bias))
+        found = heatmaps.explain(decomposer, images, ["a", "b"], directions, layer, head, (weight, bias))
         for i, one in enumerate(found):
             expected = sum(laid(key[0], scored[key][i, prefix:], grid) for key in wanted)
             assert one.patches.shape == grid
@@ -262,9 +261,9 @@ def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
             assert one.similarity == pytest.approx(float(whole @ directions[i] / length), abs=1e-5)
             assert sum(one.parts.values()) == pytest.approx(one.similarity, abs=1e-5)
             own = ((stored[:, None] @ weight)[:, 0] + bias / len(stored)) @ directions[i] / length
-            kinds = [name["kind"] for name in order]
+            kinds = [component.kind for component in order]
             labels = {"mlp": "MLPs", "conv": "convolution blocks",
-                      "embed": "constant (class embedding)" if vision.class_token else "embedding"}
+                      "embed": "constant (class embedding)" if model.class_token else "embedding"}
             others = {label: float(sum(own[k] for k in range(len(kinds)) if kinds[k] == kind))
                       for kind, label in labels.items() if kind in kinds}
             patches = float(sum(scores[i, prefix:].sum() for scores in scored.values()))
@@ -272,16 +271,17 @@ def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
             if layer is not None:
                 others[f"other {'layers' if head is None else 'heads'}, patches"] = patches - expected.sum()
             if prefix:
-                others["class and register tokens"] = float(sum(scores[i, :prefix].sum() for scores in scored.values()))
+                alone = prefix == 1 and model.class_token
+                label = "class token to itself" if alone else "class and register tokens"
+                others[label] = float(sum(scores[i, :prefix].sum() for scores in scored.values()))
             assert one.parts == pytest.approx(others, abs=2e-5)
-    assert {name.kind for name in names} == set(kinds)
 
 
 def test_heads_of_a_hierarchical_model_sum_to_their_layer_and_layers_to_the_whole():
-    vision, images, directions = family_vision("swin"), random_images(SWIN["img_size"], 1), random_directions(96)
+    decomposer, images, directions = Decomposer(family_model("swin")), random_images(SWIN["img_size"], 1), random_directions(96)
 
     def maps_of(layer=None, head=None):
-        return heatmaps.explain_by_walk(vision, images, ["a"], directions[:1], layer, head)[0].patches
+        return heatmaps.explain(decomposer, images, ["a"], directions[:1], layer, head)[0].patches
 
     layers = [maps_of(layer) for layer in range(5)]
     assert [patches.shape for patches in layers] == [(14, 14), (14, 14), (7, 7), (7, 7), (4, 4)]
@@ -292,30 +292,29 @@ def test_heads_of_a_hierarchical_model_sum_to_their_layer_and_layers_to_the_whol
 
 
 def test_layers_and_heads_that_a_walked_model_lacks_are_refused():
-    vision, images, directions = family_vision("swin"), random_images(SWIN["img_size"], 1), random_directions(96, 1)
+    decomposer, images, directions = Decomposer(family_model("swin")), random_images(SWIN["img_size"], 1), random_directions(96, 1)
     for layer, head, message in ((5, None, "layer 5: the model's layers with heads are 0, 1, 2, 3, 4"),
                                  (-1, None, "layer -1"), (0, 2, "head 2: layer 0 has 2 of them"), (0, -1, "head -1"),
                                  (None, 1, "head needs its layer")):
         with pytest.raises(UserError, match=message):
-            heatmaps.explain_by_walk(vision, images, ["a"], directions, layer, head)
+            heatmaps.explain(decomposer, images, ["a"], directions, layer, head)
 
 
 def test_tokens_that_are_no_grid_and_maps_of_other_components_are_refused():
-    vision, images = family_vision("vit"), random_images(FAMILIES["vit"][1]["img_size"], 1)
+    model, images = family_model("vit"), random_images(32, 1)
     for prefix in (0, 17):
-        vision.prefix_tokens = prefix
+        model.prefix_tokens = prefix
         with pytest.raises(UserError, match="tokens cannot be laid out on its images of 32 x 32 pixels"):
-            heatmaps.explain_by_walk(vision, images, ["a"], random_directions(48, 1))
+            heatmaps.explain(Decomposer(model), images, ["a"], random_directions(48, 1))
     for number, width in ((15, 48), (16, 47)):
         with pytest.raises(UserError, match=f"for {number} components of width {width}, and the model has 16 of width 48"):
-            heatmaps.explain_by_walk(vision, images, ["a"], random_directions(10, 1), maps=random_maps(number, width))
+            heatmaps.explain(Decomposer(model), images, ["a"], random_directions(10, 1), maps=random_maps(number, width))
 
 
 @pytest.mark.parametrize("options", [{}, {"crop_pct": 0.5}, {"crop_pct": 0.9, "crop_mode": "squash"}, {"crop_mode": "border"}])
 @pytest.mark.parametrize("size", [(60, 40), (31, 97), (64, 64)])
 def test_the_picture_that_is_shown_is_what_the_model_sees(photo, options, size):
-    vision = vision_of(None, (32, 32))
-    vision.preprocess = create_transform((3, 32, 32), is_training=False, **options)
+    vision = model_of(None, (32, 32), preprocess=create_transform((3, 32, 32), is_training=False, **options))
     shown = heatmaps.crop(photo.resize(size), vision)
     assert shown.size == (32, 32)
     pixels, normalize = vision.preprocess(photo.resize(size)), vision.preprocess.transforms[-1]
@@ -350,7 +349,7 @@ def test_a_mapped_models_picture_and_numbers(run_script, photo, photo_file, maps
     for name, options in (("all", ()), ("head", ("--layer", "5", "--head", "1"))):
         code, out, err = run_script("compute_heatmaps", *EMOJIVIT, "--maps", file, "--image", photo_file, "--text", "a dog",
                                     "red", "--output", tmp_path / f"{name}.png", *options)
-        assert code == 0 and "class and register tokens" in out and "8 x 8 patches, 2 texts" in out, err
+        assert code == 0 and "class token to itself" in out and "8 x 8 patches, 2 texts" in out, err
         found = json.loads((tmp_path / f"{name}.json").read_text())
         assert (found["grid"], found["pixels"], found["text_model"]) == ([8, 8], [64, 64], "emojiclip")
         assert found["maps"] == str(file) and len(found["maps_sha256"]) == 64
@@ -360,8 +359,7 @@ def test_a_mapped_models_picture_and_numbers(run_script, photo, photo_file, maps
     with Image.open(tmp_path / "all.png") as drawn:
         assert min(drawn.size) > 300
     trained, pixels = alignment.load(file), emojivit.preprocess(photo)[None]
-    stored = decomposition.by_walk(emojivit, pixels).arrays
-    terms = torch.cat([stored["attn"].flatten(1, 2), stored["mlp"]], dim=1)
+    terms = Decomposer(emojivit).terms(pixels).values
     whole = torch.nn.functional.normalize(alignment.mapped(trained.weight, trained.bias, terms).sum(dim=1), dim=-1)[0].numpy()
     for entry, text in zip(parts["all"], embed_texts(emojiclip, ["a dog", "red"], 2)):
         assert entry["similarity"] == pytest.approx(float(whole @ text), abs=1e-5)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from utils import cli
 from utils.data import datasets
-from utils.decompose.tower import decompose_tokens, read_tower
+from utils.decompose.decomposer import Decomposer
 from utils.models import names as models
 from utils.report import page as report
 from utils.runs import files as arrays
@@ -134,7 +134,7 @@ def test_accuracy_without_a_head_is_that_of_its_mean_ablation(made):
 def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
     attn, pool = load(made, "attn"), np.load(made / "out" / "pool_emojiclip.npy")
     clip = models.load_clip("emojiclip", None, torch.device("cpu"))
-    tower = read_tower(clip.model.visual)
+    decomposer = Decomposer(models.image_side(clip))
     images = datasets.load_images("imagefolder", str(made / "images"))
     for head in read_report(made / "page")["heads"]:
         assert [found["index"] for found in head["heat_maps"]] == [image["index"] for image in head["highest"][:2]]
@@ -143,7 +143,7 @@ def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
             whole = attn[found["index"], head["layer"], head["head"]] @ text
             assert found["patches"] + found["class_token"] == pytest.approx(whole, abs=1e-5)
             pixels = clip.preprocess(images.samples[found["index"]][0])[None]
-            values = decompose_tokens(tower, pixels, head["layer"], head["head"]).attn[0].numpy() @ text
+            values = decomposer.tokens(pixels, torch.from_numpy(text)[None, None]).scores[head["layer"]][0, 0, head["head"]].numpy()
             assert found["class_token"] == pytest.approx(values[0], abs=1e-5)
             limits.append(np.abs(values[1:]).max())
             row, column = divmod(int(np.abs(values[1:]).argmax()), 8)

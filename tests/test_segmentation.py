@@ -2,15 +2,14 @@ import literal
 import numpy as np
 import pytest
 import torch
-from builders import SWIN, VARIANTS, family_vision, images_for, random_clip, random_images, random_maps, vision_of
+from builders import SWIN, VARIANTS, family_model, images_for, model_of, random_clip, random_images, random_maps, walked
 from PIL import Image
 
 from utils.analysis import segmentation
 from utils.analysis.alignment import mapped
 from utils.cli import UserError
 from utils.data import datasets, scenes
-from utils.decompose import walk
-from utils.decompose.tower import by_walk, decompose_tokens, read_tower
+from utils.decompose.decomposer import Decomposer
 from utils.models import names
 
 
@@ -26,80 +25,93 @@ def batches(data_path, prepare, side, mask_resize, batch_size=4, numbers=None):
         yield pixels, torch.from_numpy(masks)
 
 
-def maps_of(model, images, classifier):
-    terms = decompose_tokens(read_tower(model.visual), images)
-    return segmentation.decomposition_maps(terms, classifier, (terms.representation @ classifier).argmax(dim=1))
+def subject_of(model, carry=None, width=20):
+    return segmentation.Subject(Decomposer(model), carry, width, "x", {}, {})
+
+
+def maps_of(visual, images, classifier):
+    return segmentation.class_maps(subject_of(model_of(visual)), images, classifier, None)[0]
 
 
 def test_a_tokens_terms_and_the_maps_equal_their_definition(variant):
     _, model = variant
     images, classifier = images_for(model), random_classifier()
     slow = literal.decompose(model.visual, images)
-    expected = torch.from_numpy(literal.segmentation_maps(
-        slow["attn"], slow["representation"], classifier, decompose_tokens(read_tower(model.visual), images).grid))
+    grid = tuple(size // patch for size, patch in zip(model.visual.image_size, model.visual.patch_size))
+    expected = torch.from_numpy(literal.segmentation_maps(slow["attn"], slow["representation"], classifier, grid))
     # In double precision the definition itself shows; in single, these models' rounding is about 1e-6.
     for precision, tolerance in ((torch.float64, 1e-6), (torch.float32, 5e-6)):
         model.visual.to(precision)
-        terms = decompose_tokens(read_tower(model.visual), images.to(precision))
-        torch.testing.assert_close(terms.attn.double(), slow["attn"].sum(dim=(1, 3)), atol=tolerance, rtol=0)
-        torch.testing.assert_close(terms.rest.double(), slow["mlp"].sum(dim=1), atol=4 * tolerance, rtol=0)
-        maps = maps_of(model, images.to(precision), classifier.to(precision))
+        found = Decomposer(model_of(model.visual)).tokens(images.to(precision), torch.eye(20, dtype=precision)[:, None])
+        terms = torch.stack(list(found.scores.values())).permute(2, 0, 4, 3, 1)  # [b, l, n, h, d]
+        torch.testing.assert_close(terms.double(), slow["attn"], atol=tolerance, rtol=0)
+        mlp = found.parts[:, :, terms.shape[1] * terms.shape[3]:].permute(1, 2, 0)
+        torch.testing.assert_close(mlp.double(), slow["mlp"], atol=tolerance, rtol=0)
+        maps = maps_of(model.visual, images.to(precision), classifier.to(precision))
         torch.testing.assert_close(maps.double(), expected, atol=tolerance, rtol=0)
 
 
 def test_the_embedded_models_maps_equal_their_definition_in_single_precision():
-    from utils.models.names import load_clip
-
-    model = load_clip("emojiclip", None, torch.device("cpu")).model
-    images = images_for(model, 2)
+    visual = names.load_vision("emojiclip", None, torch.device("cpu")).tower
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     classifier = torch.nn.functional.normalize(torch.randn(128, 7, generator=torch.Generator().manual_seed(2)), dim=0)
-    slow = literal.decompose(model.visual, images)
+    slow = literal.decompose(visual, images)
     expected = literal.segmentation_maps(slow["attn"], slow["representation"], classifier, (8, 8))
-    np.testing.assert_allclose(maps_of(model, images, classifier), expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(maps_of(visual, images, classifier), expected, atol=1e-6, rtol=0)
 
 
 def test_maps_are_the_same_at_any_batch_size():
     model, classifier = random_clip(), random_classifier()
     images = images_for(model, 7)
-    together = maps_of(model, images, classifier)
+    together = maps_of(model.visual, images, classifier)
     for size in (1, 3):
-        parts = torch.cat([maps_of(model, images[start:start + size], classifier) for start in range(0, 7, size)])
+        parts = torch.cat([maps_of(model.visual, images[start:start + size], classifier) for start in range(0, 7, size)])
         torch.testing.assert_close(parts, together, atol=1e-6, rtol=0)
-
-
-def subject_of(vision, tower=None, carry=None, width=20):
-    return segmentation.Subject(vision, tower, carry, width, "x", {}, {})
 
 
 @pytest.mark.parametrize("truth", [None, torch.tensor([3, 0, 6])])
 @pytest.mark.parametrize("name", ["plain", "oblong", "layer_scale"])
-def test_the_walk_gives_the_maps_of_a_tower(name, truth):
+def test_the_walk_gives_the_maps_of_the_fast_path(name, truth):
     model, classifier = random_clip(**VARIANTS[name]), random_classifier()
-    images, vision = images_for(model), vision_of(model.visual, model.visual.image_size, prefix=1)
-    maps, classes = segmentation.class_maps(subject_of(vision, read_tower(model.visual)), images, classifier, truth)
-    walked, same = segmentation.class_maps(subject_of(vision), images, classifier, truth)
-    assert classes.tolist() == same.tolist() and (truth is None or classes.tolist() == [3, 0, 6])
-    torch.testing.assert_close(walked, maps, atol=5e-6, rtol=0)
+    images = images_for(model)
+    maps, classes = segmentation.class_maps(subject_of(model_of(model.visual)), images, classifier, truth)
+    others, same = segmentation.class_maps(subject_of(walked(model.visual)), images, classifier, truth)
+    assert classes.tolist() == same.tolist()
+    assert truth is None or classes.tolist() == [3, 0, 6]
+    torch.testing.assert_close(others, maps, atol=5e-6, rtol=0)
     assert maps.std() > 1e-4
+
+
+@pytest.mark.parametrize("truth", [None, torch.tensor([3, 0, 6])])
+@pytest.mark.parametrize("name", ["plain", "layer_scale"])
+def test_a_mapped_model_on_the_fast_path_has_the_maps_of_the_walk(name, truth):
+    model = random_clip(**VARIANTS[name])
+    images, carry = images_for(model), random_maps(16, 20)
+    classifier = torch.nn.functional.normalize(torch.randn(10, 7, generator=torch.Generator().manual_seed(2)), dim=0)
+    found = [segmentation.class_maps(subject_of(each, carry, 10), images, classifier, truth)
+             for each in (model_of(model.visual), walked(model.visual))]
+    torch.testing.assert_close(found[0][0], found[1][0], atol=5e-6, rtol=0)
+    assert found[0][1].tolist() == found[1][1].tolist()
 
 
 @pytest.mark.parametrize("truth", [None, torch.tensor([3, 0, 6])])
 def test_maps_of_a_mapped_hierarchical_model_equal_their_definition(truth):
     """Each head's tokens through its own map, times the class's column less the mean of all; the bias split evenly."""
-    vision, images = family_vision("swin"), random_images(SWIN["img_size"])
-    found = by_walk(vision, images)
-    terms = torch.cat([found.arrays["attn"], found.arrays["mlp"]], dim=1)
-    weight, bias = random_maps(terms.shape[1], 96)
+    model, images = family_model("swin"), random_images(SWIN["img_size"], 3)
+    decomposer = Decomposer(model)
+    terms = decomposer.terms(images)
+    weight, bias = random_maps(terms.values.shape[1], 96)
     classifier = torch.nn.functional.normalize(torch.randn(10, 7, generator=torch.Generator().manual_seed(2)), dim=0)
-    whole = mapped(weight, bias, terms).sum(dim=1)
+    whole = mapped(weight, bias, terms.values).sum(dim=1)
     length = whole.norm(dim=-1)
     expected_classes = (whole @ classifier).argmax(dim=1) if truth is None else truth
     direction = (classifier[:, expected_classes].T - classifier.mean(dim=1)) / length[:, None]
     expected = torch.zeros(3, 14, 14)
-    for place, name in enumerate(found.names["attn"]):
-        wanted = (name["block"], name["head"])
-        tokens = walk.decompose(vision.tower, images, sources="all", heads=lambda *head, wanted=wanted: head == wanted)
-        tokens = tokens.sources[wanted[0]]
+    scores = decomposer.tokens(images, torch.eye(96)[:, None]).scores  # layer -> [d, b, h, n]
+    for place, head in enumerate(terms.components):
+        if head.kind != "attn":
+            continue
+        tokens = scores[head.layer][:, :, head.head].permute(1, 2, 0)
         tokens = tokens @ weight[place] + bias / len(weight) / tokens.shape[1]
         side = round(tokens.shape[1] ** 0.5)
         values = torch.einsum("bnd,bd->bn", tokens, direction).reshape(3, side, side)
@@ -107,7 +119,7 @@ def test_maps_of_a_mapped_hierarchical_model_equal_their_definition(truth):
         share = 1 / torch.bincount(torch.tensor(nearest)).float()
         values = values * share[:, None] * share
         expected += values[:, nearest][:, :, nearest]
-    maps, classes = segmentation.class_maps(subject_of(vision, carry=(weight, bias), width=10), images, classifier, truth)
+    maps, classes = segmentation.class_maps(subject_of(model, (weight, bias), 10), images, classifier, truth)
     assert classes.tolist() == expected_classes.tolist()
     torch.testing.assert_close(maps, expected, atol=expected.abs().max().item() / 200, rtol=0)
     assert maps.flatten(1).std(dim=1).min() > 1e-5
@@ -115,10 +127,10 @@ def test_maps_of_a_mapped_hierarchical_model_equal_their_definition(truth):
 
 def test_images_of_another_size_give_a_map_of_all_their_patches():
     model, classifier = random_clip(), random_classifier()
-    images = images_for(model, 2, size=(48, 48))
-    terms = decompose_tokens(read_tower(model.visual), images)
-    assert maps_of(model, images, classifier).shape == (2, 6, 6)
-    torch.testing.assert_close(terms.representation.norm(dim=-1), torch.ones(2), atol=1e-5, rtol=0)
+    images = random_images(48, 2)
+    assert maps_of(model.visual, images, classifier).shape == (2, 6, 6)
+    found = Decomposer(model_of(model.visual)).tokens(images, classifier.T[:, None])
+    torch.testing.assert_close(found.representation.norm(dim=-1), torch.ones(2), atol=1e-5, rtol=0)
 
 
 def literal_foreground(heats, masks) -> tuple[float, float]:
@@ -194,8 +206,7 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
     for i in range(4):
         for part in ("images", "masks"):
             Image.fromarray(np.full((40, 80), 40 * i, np.uint8)).save(oblong_folder / part / f"{i}.png")
-    prepare, _ = segmentation.transform(names.load_vision("emojiclip", None, torch.device("cpu")), read_tower(
-        random_clip().visual), 32)
+    prepare, _ = segmentation.transform(names.load_vision("emojiclip", None, torch.device("cpu")), (8, 8), 32)
     together = list(batches(oblong_folder, prepare, 32, "published", 2))
     assert [len(masks) for _, masks in together] == [2, 2, 1]
     assert len({float(pixels.mean()) for pixels, _ in together}) == 3
@@ -232,12 +243,11 @@ def test_a_data_set_without_foreground_has_figures():
 
 
 def test_sizes_that_patches_do_not_cover_are_refused():
-    tower = read_tower(random_clip().visual)
-    assert segmentation.check_image_size(48, tower) == 48
+    assert segmentation.check_image_size(48, (8, 8)) == 48
     with pytest.raises(UserError, match="nearest are 32 and 40"):
-        segmentation.check_image_size(37, tower)
+        segmentation.check_image_size(37, (8, 8))
     with pytest.raises(UserError, match="nearest are 8 and 16"):
-        segmentation.check_image_size(0, tower)
+        segmentation.check_image_size(0, (8, 8))
 
 
 @pytest.fixture
@@ -252,10 +262,8 @@ def oblong_folder(tmp_path):
 
 
 def one_batch(data_path, mask_resize):
-    from utils.models.names import load_vision
-
-    vision = load_vision("emojiclip", None, torch.device("cpu"))
-    prepare, _ = segmentation.transform(vision, read_tower(vision.tower), 32)
+    vision = names.load_vision("emojiclip", None, torch.device("cpu"))
+    prepare, _ = segmentation.transform(vision, (8, 8), 32)
     (pixels, masks), = batches(data_path, prepare, 32, mask_resize)
     assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
     return pixels[0, 0] > 0, masks[0]
@@ -279,9 +287,8 @@ def test_an_aligned_mask_is_cropped_like_its_image_and_a_published_one_squeezed(
 def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timms_transform(oblong_folder, options):
     from timm.data import create_transform
 
-    vision = names.Vision(None, None, False, create_transform((3, 32, 32), is_training=False, mean=(0.3,) * 3, std=(0.2,) * 3,
-                                                               interpolation="bilinear", **options),
-                           "x", "", (32, 32), torch.device("cpu"), None)
+    vision = model_of(None, (32, 32), preprocess=create_transform((3, 32, 32), is_training=False, mean=(0.3,) * 3, std=(0.2,) * 3,
+                                                                  interpolation="bilinear", **options))
     for part in ("images", "masks"):  # white at the left, a quarter from the top
         picture = np.zeros((40, 80), np.uint8)
         picture[10:, :35] = 255
@@ -296,7 +303,7 @@ def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timm
 
 
 def test_sizes_of_a_model_that_takes_its_own_alone():
-    vision = names.Vision(None, None, False, "its own", "x", "", (32, 32), torch.device("cpu"), None)
+    vision = model_of(None, (32, 32), preprocess="its own")
     assert segmentation.transform(vision, None, None) == segmentation.transform(vision, None, 32) == ("its own", 32)
     with pytest.raises(UserError, match="--image_size 64: the model takes images at its own size alone"):
         segmentation.transform(vision, None, 64)
@@ -338,10 +345,8 @@ def test_an_image_is_turned_upright_before_it_meets_its_mask(oblong_folder):
 
 
 def test_pictures_show_what_they_are_named_for(tmp_path):
-    from utils.models.names import load_vision
-
-    vision = load_vision("emojiclip", None, torch.device("cpu"))
-    prepare, _ = segmentation.transform(vision, read_tower(vision.tower), 16)
+    vision = names.load_vision("emojiclip", None, torch.device("cpu"))
+    prepare, _ = segmentation.transform(vision, (8, 8), 16)
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
     heat = torch.linspace(0, 1, 256).reshape(1, 16, 16)
     masks = torch.zeros(1, 16, 16, dtype=torch.bool)
@@ -360,7 +365,7 @@ def test_a_gpu_gives_the_same_maps_and_figures():
     images, masks = images_for(model, 3), torch.arange(32).expand(3, 32, 32) > 20
     figures = []
     for device in ("cpu", "cuda"):
-        maps = maps_of(model.to(device), images.to(device), classifier.to(device))
+        maps = maps_of(model.to(device).visual, images.to(device), classifier.to(device))
         scores = segmentation.Scores(0.0, torch.device(device))
         scores.update(0, segmentation.heat_maps(maps, 32), masks.to(device))
         figures.append(scores.figures())

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from builders import FAMILIES, SAVED, random_clip, save_timm
+from builders import SAVED, model_of, random_clip, save_timm, walked
 
+from utils.cli import UserError
 from utils.data import datasets
-from utils.decompose.tower import by_walk, check, reader
+from utils.decompose.decomposer import Decomposer
 from utils.models import names as models
 
 
@@ -19,7 +20,7 @@ def test_a_model_of_timm_works_where_a_clip_does(run_script, folder_of_images, t
                                 folder_of_images, "--batch_size", 4, "--num_workers", 0, "--device", "cpu", "--output_dir",
                                 tmp_path / "out")
     assert code == 0, err
-    _, _, heads, class_token = FAMILIES[family]
+    heads, class_token = {"vit": ((3, 4), True), "average": ((3, 4), False), "swin": ((8,), False), "maxvit": ((6,), False)}[family]
     found = {path.name.removeprefix("imagefolder_").removesuffix(f"_{family}.npy"): np.load(path)
              for path in (tmp_path / "out").glob(f"*_{family}.npy")}
     assert found["attn"].shape[:-1] == (15, *heads) and ("cls_attn" in found) == class_token
@@ -40,21 +41,28 @@ def test_a_model_of_timm_works_where_a_clip_does(run_script, folder_of_images, t
         assert [entry["head"] for entry in names["attn"]] == listed
 
 
-@pytest.mark.parametrize("pool, first", [("tok", True), ("avg", False)])
-def test_towers_of_open_clip_that_only_the_walk_knows(pool, first):
-    """Average pooling, which `read_tower` refuses; and class-token pooling, which both know."""
-    clip = random_clip(vision_cfg={"pool_type": pool})
-    vision = models.Vision(tower=clip.visual, encode=clip.encode_image, class_token=first, preprocess=None, name="x", source="",
-                           image_size=(32, 32), device=torch.device("cpu"), model=clip)
-    images = torch.randn(3, 3, 32, 32)
-    assert check(vision.encode, reader(vision), images, 1)["error"] < 1e-5
-    walked = by_walk(vision, images)
-    assert walked.arrays["attn"].shape == (3, 3, 4, 20) and walked.arrays["mlp"].shape == (3, 4, 20)
-    if first:
-        read = reader(vision)(images)
-        assert read.names == walked.names
-        for what, terms in read.arrays.items():
-            torch.testing.assert_close(walked.arrays[what], terms, atol=2e-6, rtol=0)
+def test_average_pooling_of_open_clip_is_walked():
+    visual, images = random_clip(vision_cfg={"pool_type": "avg"}).visual, torch.randn(3, 3, 32, 32)
+    decomposer = Decomposer(model_of(visual, (32, 32)))
+    assert decomposer.check(images, 1)["error"] < 1e-5
+    arrays = decomposer.terms(images).arrays()
+    assert {what: tuple(values.shape) for what, values in arrays.items()} == {"attn": (3, 3, 4, 20), "mlp": (3, 4, 20)}
+    with pytest.raises(UserError, match="keep heads before their output projection"):
+        decomposer.readout()
+    for options in ({"compiled": True}, {"precision": "float16"}):
+        with pytest.raises(UserError, match="operation by operation"):
+            Decomposer(model_of(visual, (32, 32)), **options)
+
+
+def test_the_walk_gives_the_arrays_of_the_fast_path():
+    visual, images = random_clip().visual, torch.randn(3, 3, 32, 32)
+    fast, slow = Decomposer(model_of(visual)), Decomposer(walked(visual))
+    assert fast.patch_size == (8, 8)
+    assert slow.patch_size is None
+    assert fast.components == slow.components
+    arrays = slow.terms(images).arrays()
+    for what, values in fast.terms(images).arrays().items():
+        torch.testing.assert_close(arrays[what], values, atol=2e-6, rtol=0)
 
 
 def test_the_size_and_preprocessing_are_timms_own():

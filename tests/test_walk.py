@@ -5,22 +5,23 @@ from builders import (
     FAMILIES,
     MAXVIT,
     SWIN,
-    VARIANTS,
     VIT,
-    images_for,
+    model_of,
     move,
-    random_clip,
     random_images,
     random_timm,
     representation_of,
+    walked,
 )
 from open_clip.timm_model import TimmModel
 from torch import nn
 from torch.autograd import forward_ad
 
 from utils.cli import UserError
-from utils.decompose import tower as decomposition
-from utils.decompose.walk import decompose
+from utils.decompose import tower
+from utils.decompose.decomposer import Decomposer
+from utils.decompose.walk import decompose, decompose_tokens
+from utils.runs.components import Component
 
 
 @pytest.fixture(params=list(FAMILIES))
@@ -35,11 +36,14 @@ def test_components_sum_to_the_models_own_representation(family):
     _, model, function, images = family
     found = decompose(model, images, function)
     own = F.normalize(function(images), dim=-1)
-    assert found.terms.dtype == torch.float32 and found.terms.shape == (3, len(found.names), own.shape[1])
+    assert found.values.dtype == torch.float32
+    assert found.values.shape == (3, len(found.components), own.shape[1])
     torch.testing.assert_close(found.representation, own, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.terms.sum(dim=1), own, atol=2e-6, rtol=0)
-    assert found.names[0].kind == "embed" and [name.kind for name in found.names].count("embed") == 1
-    assert len(set(found.names)) == len(found.names)
+    torch.testing.assert_close(found.values.sum(dim=1), own, atol=2e-6, rtol=0)
+    assert found.components.count(Component("embed")) == 1
+    assert len(set(found.components)) == len(found.components)
+    kinds = [component.kind for component in found.components]
+    assert kinds == sorted(kinds, key=("attn", "embed", "mlp", "conv").index)
 
 
 class Literal:
@@ -121,8 +125,8 @@ def constant_part(module, args, out):
     return part.permute(0, 3, 1, 2) if type(module).__name__ == "LayerNorm2d" else part
 
 
-def written_by_head(head: int):
-    """What one head writes: its slice of the output projection, and an even part of the bias."""
+def written_by_head(head: int, constants: bool = True):
+    """What one head writes: its slice of the output projection, and with `constants` an even part of the bias."""
     def direction(module, args, out):
         x, number = module.heads_output, module.num_heads
         dim = 1 if x.ndim == 4 and isinstance(module.proj, nn.Conv2d) else -1
@@ -130,7 +134,7 @@ def written_by_head(head: int):
         alone = torch.zeros_like(x)
         alone.narrow(dim, head * width, width).copy_(x.narrow(dim, head * width, width))
         whole, none = module.proj(alone), module.proj(torch.zeros_like(x))
-        return (whole - none + none / number).view_as(out)
+        return (whole - none + none / number * constants).view_as(out)
     return direction
 
 
@@ -165,17 +169,18 @@ def test_every_term_equals_its_definition(name, monkeypatch):
         part = literal.effect(added, constant_part)
         for layer in passing:
             constants[layer] = constants[layer] + part / len(passing)
-    expected = []
+    expected = {kind: [] for kind in ("attn", "mlp", "conv")}
     for (kind, writer), constant in zip(layers, constants):
         if kind == "attn":
             number = model.get_submodule(writer).num_heads
-            expected += [literal.effect(writer, written_by_head(head)) + constant / number for head in range(number)]
+            expected[kind] += [literal.effect(writer, written_by_head(head)) + constant / number for head in range(number)]
         elif kind != "embed":
-            expected.append(literal.effect(writer, written) + constant)
-    others = torch.stack(expected, dim=1)
-    assert [name.kind for name in found.names[1:]] == [
-        kind for kind, writer in layers[1:] for _ in range(model.get_submodule(writer).num_heads if kind == "attn" else 1)]
-    torch.testing.assert_close(found.terms[:, 1:].double(), others, atol=1e-5, rtol=0)
+            expected[kind].append(literal.effect(writer, written) + constant)
+    for kind, some in expected.items():
+        terms = found.of(kind)
+        assert terms.shape[1] == len(some)
+        for place, term in enumerate(some):
+            torch.testing.assert_close(terms[:, place].double(), term, atol=1e-5, rtol=0)
     blocks = {"vit": "blocks.0", "siglip": "blocks.0", "swin": "layers.0", "swinv2": "layers.0"}.get(name)
     if blocks:  # the embedding is what enters the first block
         first = model.get_submodule(blocks)
@@ -184,76 +189,77 @@ def test_every_term_equals_its_definition(name, monkeypatch):
         with forward_ad.dual_level(), torch.no_grad():
             embed = forward_ad.unpack_dual(literal.function(literal.images)).tangent / literal.length + constants[0]
         hook.remove()
-        torch.testing.assert_close(found.terms[:, 0].double(), embed, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.of("embed")[:, 0].double(), embed, atol=1e-5, rtol=0)
 
 
-def test_an_open_clip_tower_gives_the_terms_of_the_decomposition_written_for_it(variant):
+def random_vectors(terms, number=2):
+    """Vectors [m, b, c, d] for terms."""
+    return torch.randn(number, *terms.values.shape, generator=torch.Generator().manual_seed(3))
+
+
+def test_an_open_clip_tower_gives_the_terms_of_the_fast_path(variant):
     _, model = variant
     images = torch.randn(3, 3, *model.visual.image_size)
-    tower = decomposition.read_tower(model.visual)
-    terms, tokens = decomposition.decompose(tower, images), decomposition.decompose_tokens(tower, images)
-    found, first = decompose(model.visual, images, sources="all"), decompose(model.visual, images, sources="first")
-    kinds = torch.tensor([name.kind == "attn" for name in found.names])
-    torch.testing.assert_close(found.terms[:, kinds], terms.attn.flatten(1, 2), atol=2e-6, rtol=0)
-    torch.testing.assert_close(found.terms[:, ~kinds], terms.mlp, atol=2e-6, rtol=0)
-    torch.testing.assert_close(sum(found.sources.values()), tokens.attn, atol=2e-6, rtol=0)
-    for layer, some in found.sources.items():
-        torch.testing.assert_close(some.sum(dim=1), terms.attn[:, layer].sum(dim=1), atol=2e-6, rtol=0)
-    class_token = torch.cat([first.sources[layer] for layer in range(len(first.sources))], dim=1)
-    torch.testing.assert_close(class_token, terms.cls_attn, atol=2e-6, rtol=0)
+    fast, fast_score = tower.decompose_tokens(tower.read_tower(model.visual), images)
+    found, score = decompose_tokens(model.visual, images)
+    assert found.components == fast.components
+    torch.testing.assert_close(found.values, fast.values, atol=2e-6, rtol=0)
+    cls_attn = decompose(model.visual, images, class_token=True).cls_attn
+    torch.testing.assert_close(cls_attn, fast.cls_attn, atol=2e-6, rtol=0)
+    vectors = random_vectors(fast)
+    others = fast_score(vectors)
+    for layer, scores in score(vectors).items():
+        torch.testing.assert_close(scores, others.pop(layer), atol=1e-5, rtol=1e-5)
+    assert not others
 
 
-def test_source_tokens_of_chosen_heads():
-    model = random_clip(**VARIANTS["layer_scale"])
-    images, tower = torch.randn(2, 3, 32, 32), decomposition.read_tower(model.visual)
-    found = decompose(model.visual, images, sources="all", heads=lambda block, head: (block, head) == (1, 2))
-    terms = decomposition.decompose_tokens(tower, images, layer=1, head=2)
-    torch.testing.assert_close(found.sources[1], terms.attn, atol=2e-6, rtol=0)
-    assert found.sources[0].abs().max() == 0
+def test_tokens_along_directions_are_those_of_the_fast_path(variant):
+    _, model = variant
+    images = torch.randn(3, 3, *model.visual.image_size)
+    directions = torch.randn(2, 1, 20)
+    fast, found = (Decomposer(each).tokens(images, directions) for each in (model_of(model.visual), walked(model.visual)))
+    torch.testing.assert_close(found.parts, fast.parts, atol=1e-5, rtol=0)
+    assert found.grids == fast.grids
+    for layer, scores in fast.scores.items():
+        torch.testing.assert_close(found.scores[layer], scores, atol=5e-6, rtol=0)
+    torch.testing.assert_close(found.patches(), fast.patches(), atol=1e-5, rtol=0)
 
 
-def test_source_tokens_sum_to_their_layer(family):
+def test_source_tokens_sum_to_their_heads(family):
     _, model, function, images = family
-    found = decompose(model, images, function, sources="all")
-    blocks = {name.block for name in found.names if name.kind == "attn" and name.head is not None}
-    assert set(found.sources) == blocks
-    for block, tokens in found.sources.items():
-        heads = [i for i, name in enumerate(found.names) if name.kind == "attn" and name.block == block]
-        torch.testing.assert_close(tokens.sum(dim=1), found.terms[:, heads].sum(dim=1), atol=2e-6, rtol=0)
+    decomposer = Decomposer(model_of(model, images.shape[-2:], function, getattr(model, "num_prefix_tokens", 0)))
+    found = decomposer.tokens(images, torch.randn(2, 1, function(images).shape[1], generator=torch.Generator().manual_seed(3)))
+    heads = [component for component in found.components if component.kind == "attn"]
+    assert set(found.scores) == {head.layer for head in heads}
+    assert not any(some.requires_grad for some in (found.parts, *found.scores.values()))
+    for layer, scores in found.scores.items():
+        columns = [i for i, component in enumerate(found.components) if component.kind == "attn" and component.layer == layer]
+        torch.testing.assert_close(scores.sum(dim=-1), found.parts[:, :, columns], atol=1e-5, rtol=0)
 
 
-def random_vectors(names, terms):
-    """Two vectors a component and image."""
-    return torch.randn(2, *terms.shape, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize("name", [name for name in CONSTANTS if name != "maxvit_tf"])
+def test_what_tokens_add_sums_to_what_their_head_wrote(name, monkeypatch):
+    """Before constants: every head of each family, with vectors of its own, by forward differentiation."""
+    timm_name, changes = FAMILIES[name]
+    model, images = random_timm(timm_name, changes), random_images(changes["img_size"], 2)
+    terms, score = decompose_tokens(model, images)
+    vectors = random_vectors(terms)
+    scores = score(vectors)
+    literal = Literal(model, model, images, monkeypatch)
+    writers = [writer for kind, writer in literal.writers if kind == "attn"]
+    for layer, writer in zip(sorted(scores), writers, strict=True):
+        for head in range(model.get_submodule(writer).num_heads):
+            effect = literal.effect(writer, written_by_head(head, constants=False))
+            column = terms.components.index(Component("attn", layer, head))
+            expected = torch.einsum("bd,mbd->mb", effect, vectors[:, :, column].double())
+            torch.testing.assert_close(scores[layer][:, :, head].sum(dim=-1).double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_scores_of_source_tokens_are_the_products_of_their_terms(family):
-    """With each head's vectors apart; the terms of a head's tokens by the walk for that head alone."""
-    _, model, function, images = family
-    found = decompose(model, images, function, vectors=random_vectors)
-    vectors = random_vectors(found.names, found.terms)
-    torch.testing.assert_close(found.products, torch.einsum("bcd,mbcd->mbc", found.terms, vectors), atol=1e-5, rtol=0)
-    assert set(found.scores) == {name.block for name in found.names if name.kind == "attn"}
-    assert not any(scores.requires_grad for scores in (found.terms, found.products, *found.scores.values()))
-    for block, scores in found.scores.items():
-        columns = [i for i, name in enumerate(found.names) if name.kind == "attn" and name.block == block]
-        torch.testing.assert_close(scores.sum(dim=-1), found.products[:, :, columns], atol=1e-5, rtol=0)
-        wanted = (block, len(columns) - 1)
-        alone = decompose(model, images, function, sources="all", heads=lambda *head, wanted=wanted: head == wanted)
-        alone = alone.sources[block]
-        expected = torch.einsum("bnd,mbd->mbn", alone, vectors[:, :, columns[-1]])
-        assert scores.shape == (2, len(images), len(columns), alone.shape[1]) and expected.std() > 1e-5
-        torch.testing.assert_close(scores[:, :, -1], expected, atol=2e-6, rtol=1e-5)
-
-
-def test_scores_with_vectors_that_depend_on_the_terms_and_beside_source_tokens():
+def test_directions_that_depend_on_the_representations():
     model, images = random_timm(*FAMILIES["vit"]), random_images(VIT["img_size"])
-    whole = decompose(model, images, sources="all", vectors=lambda names, terms: terms.sum(dim=1)[None, :, None].expand(
-        1, -1, len(names), -1))
-    torch.testing.assert_close(whole.products.sum(dim=-1), torch.ones(1, 3), atol=1e-5, rtol=0)
-    for block, tokens in whole.sources.items():
-        expected = torch.einsum("bnd,bd->bn", tokens, whole.representation)
-        torch.testing.assert_close(whole.scores[block].sum(dim=2)[0], expected, atol=1e-6, rtol=0)
+    found = Decomposer(model_of(model, (32, 32), prefix_tokens=1)).tokens(images, lambda representation: representation[None])
+    torch.testing.assert_close(found.parts.sum(dim=-1), torch.ones(1, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.representation, F.normalize(model(images), dim=-1), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_average", "vit_average_norm_first", "vit_registers"])
@@ -261,8 +267,8 @@ def test_scores_equal_their_literal_definition(name):
     """The last layer of a vision transformer: attention times values times the head's part of the output projection, through
     the frozen final norm, in double precision. Without constants, of which each token has the same part."""
     model, images = random_timm(*FAMILIES[name]), random_images(FAMILIES[name][1]["img_size"], 2)
-    found = decompose(model, images, vectors=random_vectors)
-    vectors = random_vectors(found.names, found.terms).double()
+    found, score = decompose_tokens(model, images)
+    scores, vectors = score(random_vectors(found)), random_vectors(found).double()
     model, images = model.double(), images.double()
     entered, left = [], []
     block, attn = model.blocks[-1], model.blocks[-1].attn
@@ -289,54 +295,37 @@ def test_scores_equal_their_literal_definition(name):
         else:
             read = (written[:, 0] if model.global_pool == "token" else written[:, prefix:].mean(dim=1)) / deviation[:, None]
         read = read * norm.weight / output.norm(dim=-1)[:, None, None]
-        column = [(name.kind, name.block, name.head) for name in found.names].index(("attn", 2, head))
+        column = found.components.index(Component("attn", 2, head))
         expected = torch.einsum("bnw,mbw->mbn", read, vectors[:, :, column])
-        scores = found.scores[2][:, :, head].double()
-        torch.testing.assert_close(scores - scores[..., :1], expected - expected[..., :1], atol=1e-6, rtol=0)
+        own = scores[2][:, :, head].double()
+        torch.testing.assert_close(own - own[..., :1], expected - expected[..., :1], atol=1e-6, rtol=0)
         assert (expected - expected[..., :1]).abs().max() > 1e-3
 
 
-ONE_STAGE = {"depths": (2,), "num_heads": (2,)}
-
-
-@pytest.mark.parametrize("name, changes", [
-    *[FAMILIES[name] for name in ("vit", "vit_average", "vit_registers", "vit_two_at_once", "deit_distilled", "siglip")],
-    ("swin_tiny_patch4_window7_224", SWIN | ONE_STAGE | {"img_size": (60, 76)}),
-    ("swinv2_tiny_window8_256", SWIN | ONE_STAGE | {"img_size": 64, "window_size": 4}),
-])
-def test_source_tokens_summed_over_layers(name, changes):
-    model, images = random_timm(name, changes), random_images(changes["img_size"], 2)
-    for heads in (lambda block, head: True, lambda block, head: (block + head) % 2 == 0):
-        every, found = (decompose(model, images, sources=sources, heads=heads) for sources in ("all", "summed"))
-        assert list(found.sources) == [None] and len(every.sources) > 1
-        torch.testing.assert_close(found.sources[None], sum(every.sources.values()), atol=1e-6, rtol=0)
-        torch.testing.assert_close(found.terms, every.terms, atol=0, rtol=0)
-
-
-def test_tokens_of_layers_that_differ_in_their_number_are_not_summed():
-    with pytest.raises(UserError, match="49 or 196 tokens"):
-        decompose(random_timm(*FAMILIES["swin"]), random_images(SWIN["img_size"]), sources="summed")
-
-
-@pytest.mark.parametrize("name", ["swin", "swin_padded"])
-def test_source_tokens_lie_where_the_stream_has_them(name, monkeypatch):
-    """Through windows and shifts: the values of one token of the residual stream, and nothing else."""
+@pytest.mark.parametrize("name, attn, norm, layer", [
+    ("vit", "blocks.1.attn", "blocks.1.norm1", 1), ("vit_registers", "blocks.0.attn", "blocks.0.norm1", 0),
+    ("siglip", "blocks.1.attn", "blocks.1.norm1", 1), ("deit_distilled", "blocks.0.attn", "blocks.0.norm1", 0),
+    ("swin", "layers.0.blocks.1.attn", "layers.0.blocks.1.norm1", 1),
+    ("swin_padded", "layers.0.blocks.1.attn", "layers.0.blocks.1.norm1", 1)])
+def test_source_tokens_lie_where_the_stream_has_them(name, attn, norm, layer, monkeypatch):
+    """Also through windows and shifts: the values of one token of the residual stream, and nothing else."""
     model, images = random_timm(*FAMILIES[name]), random_images(FAMILIES[name][1]["img_size"], 2)
-    block = model.layers[0].blocks[1]
-    block.attn.qkv.bias.zero_()
-    found = decompose(model, images, sources="all").sources[1]
+    model.get_submodule(attn).qkv.bias.zero_()
+    terms, score = decompose_tokens(model, images)
+    vectors = random_vectors(terms)[:, :, :1].expand(-1, -1, terms.values.shape[1], -1)
+    scores = score(vectors)[layer].sum(dim=2).double()
     literal = Literal(model, model, images, monkeypatch)
-    literal.through = "layers.0.blocks.1.attn"
-    tokens, effects = list(range(0, found.shape[1], 23)), []
+    literal.through = attn
+    tokens, effects = list(range(0, scores.shape[2], 23 if "swin" in name else 3)), []
     for token in tokens:
         def one(module, args, out, token=token):
-            return torch.where(torch.arange(found.shape[1]).reshape(1, *out.shape[1:3], 1) == token, out.detach(), 0)
+            chosen = torch.arange(scores.shape[2]) == token
+            return torch.where(chosen.reshape(1, *out.shape[1:-1], 1), out.detach(), 0)
 
-        effects.append(literal.effect("layers.0.blocks.1.norm1", one))
-    effects = torch.stack(effects, dim=1)  # without the layer's constants, of which each token has the same part
-    found = found[:, tokens].double()
-    torch.testing.assert_close(found - found[:, :1], effects - effects[:, :1], atol=1e-6, rtol=0)
-    assert (effects - effects[:, :1]).abs().max() > 1e-4
+        effects.append(torch.einsum("bd,mbd->mb", literal.effect(norm, one), vectors[:, :, 0].double()))
+    effects, scores = torch.stack(effects, dim=-1), scores[..., tokens]
+    torch.testing.assert_close(scores - scores[..., :1], effects - effects[..., :1], atol=1e-5, rtol=1e-5)
+    assert (effects - effects[..., :1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name, changes, reason", [
@@ -349,7 +338,7 @@ def test_source_tokens_lie_where_the_stream_has_them(name, monkeypatch):
 def test_what_cannot_be_passed_is_refused_by_name(name, changes, reason):
     model = random_timm(name, changes)
     with pytest.raises(UserError, match=reason):
-        decompose(model, images_for(changes if changes else {"img_size": 64}))
+        decompose(model, random_images(changes.get("img_size", 64)))
 
 
 @pytest.mark.parametrize("name, options", [
@@ -363,8 +352,8 @@ def test_a_timm_tower_of_open_clip(name, options):
     torch.manual_seed(0)
     visual, images = move(TimmModel(name, embed_dim=20, image_size=160, **options)), random_images(160, 2)
     found = decompose(visual, images)
-    torch.testing.assert_close(found.terms.sum(dim=1), F.normalize(visual(images), dim=-1), atol=1e-6, rtol=0)
-    assert len({name.block for name in found.names if name.kind == "attn"}) == len(visual.trunk.blocks)
+    torch.testing.assert_close(found.values.sum(dim=1), F.normalize(visual(images), dim=-1), atol=1e-6, rtol=0)
+    assert len({component.layer for component in found.components if component.kind == "attn"}) == len(visual.trunk.blocks)
 
 
 def test_a_timm_tower_that_ends_in_an_mlp_is_refused():
@@ -376,11 +365,13 @@ def test_a_timm_tower_that_ends_in_an_mlp_is_refused():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_scores_without_gradients(mode):
     model, images = random_timm(*FAMILIES["swin"]), random_images(SWIN["img_size"])
-    expected = decompose(model, images, vectors=random_vectors)
+    decomposer, directions = Decomposer(model_of(model, (56, 56))), torch.randn(2, 1, 96)
+    expected = decomposer.tokens(images, directions)
+    model.requires_grad_(True)
     with mode():
-        again = decompose(model.requires_grad_(True), images, vectors=random_vectors)
-    for block, scores in expected.scores.items():
-        torch.testing.assert_close(again.scores[block], scores, atol=0, rtol=0)
+        again = decomposer.tokens(images, directions)
+    for layer, scores in expected.scores.items():
+        torch.testing.assert_close(again.scores[layer], scores, atol=0, rtol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -390,17 +381,18 @@ def test_the_same_without_gradients(name, mode):
     """Whether or not the model and the images were made in that mode, too."""
     timm_name, changes = FAMILIES[name]
     model, images = random_timm(timm_name, changes).requires_grad_(True), random_images(changes["img_size"])
-    expected = decompose(model, images, sources="all")
+    expected = decompose(model, images, class_token=name == "vit")
     with mode():
         cases = [(model, images), (random_timm(timm_name, changes), random_images(changes["img_size"]))]
-        found = [decompose(*case, sources="all") for case in cases]
+        found = [decompose(*case, class_token=name == "vit") for case in cases]
         assert cases[1][1].is_inference() == torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
     for other in found:
-        torch.testing.assert_close(other.terms, expected.terms, atol=0, rtol=0)
-        for block, tokens in other.sources.items():
-            torch.testing.assert_close(tokens, expected.sources[block], atol=0, rtol=0)
-        assert not other.terms.requires_grad and not other.terms.is_inference()
-    assert not expected.terms.requires_grad and torch.is_grad_enabled()
+        torch.testing.assert_close(other.values, expected.values, atol=0, rtol=0)
+        torch.testing.assert_close(other.cls_attn, expected.cls_attn, atol=0, rtol=0)
+        assert not other.values.requires_grad
+        assert not other.values.is_inference()
+    assert not expected.values.requires_grad
+    assert torch.is_grad_enabled()
 
 
 def test_a_model_nobody_has_seen():
@@ -421,8 +413,12 @@ def test_a_model_nobody_has_seen():
 
     torch.manual_seed(0)
     model, images = Model().eval(), torch.randn(2, 3, 32, 32)
-    found = decompose(model, images, sources="all")
-    torch.testing.assert_close(found.sources[0].sum(dim=1), found.terms[:, 1:4].sum(dim=1), atol=1e-6, rtol=0)
-    heads = [("attn", head) for head in range(3)]
-    assert [(name.kind, name.head) for name in found.names] == [("embed", None), *heads, ("mlp", None)]
-    torch.testing.assert_close(found.terms.sum(dim=1), F.normalize(model(images), dim=-1), atol=1e-6, rtol=0)
+    found, score = decompose_tokens(model, images)
+    assert [str(component) for component in found.components] == ["0.0", "0.1", "0.2", "embedding", "mlp 0"]
+    torch.testing.assert_close(found.values.sum(dim=1), F.normalize(model(images), dim=-1), atol=1e-6, rtol=0)
+    vectors = random_vectors(found)[:, :1].expand(-1, 2, -1, -1)
+    products = torch.einsum("bcd,mbcd->mbc", found.values, vectors)
+    missing = products[:, :, :3] - score(vectors)[0].sum(dim=-1)  # biases: the same for both images but for the length
+    missing = missing * model(images).norm(dim=-1)[:, None]
+    torch.testing.assert_close(missing[:, 0], missing[:, 1], atol=1e-5, rtol=1e-5)
+    assert missing.abs().max() > 1e-2

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from utils.decompose.tower import Tower, decompose, decompose_tokens, patch_map, score_tokens
+from utils.decompose.decomposer import Decomposer
 from utils.models.names import Clip, Vision
 
 FIRST_OTHER = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")  # of a transform's steps, after those that resize and crop
@@ -57,61 +57,42 @@ def selection(layer: int | None, head: int | None) -> str:
     return f"layer {layer}" if head is None else f"layer {layer}, head {head}"
 
 
-def explain(tower: Tower, pixels: Tensor, texts: list[str], directions: np.ndarray,
-            layer: int | None = None, head: int | None = None) -> list[HeatMap]:
-    """Heat maps of one image [1, 3, height, width] for texts with unit embeddings `directions` [m, d].
+def explain(decomposer: Decomposer, pixels: Tensor, texts: list[str], directions: np.ndarray, layer: int | None = None,
+            head: int | None = None, maps: tuple[Tensor, Tensor] | None = None) -> list[HeatMap]:
+    """Heat maps of one image [1, 3, height, width] for texts with unit embeddings `directions` [m, d], mapped to the texts'
+    space by `maps` (weight, bias) where the model is no CLIP.
 
-    The patches' map is that of all heads, or of one `layer` or `head`, both counted from 0. The parts, which sum to
-    the similarity: patches through the chosen heads, and through all others; the class token's attention to itself;
-    MLPs; the embedded class token, which is the same for every image (up to the final norm and the length).
+    The patches' map is that of all heads, or of one `layer` or `head`, both counted from 0. The parts, which sum to the
+    similarity: patches through the chosen heads, and through all others; class and register tokens, through all heads;
+    attention that cannot be told apart by tokens; MLPs; convolution blocks; the embedding, which for a model with a class
+    token is the same for every image (up to the final norm and the length).
     Raises UserError for a layer or head that the model lacks.
     """
     directions = torch.from_numpy(directions).to(pixels.device)
-    tokens, terms = decompose_tokens(tower, pixels, layer, head), decompose(tower, pixels)
-    patches = (tokens.attn[0, 1:] @ directions.T).T                             # [m, patches]
-    chosen = tokens.attn[0, 1:].sum(dim=0)                                      # [d]
-    every = terms.attn[0].sum(dim=(0, 1)) - terms.cls_attn[0].sum(dim=0)
-    parts = {f"{selection(layer, head)}, patches": chosen}
-    if layer is not None:
-        parts[f"other {'layers' if head is None else 'heads'}, patches"] = every - chosen
-    parts |= {"class token to itself": terms.cls_attn[0].sum(dim=0), "MLPs": terms.mlp[0, 1:].sum(dim=0),
-              "constant (class embedding)": terms.mlp[0, 0]}
-    return [HeatMap(text, float(terms.representation[0] @ direction),
-                    {name: float(part @ direction) for name, part in parts.items()},
-                    values.unflatten(0, tokens.grid).cpu().numpy())
-            for text, direction, values in zip(texts, directions, patches)]
-
-
-def explain_by_walk(vision: Vision, pixels: Tensor, texts: list[str], directions: np.ndarray, layer: int | None = None,
-                    head: int | None = None, maps: tuple[Tensor, Tensor] | None = None) -> list[HeatMap]:
-    """The same for any model that the walk takes, mapped to the texts' space by `maps` (weight, bias) where it is no CLIP.
-
-    Class and register tokens are no patches: what they give through all heads is one part. There are parts of convolution
-    blocks, and of attention that cannot be told apart by tokens, where the model has such.
-    """
-    directions = torch.from_numpy(directions).to(pixels.device)
-    found = score_tokens(vision, pixels, lambda representation: directions[:, None].expand(-1, len(representation), -1), maps)
-    patches = patch_map(found, vision.prefix_tokens, layer, head)[:, 0]                      # [m, rows, columns]
-    sums = {layer: some[:, 0].sum(dim=1) for layer, some in found.tokens.items()}            # [m, n]
-    every = sum(some[:, vision.prefix_tokens:].sum(dim=1) for some in sums.values())
+    found = decomposer.tokens(pixels, directions[:, None], maps)
+    patches, prefix = found.patches(layer, head)[:, 0], found.prefix_tokens                  # [m, rows, columns]
+    sums = [some[:, 0].sum(dim=1) for some in found.scores.values()]                         # [m, n]
+    every = sum(some[:, prefix:].sum(dim=1) for some in sums)
     parts = {f"{selection(layer, head)}, patches": patches.sum(dim=(1, 2))}
     if layer is not None:
         parts[f"other {'layers' if head is None else 'heads'}, patches"] = every - patches.sum(dim=(1, 2))
-    if vision.prefix_tokens:
-        parts["class and register tokens"] = sum(some[:, :vision.prefix_tokens].sum(dim=1) for some in sums.values())
+    if prefix:
+        alone = prefix == 1 and decomposer.model.class_token
+        parts["class token to itself" if alone else "class and register tokens"] = sum(
+            some[:, :prefix].sum(dim=1) for some in sums)
 
     def add(label: str, kind: str) -> None:
-        chosen = [i for i, name in enumerate(found.names)
-                  if name.kind == kind and not (kind == "attn" and name.block in found.tokens)]
+        chosen = [i for i, component in enumerate(found.components)
+                  if component.kind == kind and not (kind == "attn" and component.layer in found.scores)]
         if chosen:
             parts[label] = found.parts[:, 0, chosen].sum(dim=1)
 
     add("attention as a whole", "attn")
     add("MLPs", "mlp")
     add("convolution blocks", "conv")
-    add("constant (class embedding)" if vision.class_token else "embedding", "embed")
-    return [HeatMap(text, float(found.parts[i, 0].sum()), {name: float(part[i]) for name, part in parts.items()},
-                    patches[i].cpu().numpy()) for i, text in enumerate(texts)]
+    add("constant (class embedding)" if decomposer.model.class_token else "embedding", "embed")
+    return [HeatMap(text, float(found.representation[0] @ direction), {name: float(part[i]) for name, part in parts.items()},
+                    patches[i].cpu().numpy()) for i, (text, direction) in enumerate(zip(texts, directions))]
 
 
 def table(found: HeatMap) -> str:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from utils.cli import UserError
 from utils.data.datasets import Images
-from utils.decompose.tower import decompose, read_tower
-from utils.models.names import Clip
+from utils.decompose.decomposer import Decomposer
+from utils.models.names import Clip, image_side
 from utils.plots import sheets
 from utils.runs import heads, terms
 from utils.runs.stored import blocks
@@ -80,13 +80,13 @@ def of_pictures(clip: Clip, pictures: Sequence[Image.Image], ways: Sequence[Way]
 
     Raises UserError for a model that has not the layers, heads and width of the run, its `shape`.
     """
-    tower, found = read_tower(clip.model.visual), []
-    own = (len(tower.blocks), tower.blocks[0].heads, tower.projection.shape[1])
-    if own != shape:
-        raise UserError(f"--model {clip.name}: has {own} layers, heads and dimensions, and the arrays have {shape}")
+    decomposer, found = Decomposer(image_side(clip)), []
     for picture in pictures:
-        parts = decompose(tower, clip.preprocess(picture)[None].to(clip.device))
-        run = {"attn": HeadTerms(parts.attn.cpu().numpy()), "mlp": parts.mlp.cpu().numpy()}
+        arrays = decomposer.terms(clip.preprocess(picture)[None].to(clip.device)).arrays()
+        own = tuple(arrays["attn"].shape[1:])
+        if own != shape:
+            raise UserError(f"--model {clip.name}: has {own} layers, heads and dimensions, and the arrays have {shape}")
+        run = {"attn": HeadTerms(arrays["attn"].cpu().numpy()), "mlp": arrays["mlp"].cpu().numpy()}
         found.append(vectors(run, slice(None), ways))
     return np.concatenate(found, axis=1)
 

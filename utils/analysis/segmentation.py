@@ -24,7 +24,7 @@ from utils.analysis import alignment
 from utils.analysis.heatmaps import shaping
 from utils.cli import UserError
 from utils.data.datasets import Images
-from utils.decompose.tower import TokenTerms, Tower, decompose_tokens, find_tower, patch_map, score_tokens
+from utils.decompose.decomposer import Decomposer
 from utils.models.names import TIMM, Vision, file_name, load_vision, weights_hash
 from utils.runs import files
 
@@ -65,13 +65,17 @@ CONSTANT = 1e-6  # a map whose values differ by less than this share of the larg
 @dataclass
 class Subject:
     """A model whose maps are compared with masks."""
-    vision: Vision
-    tower: Tower | None                   # what is read of the model; None where the walk takes it apart
+    decomposer: Decomposer
     carry: tuple[Tensor, Tensor] | None   # maps to the space of a CLIP: weight [c, k, d] and bias [d]
     width: int                            # of the space that its classifier is in
     name: str                             # in file names
     run: dict                             # whose texts go with it, as the manifest of a run says
     about: dict                           # what results say of its maps
+
+    @property
+    def patch_size(self) -> tuple[int, int] | None:
+        """Of a model that takes images of other sizes than its own, and that the other methods know; mapped models are not."""
+        return None if self.carry else self.decomposer.patch_size
 
 
 def load_subject(args, device) -> Subject:
@@ -86,24 +90,24 @@ def load_subject(args, device) -> Subject:
     if trained:
         alignment.check_model(trained, vision)
         weight, run = trained.weight.to(device), alignment.text_side(trained.about)
-        return Subject(vision, None, (weight, trained.bias.to(device)), weight.shape[2], f"{vision.name}-as-{run['text_model']}",
-                       run, {"maps": args.maps, "maps_sha256": trained.sha256, **run})
-    tower, run = find_tower(vision), {"weights_sha256": weights_hash(vision), "pretrained": vision.source}
+        return Subject(Decomposer(vision), (weight, trained.bias.to(device)), weight.shape[2],
+                       f"{vision.name}-as-{run['text_model']}", run, {"maps": args.maps, "maps_sha256": trained.sha256, **run})
+    run = {"weights_sha256": weights_hash(vision), "pretrained": vision.source}
     with torch.no_grad():
         width = vision.encode(torch.zeros(1, 3, *vision.image_size, device=device)).shape[1]
-    return Subject(vision, tower, None, width, vision.name, run, {})
+    return Subject(Decomposer(vision), None, width, vision.name, run, {})
 
 
 def check_baselines(subject: Subject, method: str) -> None:
     """Refuse a method other than the decomposition for a model that has none."""
-    if subject.tower is None:
+    if subject.patch_size is None:
         raise UserError(f"--method {method}: this model has --method decomposition alone; the others need a CLIP with an image "
                         "tower of open_clip's own and class-token pooling, and no --maps")
 
 
-def check_image_size(image_size: int, tower: Tower) -> int:
+def check_image_size(image_size: int, patch_size: tuple[int, int]) -> int:
     """The side of images in pixels, if patches cover it. Raises UserError with the nearest sizes that do."""
-    step = math.lcm(*tower.patch_size)
+    step = math.lcm(*patch_size)
     if image_size < step or image_size % step:
         below = max(image_size // step, 1) * step
         raise UserError(f"--image_size {image_size}: the model's patches have {step} pixels, and must cover the image; "
@@ -133,11 +137,11 @@ def true_classes(data: Images, classes: list[str] | None) -> Tensor:
     return torch.tensor(data.samples.labels)
 
 
-def transform(vision: Vision, tower: Tower | None, image_size: int | None) -> tuple[Compose, int]:
-    """The transform of images, and the side s of what it gives: at `image_size`, by default the model's own, where `tower` is
-    read from the model; by the model's own transform where it is None. Raises UserError for a size that cannot be."""
-    if tower:
-        side = check_image_size(vision.image_size[0] if image_size is None else image_size, tower)
+def transform(vision: Vision, patch_size: tuple[int, int] | None, image_size: int | None) -> tuple[Compose, int]:
+    """The transform of images, and the side s of what it gives: at `image_size`, by default the model's own, where patches of
+    `patch_size` may cover any; by the model's own transform where it is None. Raises UserError for a size that cannot be."""
+    if patch_size:
+        side = check_image_size(vision.image_size[0] if image_size is None else image_size, patch_size)
         return image_transform_v2(PreprocessCfg(**{**vision.tower.preprocess_cfg, "size": side}), is_train=False), side
     height, width = vision.image_size
     if height != width:
@@ -169,26 +173,15 @@ def _direction(classifier: Tensor, classes: Tensor) -> Tensor:
     return classifier[:, classes].T - classifier.mean(dim=1)
 
 
-def decomposition_maps(terms: TokenTerms, classifier: Tensor, classes: Tensor) -> Tensor:
-    """Maps [b, rows, columns]: what each patch contributes to the logit of the image's class [b], the predicted or the true one,
-    less the mean over all classes of `classifier` [d, classes]."""
-    direction = _direction(classifier, classes)
-    return torch.einsum("bnd,bd->bn", terms.attn[:, 1:], direction).unflatten(1, terms.grid)
-
-
 def class_maps(subject: Subject, pixels: Tensor, classifier: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Maps [b, rows, columns] of images by `decomposition_maps`, and the classes [b] that they are of: the predicted ones, or the
-    `truth` [b]."""
+    """Maps [b, rows, columns]: what each patch of images contributes to the logit of the image's class, less the mean over all
+    classes of `classifier` [d, classes]; and the classes [b]: the predicted ones, or the `truth` [b]."""
     def classes(representation: Tensor) -> Tensor:
         return (representation @ classifier).argmax(dim=1) if truth is None else truth
 
-    if subject.tower:
-        terms = decompose_tokens(subject.tower, pixels)
-        found = classes(terms.representation)
-        return decomposition_maps(terms, classifier, found), found
-    scores = score_tokens(subject.vision, pixels, lambda representation: _direction(classifier, classes(representation))[None],
-                          subject.carry)
-    return patch_map(scores, subject.vision.prefix_tokens)[0], classes(scores.representation)
+    found = subject.decomposer.tokens(
+        pixels, lambda representation: _direction(classifier, classes(representation))[None], subject.carry)
+    return found.patches()[0], classes(found.representation)
 
 
 def heat_maps(maps: Tensor, image_size: int) -> Tensor:

@@ -30,7 +30,6 @@ class Edge:
 class Node:
     """A value that depends on the images: a linear function of its edges, or a leaf."""
     op: str
-    where: str
     order: int
     edges: list[Edge] = field(default_factory=list)
     pull: Callable[[Readout], list[Readout]] | None = None   # one readout an edge
@@ -95,7 +94,7 @@ class Recorder(TorchDispatchMode):
     def node(self, op: str, inputs: list[Node], **fields) -> Node:
         self.order += 1
         made_of = frozenset().union(*(node.made_of for node in inputs))
-        return Node(op=self.here(op), where=self.where(), order=self.order, attentions=self.attentions, made_of=made_of,
+        return Node(op=self.here(op), order=self.order, attentions=self.attentions, made_of=made_of,
                     **fields)
 
     def edge(self, tensor: Tensor) -> Edge:
@@ -133,7 +132,7 @@ class Recorder(TorchDispatchMode):
                         attention.edges, attention.product = [], None
             node = edge.node
             if node.origin is not None and not node.leaf:
-                node = Node(op=node.origin.op, where=node.origin.where, order=node.order, origin=node.origin,
+                node = Node(op=node.origin.op, order=node.order, origin=node.origin,
                             made_of=node.made_of)
                 edge = Edge(node, tensor)
             closed.append(edge)

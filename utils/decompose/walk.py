@@ -15,8 +15,7 @@ An operation that none of this covers ends the walk with its name.
 """
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,26 +24,14 @@ from utils.cli import UserError
 from utils.decompose import readouts
 from utils.decompose.readouts import Axis, Readout, contract, lay, reading, refuse
 from utils.decompose.recorder import FROZEN, Edge, Node, Recorder
-from utils.runs.terms import Component as StoredComponent
+from utils.decompose.terms import ARRAYS, Terms
+from utils.runs.components import Component
 
+KINDS = [kind for kinds in ARRAYS.values() for kind in kinds]  # in the order of components
 MOST_PATHS = 4  # times the operations of the pass may the walk have steps; a stream that branches at every block needs more
 
 
-@dataclass(frozen=True)
-class Component(StoredComponent):
-    """One part of the model that writes to the residual stream; its head is also None where heads cannot be told apart."""
-    where: str  # the module that computes it
-
-
-@dataclass
-class Components:
-    """The components of a batch of images, float32, each divided by the norm of its image's representation."""
-    names: list[Component]
-    terms: Tensor                      # [b, c, d]
-    representation: Tensor             # [b, d]: unit length; what the terms sum to
-    sources: dict[int | None, Tensor]  # block (None: their sum) -> [b, n, d]: each source token's part of the layer's terms
-    products: Tensor | None            # [m, b, c]: of the terms with vectors, where such are asked for
-    scores: dict[int, Tensor]          # block -> [m, b, h, n]: each source token's part of the products of the layer's heads
+CLASS_TOKEN = "class token"  # in place of a head: the part of a layer that comes from it
 
 
 def _walk(end: Node, output: Tensor) -> list[tuple[Node, Readout, Tensor | None]]:
@@ -76,76 +63,78 @@ def _name(steps: list) -> dict[Node, Component]:
         raise refuse(embedding.op)
     embedded = min(node.order for node, _, _ in steps if node.leaf and (node.origin or node) is embedding)
     rank, block, last = {"conv": 0, "attn": 1, "mlp": 2}, -1, 3
-    names = {embedding: Component("embed", -1, None, embedding.where)}
+    names = {embedding: Component("embed")}
     for leaf in leaves[1:]:
         if not leaf.attention and not leaf.pointwise:
             raise refuse(leaf.op)
         recent = {kind for kind, order in leaf.made_of if order > embedded and order not in passed}
         kind = "attn" if leaf.attention else next((kind for kind in ("conv", "attn") if kind in recent), "mlp")
         block, last = block + (rank[kind] <= last), rank[kind]
-        names[leaf] = Component(kind, block, None, leaf.where)
+        names[leaf] = Component(kind, block)
     return names
+
+
+def decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None,
+              class_token: bool = False) -> Terms:
+    """Decompose the representations of images [b, 3, height, width] into the model's components.
+
+    `function` gives the representation [b, d] of images; by default the model itself does. The model must be in eval
+    mode; with `class_token` its first token is one, and `cls_attn` is given. Constants on the way (biases, a norm's frozen
+    mean) are split evenly over the layers that pass there, and a layer's share over its heads or source tokens.
+    Raises UserError with the name of the operation that cannot be passed; and for an output that is not one vector an image.
+    """
+    return _decompose(model, images, function or model, class_token, None)[0]
+
+
+def decompose_tokens(model: nn.Module, images: Tensor,
+                     function: Callable[[Tensor], Tensor] | None = None) -> tuple[Terms, Callable[[Tensor], dict[int, Tensor]]]:
+    """`decompose`, and a function of vectors [m, b, c, d]: by layer, what the source tokens of each head add to its product
+    with the vectors, without its constants, [m, b, h, n].
+
+    No terms of single tokens are held for it, but a model made in inference mode cannot be asked. Errors as above.
+    """
+    return _decompose(model, images, function or model, False, [])
 
 
 @torch.inference_mode(False)  # that mode hides from the recorder what operations are made of
 @torch.no_grad()
-def decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None,
-              sources: str | None = None, heads: Callable[[int, int], bool] = lambda block, head: True,
-              vectors: Callable[[list[Component], Tensor], Tensor] | None = None) -> Components:
-    """Decompose the representations of images [b, 3, height, width] into the model's components.
-
-    `function` gives the representation [b, d] of images; by default the model itself does. The model must be in eval
-    mode. `sources` adds what the source tokens bring to every attention layer: "all" of them, "summed" over the layers
-    (where all have the same tokens), or the "first" (the class token of a model that has one); through those `heads` alone
-    for which a function of block and head says so. `vectors`, of the components' names and terms [b, c, d], gives vectors
-    [m, b, c, d], and asks for their products and for what each source token adds to those of heads; no terms of single tokens
-    are held for it, but a model made in inference mode cannot be asked. Constants on the way (biases, a norm's frozen mean)
-    are split evenly over the layers that pass there, and a layer's share over its heads or source tokens.
-    Raises UserError with the name of the operation that cannot be passed; for an output that is not one vector an image; and
-    for "summed" where the layers differ in their number of tokens.
-    """
-    recorder = Recorder(images, {module: name for name, module in model.named_modules()},
-                        sources is not None or vectors is not None)
+def _decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor], class_token: bool,
+               written: list | None) -> tuple[Terms, Callable[[Tensor], dict[int, Tensor]]]:
+    recorder = Recorder(images, {module: name for name, module in model.named_modules()}, class_token or written is not None)
     with recorder.watch():
-        output = (function or model)(images)
+        output = function(images)
     end = recorder.found.get(output)
     if output.ndim != 2 or len(output) != len(images) or end in (None, FROZEN):
         raise UserError("this model cannot be decomposed: its output is not one vector an image")
     steps = _walk(end, output)
     names = _name(steps)
+    with torch.set_grad_enabled(written is not None):  # of what the attention layers write alone
+        sums = _gather(steps, names, class_token, written)
+    order = sorted((key for key in sums if key[1] != CLASS_TOKEN),
+                   key=lambda key: (KINDS.index(names[key[0]].kind), key[0].order, key[1]))
+    components = [replace(names[origin], head=head if origin.attention else None) for origin, head in order]
     length = output.norm(dim=-1, keepdim=True)
-    terms, tokens, written = {}, {}, [] if vectors else None
-    with torch.set_grad_enabled(vectors is not None):  # of what the attention layers write alone
-        gathered = _gather(steps, names, sources, heads, written)
-    for (origin, part), some in gathered.items():
-        if isinstance(part, int):
-            terms[origin, part] = some / length
-        else:
-            tokens.setdefault(origin and names[origin].block, []).append(some / length)
-    order = sorted(terms, key=lambda key: (key[0].order, key[1]))
-    named = [replace(names[origin], head=head if origin.attention else None) for origin, head in order]
-    terms = torch.stack([terms[key] for key in order], dim=1)
-    error = (terms.sum(dim=1) - output / length).norm(dim=-1).max()
+    values = torch.stack([sums[key] / length for key in order], dim=1)
+    error = (values.sum(dim=1) - output / length).norm(dim=-1).max()
     if not error < 1e-2:
         raise UserError(f"this model cannot be decomposed: its components miss its output by {error:.1%}")
-    products, scores = None, {}
-    if vectors:
-        along = vectors(named, terms)
-        products = (terms * along).sum(dim=-1)
+    first = sorted((key for key in sums if key[1] == CLASS_TOKEN), key=lambda key: key[0].order)
+    cls_attn = torch.stack([sums[key] / length for key in first], dim=1) if first else None
+
+    def score(vectors: Tensor) -> dict[int, Tensor]:
         with torch.enable_grad():
-            reached = torch.stack([gathered[key] for key in order], dim=1)
-        scores = _score_tokens(written, reached, along / length[:, None], products, named, names)
-    tokens = {block: torch.stack(some, dim=1) for block, some in tokens.items()}
-    return Components(named, terms, output / length, tokens, products, scores)
+            reached = torch.stack([sums[key] for key in order], dim=1)
+        return _score_tokens(written, reached, vectors / length[:, None], names)
+
+    return Terms(components, values, output / length, cls_attn), score
 
 
-def _gather(steps: list, names: dict[Node, Component], sources: str | None, heads: Callable, written: list | None) -> dict:
-    """The sums that reach the representation: (origin, head) or (origin, ("token", place)) -> [b, d].
+def _gather(steps: list, names: dict[Node, Component], class_token: bool, written: list | None) -> dict:
+    """The sums that reach the representation: (origin, head) or (origin, CLASS_TOKEN) -> [b, d].
 
     On the way, each comes with its shares of the layers' constants: a set of (origin, share). What attention layers write is
     added to `written`, where there is one: (node, readout, sums [h, b, *kept], of which gradients can be taken).
     """
-    numbers = set()
     for node, readout, value in reversed(steps):
         if node.leaf:
             shares, sums = _write(node, readout, value)
@@ -153,14 +142,10 @@ def _gather(steps: list, names: dict[Node, Component], sources: str | None, head
                 sums = sums.detach().requires_grad_()
                 written.append((node, readout, sums))
             readout.arrived.append((shares, sums))
-            if node.attention and sources:
-                readout.arrived.append(_write_sources(node, readout, sources, partial(heads, names[node].block)))
-                numbers.add(len(readout.arrived[-1][0]))
-                if sources == "summed" and len(numbers) > 1:
-                    raise UserError(f"this model's layers have {' or '.join(map(str, sorted(numbers)))} tokens, which cannot "
-                                    "be summed over layers; take one layer")
+            if node.attention and class_token:
+                readout.arrived.append(_write_class_token(node, readout))
         if readout.into is not None and readout.carry is None and not node.constants:
-            readout.into.arrived += [_join(readout.arrived)] if sources == "summed" else readout.arrived
+            readout.into.arrived += readout.arrived
             readout.arrived = []
             continue
         shares, sums = _join(readout.arrived)
@@ -211,49 +196,29 @@ def _write(node: Node, readout: Readout, value: Tensor) -> tuple[dict, Tensor]:
     return shares, contract([(sums, kept), (eye, [number, *heads])], [number, *kept])
 
 
-def _write_sources(node: Node, readout: Readout, sources: str, wanted: Callable[[int], bool]) -> tuple[dict, Tensor]:
-    """What each source token writes through the wanted heads of an attention layer, as `_write` gives it."""
+def _write_class_token(node: Node, readout: Readout) -> tuple[dict, Tensor]:
+    """What an attention layer writes of its first source token, as `_write` gives it."""
     weights, values, queries = node.product
-    heads = _heads(readout)
     read = readouts.attend(readout, weights, queries)
-    number = math.prod(axis.size for axis in heads)
-    mask = torch.tensor([float(wanted(head)) for head in range(number)], device=values.device)
-    mask = mask.reshape([axis.size for axis in heads])
-    read = read.change(weight=contract([(read.weight, read.axes), (mask, heads)], read.axes))
-    at, share = read.summed(), mask.sum().item() / number
-    if sources == "first":
-        keep = (torch.arange(at[-1].size, device=values.device) == 0).to(values.dtype)
-        read = read.change(weight=contract([(read.weight, read.axes), (keep, [at[-1]])], read.axes))
-        return {(node, ("token", 0)): frozenset([(node, share / at[-1].size)])}, reading(read, (values,))[None]
-    operands = [(read.weight, read.axes), lay(values, read.dims)]
-    sums = contract(operands, [*at, readout.batch, *readout.kept]).flatten(0, len(at) - 1)
-    sums = _on_stream(node, read, at, sums)
-    parts, origin = frozenset([(node, share / len(sums))]), None if sources == "summed" else node
-    return {(origin, ("token", place)): parts for place in range(len(sums))}, sums
+    source = read.summed()[-1]
+    first = (torch.arange(source.size, device=values.device) == 0).to(values.dtype)
+    read = read.change(weight=contract([(read.weight, read.axes), (first, [source])], read.axes))
+    return {(node, CLASS_TOKEN): frozenset([(node, 1 / source.size)])}, reading(read, (values,))[None]
 
 
-def _score_tokens(written: list, reached: Tensor, vectors: Tensor, products: Tensor, named: list[Component],
-                  names: dict[Node, Component]) -> dict[int, Tensor]:
-    """`Components.scores`, for what of the components `named` reached the representation [b, c, d], vectors [m, b, c, d] and
-    their products [m, b, c].
+def _score_tokens(written: list, reached: Tensor, vectors: Tensor, names: dict[Node, Component]) -> dict[int, Tensor]:
+    """What `decompose_tokens` gives of vectors [m, b, c, d], for what of the components reached the representation [b, c, d].
 
     The way from what a head writes to the product of its term with a vector is linear but for constants. Its gradient is the
-    same for every token, and multiplies what the token writes; constants are split evenly over tokens.
+    same for every token, and multiplies what the token writes.
     """
     sums = [some for *_, some in written]
     gradients = [torch.autograd.grad(reached, sums, some, retain_graph=True) for some in vectors]
-    found = {}
-    for step, (node, readout, some) in enumerate(written):
-        gradient = torch.stack([of_all[step] for of_all in gradients])               # [m, h, b, *kept]
-        linear = (gradient * some.detach()).flatten(3).sum(dim=-1).transpose(1, 2)   # [m, b, h]
-        tokens = _read_tokens(node, readout, gradient)
-        before = found.get(node, (0, 0))
-        found[node] = before[0] + linear, before[1] + tokens
-    scores = {}
-    for node, (linear, tokens) in found.items():
-        block = names[node].block
-        columns = [column for column, name in enumerate(named) if name.kind == "attn" and name.block == block]
-        scores[block] = tokens + ((products[:, :, columns] - linear) / tokens.shape[-1])[..., None]
+    scores: dict[int, Tensor] = {}
+    for step, (node, readout, _) in enumerate(written):
+        tokens = _read_tokens(node, readout, torch.stack([of_all[step] for of_all in gradients]))  # gradient [m, h, b, *kept]
+        layer = names[node].layer
+        scores[layer] = scores[layer] + tokens if layer in scores else tokens
     return scores
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from utils.analysis.zeroshot import correct
 from utils.cli import UserError
 from utils.data.datasets import Images
-from utils.decompose.tower import decompose_tokens, read_tower
+from utils.decompose.decomposer import Decomposer
 from utils.models import names
 from utils.runs import files, stored, terms
 from utils.runs.heads import Head, name
@@ -42,12 +42,7 @@ def load_clip(args, manifest: dict | None) -> names.Clip | None:
     if not args.heat_maps:
         return None
     files.own_clip(manifest, args.model, "leave heat maps out with --heat_maps 0")
-    clip = names.load_same(args, manifest)
-    try:
-        read_tower(clip.model.visual)
-    except UserError as error:
-        raise UserError(f"--heat_maps {args.heat_maps}: {error}; leave heat maps out with --heat_maps 0") from error
-    return clip
+    return names.load_same(args, manifest)
 
 
 def commands(args, manifest: dict | None, options: dict) -> dict[str, str]:
@@ -235,28 +230,30 @@ def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Ima
     through this head alone. Raises UserError where patches and class token do not sum to what the arrays hold.
     """
     images.draw_at(clip.image_size[0])
-    tower = read_tower(clip.model.visual)
+    decomposer = Decomposer(names.image_side(clip))
     (folder / "heat").mkdir()
     for head in tqdm(heads, desc="heat maps", unit="head", delay=3, leave=False):
         chosen = head["highest"][:number]
         if not chosen:
             continue
         pixels = torch.stack([clip.preprocess(read_picture(images, image["index"], image["label"])) for image in chosen])
-        with torch.inference_mode():
-            found = decompose_tokens(tower, pixels.to(clip.device), head["layer"], head["head"])
-            values = (found.attn @ torch.tensor(pool[head["texts"][0]["index"]], device=clip.device)).cpu().numpy()
+        direction = torch.tensor(pool[head["texts"][0]["index"]], device=clip.device)
+        found = decomposer.tokens(pixels.to(clip.device), direction[None, None])
+        values = found.scores[head["layer"]][0, :, head["head"]].cpu().numpy()                              # [b, n]
+        patches = found.patches(head["layer"], head["head"])[0].cpu().numpy()
         expected = np.array([image["score"] for image in chosen]) + head["average"]
         if not np.allclose(values.sum(axis=1), expected, rtol=0, atol=0.02 * np.abs(expected).max() + 1e-4):
             wrong = chosen[int(np.abs(values.sum(axis=1) - expected).argmax())]["index"]
             raise UserError(f"the patches of image {wrong} do not sum to what the arrays hold of it; give the model and the "
                             "--data_path that they were made from, or make them again with compute_prs.py")
-        limit = float(np.abs(values[:, 1:]).max())
-        for image, of_image in zip(chosen, values):
+        limit = float(np.abs(patches).max())
+        for image, of_image, tokens in zip(chosen, patches, values):
             file = f"heat/{head['layer']}-{head['head']}-{image['index']}.webp"
             with Image.open(folder / image["file"]) as picture:
-                overlay(picture, of_image[1:].reshape(found.grid), limit).save(folder / file, quality=QUALITY)
+                overlay(picture, of_image, limit).save(folder / file, quality=QUALITY)
             head["heat_maps"].append({"index": image["index"], "file": file, "limit": limit,
-                                      "patches": float(of_image[1:].sum()), "class_token": float(of_image[0])})
+                                      "patches": float(of_image.sum()),
+                                      "class_token": float(tokens[:found.prefix_tokens].sum())})
 
 
 def overlay(picture: Image.Image, patches: np.ndarray, limit: float) -> Image.Image:
