@@ -146,24 +146,22 @@ def components(args) -> None:
     Random weights. The two take turns; the ratio of the fastest of each is printed, by the clock and by processor time
     (which other programs on the machine disturb less).
     """
-    import timm
     import torch
-    import torch.nn.functional as F
 
-    from utils.decompose.walk import decompose
+    from utils.decompose.decomposer import Decomposer
+    from utils.models import names
 
     torch.set_num_threads(args.threads)
     print(f"{'model':<36}{'components':>12}{'plain, s':>10}{'clock':>8}{'processor':>11}{'error':>9}")
     for name in args.models:
-        model = timm.create_model(name, num_classes=0).eval().requires_grad_(False)
-        images = torch.randn(args.batch_size, *model.pretrained_cfg["input_size"])
+        model = names.load_vision(f"timm:{name}", "none", torch.device("cpu"))
+        decomposer, images = Decomposer(model), torch.randn(args.batch_size, 3, *model.image_size)
         with torch.no_grad():
-            found = turns({"plain": partial(model, images), "ours": partial(decompose, model, images)}, args.repeats)
-            terms = decompose(model, images)
-            error = (terms.values.sum(dim=1) - F.normalize(model(images), dim=-1)).abs().max()
+            ways = {"plain": partial(model.encode, images), "ours": partial(decomposer.terms, images)}
+            found = turns(ways, args.repeats)
         plain, ours = ([min(times) for times in zip(*found[way])] for way in ("plain", "ours"))
-        print(f"{name:<36}{len(terms.components):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}{ours[1] / plain[1]:>11.2f}"
-              f"{error.item():>9.0e}", flush=True)
+        print(f"{name:<36}{len(decomposer.components):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}"
+              f"{ours[1] / plain[1]:>11.2f}{decomposer.check(images, 1)['error']:>9.0e}", flush=True)
 
 
 def segmentation(args) -> None:
