@@ -12,13 +12,13 @@ X.manifest.json, which says what made them. A run that was cut off goes on where
 """
 from utils import cli
 from utils.cli import UserError
-from utils.data.concepts import NAMES
+from utils.data.datasets import WITH_CONCEPTS
 
 
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     add_generation_options(parser)
-    cli.add_concept_options(parser, NAMES, "--eval_dataset")
+    cli.add_concept_options(parser, WITH_CONCEPTS, "--eval_dataset")
     parser.add_argument("--output_filepath", metavar="X.json",
                         help="where descriptions go (default: --descriptions, if given)")
     parser.add_argument("--descriptions", metavar="X.json",
@@ -50,7 +50,7 @@ def add_generation_options(parser) -> None:
 def main(args) -> None:
     import importlib.util
 
-    from utils.data import concepts
+    from utils.data import datasets
     from utils.ex2 import descriptions
     from utils.models import names as models
 
@@ -66,14 +66,14 @@ def main(args) -> None:
             raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then "
                             f"run: .venv/bin/python inference.py --score {args.score} --descriptions {output}")
         models.check_vlm_name(args.score)
-        images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
+        images = datasets.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
                                         args.num_images_for_reward)
 
     # Descriptions.
     if args.descriptions:
         rows, manifest = descriptions.read(args.descriptions)
     else:
-        names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
+        names = datasets.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
         rows, manifest = generate(args, args.eval_dataset, names, output)
         if not cli.is_main_process():
             return

@@ -17,7 +17,7 @@ images of its concept. Writes to --output_dir:
 """
 from utils import cli
 from utils.cli import UserError
-from utils.data.concepts import NAMES
+from utils.data.datasets import WITH_CONCEPTS
 
 FREE = ("config", "debug", "resume", "report_to", "output_dir")  # options that may change when a run is resumed
 
@@ -25,7 +25,7 @@ FREE = ("config", "debug", "resume", "report_to", "output_dir")  # options that 
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_vlm_options(parser)
-    cli.add_concept_options(parser, NAMES)
+    cli.add_concept_options(parser, WITH_CONCEPTS)
     parser.add_argument("--model_name", default="mistralai/Mistral-7B-v0.1", metavar="NAME",
                         help="the language model: a hub name, a folder, a .gguf file, smollm2-135m or gemma3-270m")
     parser.add_argument("--output_dir", default="./output_dir/adapter", metavar="FOLDER",
@@ -68,7 +68,7 @@ def main(args) -> None:
     from functools import partial
     from pathlib import Path
 
-    from utils.data import concepts
+    from utils.data import datasets
     from utils.ex2 import descriptions
     from utils.language import loading
     from utils.models import names
@@ -95,7 +95,7 @@ def main(args) -> None:
                         f"{args.num_generations} and of --per_device_batch_size {args.per_device_batch_size} (times the "
                         "processes)")
     questions = descriptions.read_questions(args.questions)
-    images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
+    images = datasets.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
                                     args.num_images_for_reward)
     names.check_vlm_name(args.vlm_name)
     quantization = "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None

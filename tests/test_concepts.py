@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from utils import cli
 from utils.cli import UserError
-from utils.data import concepts, datasets, scenes
+from utils.data import datasets, scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +25,7 @@ def folder(root, **classes):
 
 def options(*arguments, **settings):
     parser = argparse.ArgumentParser()
-    cli.add_concept_options(parser, concepts.NAMES, **settings)
+    cli.add_concept_options(parser, datasets.WITH_CONCEPTS, **settings)
     return vars(parser.parse_args(arguments))
 
 
@@ -41,10 +41,10 @@ def test_aircraft_and_dogs_are_called_so(tmp_path):
     names = ["n1-Chihuahua/1.jpg", "n2-African_hunting_dog/1.jpg", "n3-Bulldog/1.jpg", "n4-Dogo/1.jpg"]
     savemat(tmp_path / "train_list.mat", {"file_list": cells(*names), "labels": np.array([[1], [2], [3], [4]])})
     (tmp_path / "Images").mkdir()
-    assert concepts.concept_names("stanford_dogs", str(tmp_path), "train", None) == [
+    assert datasets.concept_names("stanford_dogs", str(tmp_path), "train", None) == [
         "Chihuahua dog", "African hunting dog", "Bulldog", "Dogo"]
     WRITERS["fgvc_aircraft"](tmp_path)
-    assert concepts.concept_names("fgvc_aircraft", str(tmp_path), "test", None) == [
+    assert datasets.concept_names("fgvc_aircraft", str(tmp_path), "test", None) == [
         "747-400 aircraft", "Challenger 600 aircraft", "F/A-18 aircraft"]
 
 
@@ -53,18 +53,18 @@ def test_aircraft_and_dogs_are_called_so(tmp_path):
     ("stanford_cars", ["AM General Hummer SUV 2000", "Ram C/V Van 2012"]), ("imagefolder", ["A", "b b"])])
 def test_other_names_are_those_of_the_classes(tmp_path, name, names):
     WRITERS[name](tmp_path)
-    assert concepts.concept_names(name, str(tmp_path), "train", None) == names
+    assert datasets.concept_names(name, str(tmp_path), "train", None) == names
 
 
 def test_concepts_are_evenly_spaced():
     every = [concept["name"] for concept in scenes.concepts()]
-    assert concepts.concept_names("emoji", None, "train", None) == every and len(every) == 260
-    assert concepts.concept_names("emoji", None, "train", 4) == [every[k] for k in (0, 65, 130, 195)]
-    assert concepts.concept_names("emoji", None, "train", 3) == [every[k] for k in (0, 86, 173)]
-    assert concepts.concept_names("emoji", None, "train", 260) == every
+    assert datasets.concept_names("emoji", None, "train", None) == every and len(every) == 260
+    assert datasets.concept_names("emoji", None, "train", 4) == [every[k] for k in (0, 65, 130, 195)]
+    assert datasets.concept_names("emoji", None, "train", 3) == [every[k] for k in (0, 86, 173)]
+    assert datasets.concept_names("emoji", None, "train", 260) == every
     for number in (261, 0, -1):
         with pytest.raises(UserError, match=f"--num_concepts {number}: there are 260 concepts; choose from 1 to 260"):
-            concepts.concept_names("emoji", None, "train", number)
+            datasets.concept_names("emoji", None, "train", number)
 
 
 def of_concept(images, name):
@@ -76,8 +76,8 @@ def of_concept(images, name):
 def test_images_are_sorted_by_file_name_and_limited(tmp_path):
     root = folder(tmp_path, big_owl=["b.png", "z/a.png", "c.png", "z/c.png"], cat=["1.png"], elk=["2.png"])
     Image.new("RGB", (9, 5)).save(tmp_path / "big_owl" / "b.png")
-    found = concepts.load_concepts("imagefolder", root, "train", 2, 3)
-    assert found.classes == ["big owl", "cat"] == concepts.concept_names("imagefolder", root, "train", 2)
+    found = datasets.load_concepts("imagefolder", root, "train", 2, 3)
+    assert found.classes == ["big owl", "cat"] == datasets.concept_names("imagefolder", root, "train", 2)
     names = ("big_owl/z/a.png", "big_owl/b.png", "big_owl/c.png", "cat/1.png")
     assert found.paths == [f"{root}/{name}" for name in names]
     assert found.scenes is None
@@ -87,19 +87,19 @@ def test_images_are_sorted_by_file_name_and_limited(tmp_path):
 
 def test_images_of_the_split_asked_for(tmp_path):
     WRITERS["stanford_cars"](tmp_path)
-    train = concepts.load_concepts("stanford_cars", str(tmp_path), "train", None, 256)
+    train = datasets.load_concepts("stanford_cars", str(tmp_path), "train", None, 256)
     assert train.classes == ["AM General Hummer SUV 2000", "Ram C/V Van 2012"]
     assert [(Path(path).name, label) for path, label in train.samples.samples] == [
         ("00003.jpg", 0), ("00001.jpg", 1), ("00002.jpg", 1)]
     with pytest.raises(UserError, match="no images of 'Ram C/V Van 2012' in the split 'test'"):
-        concepts.load_concepts("stanford_cars", str(tmp_path), "test", None, 256)
-    first = concepts.load_concepts("stanford_cars", str(tmp_path), "test", 1, 256)  # the empty one is not among these
+        datasets.load_concepts("stanford_cars", str(tmp_path), "test", None, 256)
+    first = datasets.load_concepts("stanford_cars", str(tmp_path), "test", 1, 256)  # the empty one is not among these
     assert first.paths == [str(tmp_path / "cars_test" / "00001.jpg")]
 
 
 def test_emoji_concepts_show_their_object():
-    found = concepts.load_concepts("emoji", None, "train", 4, 5, 48)
-    again = concepts.load_concepts("emoji", "ignored", "train", None, 3, 48)
+    found = datasets.load_concepts("emoji", None, "train", 4, 5, 48)
+    again = datasets.load_concepts("emoji", "ignored", "train", None, 3, 48)
     assert len(again.classes) == 260 and len(again.samples) == 780 and len(set(found.scenes)) == 20
     for name in found.classes:
         own = [found.scenes[i] for i in of_concept(found, name)]
@@ -110,33 +110,33 @@ def test_emoji_concepts_show_their_object():
         image, label = found.samples[i]
         assert label == i // 5 and np.array_equal(np.array(image), expected[i].permute(1, 2, 0).numpy())
     k = [concept["name"] for concept in scenes.concepts()].index(found.classes[2])
-    rng = np.random.default_rng((concepts.EMOJI_SEEDS["train"], k, 4))
+    rng = np.random.default_rng((datasets.CONCEPT_SEEDS["train"], k, 4))
     assert found.scenes[14] == scenes.sample_scene(rng, object=k)
 
 
 def test_emoji_splits_differ_from_each_other_and_from_the_data_sets():
     drawn = [scene for split in ("train", "val", "test")
-             for scene in concepts.load_concepts("emoji", None, split, 20, 4).scenes]
+             for scene in datasets.load_concepts("emoji", None, split, 20, 4).scenes]
     assert len(set(drawn)) == 240
     of_sets = [scene for name in datasets.EMBEDDED for scene in datasets.embedded_scenes(name)[0]]
     # A seed without its trailing zeros is the same to numpy: (seed, k) of a data set and (seed, k, 0) of a concept.
     assert not {scene.noise for scene in drawn} & {scene.noise for scene in of_sets}
     used = [seed for name in datasets.EMBEDDED for _, seed in datasets.REGISTRY[name].scenes.values()]
-    assert len({*used, *concepts.EMOJI_SEEDS.values()}) == len(used) + 3
+    assert len({*used, *datasets.CONCEPT_SEEDS.values()}) == len(used) + 3
 
 
 def test_what_the_user_can_mend(tmp_path):
     with pytest.raises(UserError, match="emoji has no split 'all'; there are train, val, test"):
-        concepts.load_concepts("emoji", None, "all", 1, 1)
+        datasets.load_concepts("emoji", None, "all", 1, 1)
     with pytest.raises(UserError, match="cub needs --data_root"):
-        concepts.concept_names("cub", None, "train", None)
+        datasets.concept_names("cub", None, "train", None)
     with pytest.raises(UserError, match="--data_root .*nowhere: no such folder"):
-        concepts.concept_names("cub", str(tmp_path / "nowhere"), "train", None)
+        datasets.concept_names("cub", str(tmp_path / "nowhere"), "train", None)
     with pytest.raises(UserError, match="images.txt does not exist; get CUB_200_2011.tgz"):
-        concepts.concept_names("cub", str(tmp_path), "train", None)
+        datasets.concept_names("cub", str(tmp_path), "train", None)
     root = folder(tmp_path / "twice", big_owl=["1.png"], **{"big owl": ["1.png"]}, cat=["1.png"])
     with pytest.raises(UserError, match="two classes of imagefolder are both called 'big owl'"):
-        concepts.concept_names("imagefolder", root, "train", 1)
+        datasets.concept_names("imagefolder", root, "train", 1)
 
 
 def test_names_need_neither_torch_nor_torchvision_nor_open_clip(tmp_path):
@@ -145,9 +145,9 @@ def test_names_need_neither_torch_nor_torchvision_nor_open_clip(tmp_path):
 import sys
 for name in ("torch", "torchvision", "open_clip"):
     sys.modules[name] = None
-from utils.data import concepts, datasets, layouts
-print(concepts.concept_names("imagefolder", {root!r}, "train", None))
-print(concepts.concept_names("emoji", None, "test", 2))
+from utils.data import datasets, layouts
+print(datasets.concept_names("imagefolder", {root!r}, "train", None))
+print(datasets.concept_names("emoji", None, "test", 2))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

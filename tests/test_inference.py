@@ -8,7 +8,7 @@ import torch
 from builders import ROOT, WRITERS
 from PIL import Image
 
-from utils.data import concepts
+from utils.data import datasets
 from utils.ex2 import descriptions, rewards
 from utils.language import generation, loading
 from utils.models import names
@@ -16,7 +16,7 @@ from utils.models import names
 QUESTIONS = ["What is {concept}?", "Describe the colors of {concept} to a careful painter.", "Where?  {concept}!"]
 JUDGE = "r-open-clip:emojiclip"
 FILES = ("d.json", "d.jsonl", "d.manifest.json")
-NAMES = concepts.concept_names("emoji", None, "train", 2)
+NAMES = datasets.concept_names("emoji", None, "train", 2)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def keep(path, manifest, texts):
 
 def score(rows, number=3, split="train"):
     vlm = names.load_vlm(JUDGE, torch.device("cpu"))
-    images = concepts.load_concepts("emoji", None, split, 2, number)
+    images = datasets.load_concepts("emoji", None, split, 2, number)
     return rewards.score(vlm, rewards.image_means(vlm, images, num_workers=0), [row["description"] for row in rows],
                          [images.classes.index(row["concept"]) for row in rows])
 

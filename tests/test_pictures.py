@@ -308,10 +308,8 @@ def test_published_data_sets_are_read_as_published_but_for_16_bits(tmp_path, odd
 
 
 def test_concepts_are_read_as_their_data_sets_are(tmp_path, odd):
-    from utils.data import concepts
-
     write_folder(tmp_path, odd)
-    same(concepts.load_concepts("imagefolder", str(tmp_path), "train", None, 9), [seen for _, seen, _ in odd])
+    same(datasets.load_concepts("imagefolder", str(tmp_path), "train", None, 9), [seen for _, seen, _ in odd])
 
 
 def test_one_s_own_is_seen_and_all_else_published():

@@ -11,7 +11,7 @@ from builders import ROOT
 from PIL import Image
 
 from utils.cli import UserError
-from utils.data import concepts, scenes
+from utils.data import datasets, scenes
 from utils.ex2 import rewards
 from utils.models import names
 
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def images(root):
-    return concepts.load_concepts("imagefolder", root, "train", None, 256)
+    return datasets.load_concepts("imagefolder", root, "train", None, 256)
 
 
 def counting(vlm):
@@ -74,7 +74,7 @@ def test_rewards_equal_their_definition(vlm, images):
 
 
 def test_scenes_are_drawn_at_the_size_of_the_vlm(vlm):
-    large, own = (concepts.load_concepts("emoji", None, "train", 2, 3, size) for size in (96, 64))
+    large, own = (datasets.load_concepts("emoji", None, "train", 2, 3, size) for size in (96, 64))
     assert np.array_equal(rewards.image_means(vlm, large, num_workers=0), rewards.image_means(vlm, own, num_workers=0))
 
 
@@ -114,7 +114,7 @@ def test_an_image_embedding_that_overflowed_is_named(vlm, images, value):
 def test_an_image_that_cannot_be_read_is_named(vlm, root, tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "0.png").write_bytes(b"no image")
-    broken = concepts.load_concepts("imagefolder", str(tmp_path), "train", None, 256)
+    broken = datasets.load_concepts("imagefolder", str(tmp_path), "train", None, 256)
     with pytest.raises(UserError, match="cannot read .*cat/0.png") as problem:
         rewards.image_means(vlm, broken, num_workers=0)
     assert "--skip_bad_images" not in str(problem.value)  # train.py and inference.py have no such option
@@ -145,7 +145,7 @@ def test_many_texts_come_in_batches_and_look_at_no_image():
 def kept(folder, vlm, number_of_concepts=2, number=3, **description):
     """Kept means of emoji concepts, and how many images were looked at for them."""
     counted, passes = counting(vlm)
-    found = concepts.load_concepts("emoji", None, "train", number_of_concepts, number)
+    found = datasets.load_concepts("emoji", None, "train", number_of_concepts, number)
     description = {"split": "train", "vlm_16bit": None} | description
     return rewards.kept_image_means(str(folder), "emoji", counted, found, description), sum(passes)
 
@@ -158,7 +158,7 @@ def test_means_are_computed_once_and_kept(vlm, tmp_path):
         "emoji_image_means_r-open-clip-emojiclip.json", "emoji_image_means_r-open-clip-emojiclip.npy"]
     manifest = json.loads((tmp_path / "emoji_image_means_r-open-clip-emojiclip.json").read_text())
     assert manifest["vlm_name"] == "r-open-clip:emojiclip" and manifest["images"] == 6 and len(manifest["concepts"]) == 2
-    expected = rewards.image_means(vlm, concepts.load_concepts("emoji", None, "train", 2, 3, 64), num_workers=0)
+    expected = rewards.image_means(vlm, datasets.load_concepts("emoji", None, "train", 2, 3, 64), num_workers=0)
     assert np.array_equal(first, expected) and not np.allclose(first[0], first[1], atol=0.1)
 
 
@@ -170,7 +170,7 @@ def test_means_of_anything_else_are_computed_again(vlm, tmp_path, changes, looke
     assert passes == looked
     assert np.array_equal(kept(tmp_path, vlm, **changes)[0], found) and kept(tmp_path, vlm, **changes)[1] == 0
     number = {"number": changes.get("number", 3), "number_of_concepts": changes.get("number_of_concepts", 2)}
-    same = concepts.load_concepts("emoji", None, "train", number["number_of_concepts"], number["number"], 64)
+    same = datasets.load_concepts("emoji", None, "train", number["number_of_concepts"], number["number"], 64)
     assert np.array_equal(found, rewards.image_means(vlm, same, num_workers=0))
 
 
@@ -179,7 +179,7 @@ def test_means_of_other_files_are_computed_again(vlm, tmp_path, root):
     copy = shutil.copytree(root, tmp_path / "copy")
 
     def keep(number):
-        found = concepts.load_concepts("imagefolder", str(copy), "train", None, number)
+        found = datasets.load_concepts("imagefolder", str(copy), "train", None, number)
         return rewards.kept_image_means(str(tmp_path), "imagefolder", counted, found, {})
 
     first = keep(256)

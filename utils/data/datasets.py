@@ -17,16 +17,18 @@ from utils.cli import UserError, describe
 from utils.data import layouts, masks, pictures, shards
 from utils.data.layouts import DataSet
 
-# torch and what needs it are imported where they are used, so that every script's --help answers at once.
+# torch and what needs it are imported where they are used: every script's --help answers at once, and names of classes
+# and concepts are read where there is only an engine that generates.
 
 PACK_INDEX = Path(__file__).resolve().parents[2] / "data" / "emoji" / "concepts.json"
 SPURIOUS_CLASSES = ("land animal", "sea animal")
+CONCEPT_SEEDS = {"train": 11, "val": 12, "test": 13}  # of the scenes that show concepts: others than those of data sets
 AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
 EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
 
 
 def _drawings() -> list[str]:
-    # Not through utils.data.scenes, which needs torch: names are also read where there is none.
+    # Not through utils.data.scenes, which needs torch.
     return [concept["name"] for concept in json.loads(PACK_INDEX.read_text())["concepts"]]
 
 
@@ -52,6 +54,7 @@ NAMES = tuple(name for name, known in REGISTRY.items() if known.images)
 EMBEDDED = tuple(name for name, known in REGISTRY.items() if known.scenes)
 PLACES = {name: known.places for name, known in REGISTRY.items() if known.places}
 WITH_MASKS = tuple(name for name, known in REGISTRY.items() if known.masks)
+WITH_CONCEPTS = tuple(name for name, known in REGISTRY.items() if known.concept)
 
 
 @dataclass
@@ -190,6 +193,76 @@ def class_names(name: str, data_path: str | None = None) -> list[str]:
     """Class names of a data set, in the order of its labels; `data_path` is needed where they come with the images."""
     known = REGISTRY[name]
     return known.classes() if known.classes else load_images(name, data_path).classes
+
+
+def concept_names(name: str, data_root: str | None, split: str, num_concepts: int | None) -> list[str]:
+    """Names of `num_concepts` concepts that EX2 describes (None: all), evenly spaced over a data set's classes.
+
+    Names are those of the classes; aircraft get " aircraft", and dogs without "dog" in the name " dog".
+    Raises UserError for missing files, an unknown split, more concepts than there are, and two of the same name.
+    """
+    _, names = _concepts(name, data_root, split)
+    return [names[k] for k in _spaced_evenly(num_concepts, len(names))]
+
+
+def load_concepts(name: str, data_root: str | None, split: str, num_concepts: int | None, num_images: int,
+                  image_size: int = 224) -> Images:
+    """The concepts of `concept_names` as classes, each with its first `num_images` images, sorted by file name.
+
+    Images of `emoji` are scenes drawn at `image_size`, others for each split.
+    Raises UserError as `concept_names` does, and for a concept without images.
+    """
+    files, names = _concepts(name, data_root, split)
+    chosen = _spaced_evenly(num_concepts, len(names))
+    concepts = [names[k] for k in chosen]
+    if name == "emoji":
+        import numpy as np
+
+        from utils.data.scenes import sample_scene
+
+        # Scene i of a concept depends on the split's seed, the concept and i alone.
+        drawn = [sample_scene(np.random.default_rng((CONCEPT_SEEDS[split], k, i)), object=k)
+                 for k in chosen for i in range(num_images)]
+        labels = [label for label in range(len(chosen)) for _ in range(num_images)]
+        return Images(SceneImages(drawn, labels, image_size), concepts, scenes=drawn)
+    paths_of: dict[int, list[str]] = {k: [] for k in range(len(names))}
+    for path, k in files:
+        paths_of[k].append(path)
+    samples = []
+    for label, k in enumerate(chosen):
+        paths = sorted(paths_of[k], key=lambda path: (Path(path).name, path))[:num_images]
+        if not paths:
+            raise UserError(f"{data_root}: no images of {names[k]!r} in the split {split!r}; choose another --split")
+        samples += [(path, label) for path in paths]
+    return Images(ImageFiles(samples, REGISTRY[name].reading), concepts, [path for path, _ in samples])
+
+
+def _concepts(name: str, data_root: str | None, split: str) -> tuple[list[tuple[str, int]], list[str]]:
+    """Image files with labels (none for emoji), and the name of every concept."""
+    known = REGISTRY[name]
+    if name == "emoji":
+        layouts.check_split(name, split, layouts.SPLITS)
+        files, classes = [], known.classes()
+    elif data_root is None:
+        raise UserError(f"the data set {name} needs --data_root, the folder of its images")
+    elif not Path(data_root).is_dir():
+        raise UserError(f"--data_root {data_root}: no such folder")
+    else:
+        files, classes = known.read(Path(data_root), split)
+    names = list(map(known.concept, classes))
+    twice = sorted({concept for concept in names if names.count(concept) > 1})
+    if twice:
+        raise UserError(f"two classes of {name} are both called {twice[0]!r}; rename one of them")
+    return files, names
+
+
+def _spaced_evenly(number: int | None, total: int) -> list[int]:
+    """`number` indices of `total`, the first among them; None is all."""
+    if number is None:
+        return list(range(total))
+    if not 1 <= number <= total:
+        raise UserError(f"--num_concepts {number}: there are {total} concepts; choose from 1 to {total}")
+    return [i * total // number for i in range(number)]
 
 
 class _Prepared:
