@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from builders import ROOT
+from builders import ROOT, load_script
 
 from utils import cli
 from utils.cli import UserError
@@ -28,6 +28,18 @@ def test_help_teaches_and_answers_without_heavy_imports(name):
 def test_the_list_of_scripts_is_whole():
     assert {"compute_prs", "inspect", "scripts.bench", "models.emojiclip.train", "data.emoji.write"} <= set(SCRIPTS)
     assert len(SCRIPTS) > 25
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_number_has_its_range(name):
+    parsers = [load_script(name).get_args_parser()]
+    for parser in parsers:
+        for action in parser._actions:
+            parsers += action.choices.values() if isinstance(action.choices, dict) else []
+            assert action.type in (None, cli.boolean) or isinstance(action.type, cli.Number), action.option_strings
+            if isinstance(action.type, cli.Number) and action.default is not None:
+                for value in action.default if isinstance(action.default, list) else [action.default]:
+                    assert action.type(str(value)) == value
 
 
 def parser():
