@@ -313,18 +313,6 @@ def test_runs_of_other_images_are_refused(refused, planted):
     assert not (planted / "out").exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("--split", "val"), "emoji_val_mlp_m.npy does not exist; make it with: python compute_prs.py --dataset emoji --model m"),
-    (("--clip", "other"), "emoji_train_mlp_other.npy does not exist"),
-    (("--apply", "val"), "emoji_val_mlp_m.npy does not exist"),
-    (("--epochs", 0), "--epochs is 0; it must be at least 1"), (("--batch_size", 0), "it must be at least 1"),
-    (("--lr", 0), "--lr is 0; it must be above 0"), (("--lr", "nan"), "--lr is nan"), (("--penalty_weight", -1), "at least 0"),
-    (("--lr", 1e30), "the training diverged in epoch 1; give a smaller --lr than 1e+30")])
-def test_bad_options_are_one_line(refused, planted, arguments, message):
-    assert message in refused("compute_alignment", *options(planted, *arguments))
-    assert not (planted / "out").exists()
-
-
 def test_arrays_without_a_manifest_are_refused(refused, planted):
     (planted / "emoji_train_clip.json").unlink()
     assert "emoji_train_clip.json does not exist" in refused("compute_alignment", *options(planted))

@@ -194,21 +194,6 @@ def test_a_class_is_asked_about_once_where_names_repeat(run_script, options, tmp
 
 # What the user can mend.
 
-@pytest.mark.parametrize("more, message", [
-    (("--num_classes", 0), "--num_classes is 0; it must be at least 1"),
-    (("--num_classes", 261), "choose from 1 to 260"),
-    (("--dataset", "cub"), "--dataset cub needs --data_path"),
-    (("--output_filepath", "pool.json"), "let the name end with .txt"),
-    (("--questions", "nowhere.txt"), "nowhere.txt does not exist"),
-    (("--backend", "server"), "--backend server needs --base_url"),
-    (("--batch_size", 0), "--batch_size is 0"),
-    (("--max_new_tokens", 0), "--max_new_tokens is 0"),
-    (("--model_name", "nowhere.gguf"), "nowhere.gguf does not exist"),
-])
-def test_bad_options_are_one_line(refused, options, tmp_path, more, message):
-    assert message in refused(SCRIPT, *options, *HF, *more)
-    assert not (tmp_path / "out").exists()
-
 
 def test_a_library_that_is_not_there_is_named(refused, options, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)

@@ -3,14 +3,10 @@ import subprocess
 import sys
 
 import pytest
-from builders import ROOT, load_script
+from builders import ROOT, SCRIPTS, load_script
 
 from utils import cli
 from utils.cli import UserError
-
-SCRIPTS = [path.stem for path in ROOT.glob("*.py")] + [
-    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for folder in ("scripts", "models", "data")
-    for path in (ROOT / folder).rglob("*.py") if "get_args_parser()" in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -5,7 +5,7 @@ import literal
 import numpy as np
 import pytest
 import torch
-from builders import ROOT, call_script
+from builders import call_script
 
 from utils.analysis import textspan
 from utils.decompose.dataset import stored as to_store
@@ -143,16 +143,6 @@ def test_compact_and_half_precision(run_script, folder_of_images, tmp_path):
     np.testing.assert_allclose(half["attn"][:], full["attn"][:], atol=2e-4)
     np.testing.assert_allclose(half["mlp"][:].astype(np.float32).sum(1), full["mlp"][:].sum(1), atol=1e-3)
     np.testing.assert_allclose(half["cls_attn"][:, 0].astype(np.float32), full["cls_attn"][:].sum(1), atol=1e-3)
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (("--moments_only", "--compact"), "--moments_only keeps nothing before its end"),
-    (("--moments_only", "--resume"), "--moments_only keeps nothing before its end"),
-    (("--model", f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", "--compact"), "known of open_clip's own vision transformers"),
-])
-def test_bad_options_are_one_line(refused, arguments, message, folder_of_images, tmp_path):
-    common = ("--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path", folder_of_images)
-    assert message in refused("compute_prs", *common, *arguments, "--output_dir", tmp_path / "o")
 
 
 def test_all_mlps_as_one_sum_to_what_they_are_apart():

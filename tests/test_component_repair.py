@@ -160,23 +160,6 @@ def test_with_a_probe_the_components_of_the_model_itself_are_ablated(run_script,
     assert (tmp_path / "b" / path.name).read_text() == path.read_text()
 
 
-@pytest.mark.parametrize("more, message", [
-    (("--dataset", "emoji"), "--dataset emoji has no groups to repair; binary_waterbirds and emoji_spurious have places"),
-    (("--select_split", "test"), "--select_split test is the split that is reported; choose components on another, such as val"),
-    (("--split", "val"), "--select_split val is the split that is reported; choose components on another, such as train"),
-    (("--split", "train", "--classifier", "probe"), "--split train: the probe is fitted on it"),
-    (("--components", 0), "--components is 0"), (("--components", 13), "--components is 13; choose from 1 to 12"),
-    (("--random_trials", 0), "--random_trials is 0"), (("--source_model", "m"), "--source_model goes with --classifier probe"),
-    (("--classifier", "probe", "--source_model", "n"), "does not exist; make it with: python compute_prs.py"),
-    (("--core_texts", "nothing.txt"), "nothing.txt does not exist"),
-    (("--model", "n-as-emojiclip"), "python compute_alignment.py"),
-    (("--model", "timm:local-dir:models/emojivit", "--classifier", "probe"), "has no text side to score components by; map it"),
-    (("--spurious_texts", ROOT / "text_descriptions" / "emoji_descriptions.txt"), "409 texts span more")])
-def test_bad_options_are_one_line(refused, runs, tmp_path, more, message):
-    assert message in refused(*call(runs, tmp_path / "new", *more))
-    assert not (tmp_path / "new").exists()
-
-
 @pytest.mark.parametrize("file, change, message", [
     ("emoji_spurious_val_m-as-emojiclip.json", {"weights_sha256": "0"}, "made with other weights"),
     ("emoji_spurious_components_m-as-emojiclip.json", {"mlp": NAMES["mlp"][::-1]}, "has other components than the run"),

@@ -90,17 +90,6 @@ def test_more_texts_explain_more(run_script, emoji_run, tmp_path):
     assert all(few < many <= 1 + 1e-6 for few, many in zip(*explained))
 
 
-@pytest.mark.parametrize("more, message", [
-    (("--num_of_last_layers", 7), "--num_of_last_layers is 7; choose from 1 to 6"),
-    (("--num_of_last_layers", 0), "it must be at least 1"),
-    (("--num_of_last_layers", 1, "--texts_per_head", 0), "--texts_per_head is 0"),
-    (("--num_of_last_layers", 1, "--w_ov_rank", 0), "--w_ov_rank is 0"),
-    (("--text_descriptions", "nothing"), "nothing.txt does not exist"),
-])
-def test_bad_options_are_one_line(refused, emoji_run, more, message):
-    assert message in refused("compute_complete_text_set", *texts_of(emoji_run), *more)
-
-
 def test_a_pool_that_changed_is_refused(refused, own_run):
     pool = own_run / "texts" / "pool.txt"
     pool.write_text(pool.read_text().replace("one thing\n", "one single thing\n", 1))
@@ -127,11 +116,6 @@ def test_published_arrays_without_manifests_are_read_with_a_warning(run_script, 
         path.unlink()
     code, out, err = run_script("compute_ablations", *arguments(own_run))
     assert code == 0 and out.startswith("Baseline: ") and err.count("warning: no manifest") == 2
-
-
-def test_nothing_there_is_one_line(refused, tmp_path):
-    line = refused("compute_ablations", "--model", "ViT-H-14", "--input_dir", tmp_path)
-    assert "make it with: python compute_prs.py --dataset imagenet --model ViT-H-14" in line
 
 
 def test_the_summary_names_heads_and_files_and_draws_them(run_script, emoji_run):

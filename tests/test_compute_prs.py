@@ -85,19 +85,6 @@ def test_check_fails_where_the_library_computes_something_else(refused, monkeypa
     assert "its decomposition would be wrong" in refused("compute_prs", "--model", "emojiclip", "--check")
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("--model", "RN50", "--pretrained", "none", "--check"), "it is a ResNet"),
-    (("--model", "ViT-L-41", "--dataset", "emoji"), "unknown model"),
-    (("--model", "emojiclip", "--dataset", "imagefolder", "--data_path", "nowhere"), "no such folder"),
-    (("--dataset", "imagenot"), "invalid choice"),
-    (("--device", "cuda:7", "--model", "emojiclip", "--dataset", "emoji"), "--device cuda:7 cannot be used here"),
-    (("--device", "tpu", "--model", "emojiclip", "--dataset", "emoji"), "--device tpu cannot be used here"),
-])
-def test_bad_input_is_one_line(refused, arguments, message, tmp_path):
-    assert message in refused("compute_prs", *arguments, "--output_dir", tmp_path / "o")
-    assert not (tmp_path / "o").exists()
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: its absence was not covered")
 def test_the_published_command_without_cuda_is_one_line(refused, folder_of_images):
     line = refused("compute_prs", "--dataset", "imagefolder", "--device", "cuda:0", "--model", "ViT-H-14",

@@ -303,14 +303,6 @@ def test_a_classifier_of_another_model_or_width_is_refused(refused, options, cla
     assert "python compute_text_projection.py --dataset emoji" in refused("compute_segmentations", *arguments)
 
 
-@pytest.mark.parametrize("more, reason", [
-    (("--image_size", 60), "nearest are 56 and 64"), (("--image_size", 0), "--image_size is 0"),
-    (("--thr", 2), "--thr is 2"), (("--batch_size", 0), "--batch_size is 0"),
-    (("--method", "lime"), "invalid choice"), (("--mask_resize", "cut"), "invalid choice")])
-def test_wrong_options_are_refused(refused, options, mask_folder, more, reason):
-    assert reason in refused("compute_segmentations", *options("masks_folder", "--data_path", mask_folder, *more))
-
-
 def test_the_names_offered_are_those_that_can_be_read():
     from utils.analysis import segmentation
 

@@ -104,12 +104,3 @@ def test_three_steps_of_training_leave_a_model_that_loads(run_script, tmp_path):
     trained = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).state_dict()
     moved = {name: (trained[name] - start[name]).abs().max().item() for name in start}
     assert min(moved.values()) > 0 and max(moved.values()) < 0.1
-
-
-def test_bad_options_are_refused_in_one_line(refused, tmp_path):
-    assert "no config.json" in refused("models.emojivit.train", "--output_dir", tmp_path)
-    shutil.copy(FOLDER / "config.json", tmp_path)
-    assert "at least 64" in refused("models.emojivit.train", "--output_dir", tmp_path, "--batch_size", 63)
-    for name in ("steps", "eval_every", "eval_scenes"):
-        assert f"--{name} is 0" in refused("models.emojivit.train", "--output_dir", tmp_path, f"--{name}", 0)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json"}

@@ -155,21 +155,6 @@ def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--text", " "], "is empty; say what to look for"), (["--text", "a", ""], "is empty; say what to look for"),
-    (["--text", *"abcdefghijklmnopqrstuvwxyz"], "26 texts, and a picture has room for 24"), ([], "required: --text"),
-    (["--text", "a", "--head", "1"], "a head needs its layer"), (["--text", "a", "--output", "x.jpg"], "end in .png"),
-    (["--text", "a", "--layer", "two"], "it must be a whole number"), (["--text", "a", "--layer", "6"], "layer 6: the model's layers"),
-    (["--text", "a", "--layer", "-1"], "--layer is -1; it must be at least 0"),
-    (["--text", "a", "--layer", "5", "--head", "6"], "head 6: layer 5 has 6"),
-    (["--text", "a", "--model", "emoji"], "unknown model")])
-def test_options_that_cannot_be_are_refused(refused, photo_file, options, message, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    model = [] if "--model" in options else ["--model", "emojiclip"]
-    assert message in refused("compute_heatmaps", *model, "--device", "cpu", "--image", photo_file, *options)
-    assert not (tmp_path / "output_dir").exists()
-
-
 def test_the_input_is_not_replaced(refused, photo_file):
     before = photo_file.read_bytes()
     assert "would replace --image" in refused("compute_heatmaps", "--image", photo_file, "--text", "a", "--output", photo_file)
@@ -190,11 +175,6 @@ def test_files_that_are_no_fitting_picture_are_refused_before_a_model_is_loaded(
     make(tmp_path / "x", photo)
     line = refused("compute_heatmaps", "--model", "no such model", "--image", tmp_path / "x", "--text", "a")
     assert message in line and "--image" in line
-
-
-def test_models_that_cannot_be_decomposed_are_refused(refused, photo_file):
-    assert "ResNet" in refused("compute_heatmaps", "--model", "RN50", "--pretrained", "none", "--device", "cpu",
-                               "--image", photo_file, "--text", "a")
 
 
 def test_python_callers_get_the_same_refusals(emojiclip, decomposer, photo):

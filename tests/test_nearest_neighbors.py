@@ -250,22 +250,6 @@ def test_an_embedded_set_is_drawn_and_its_list_is_found(run_script, tmp_path):
     assert (tmp_path / "emoji_spurious_val_neighbors_emojiclip.png").is_file()
 
 
-@pytest.mark.parametrize("options, message", [
-    ([], "either by --index or by --image"), (["--index", 1, "--image", "x.png"], "either by --index or by --image"),
-    (["--index", 130], "--index 130: the run has the images 0 to 129"), (["--index", 2, -1], "--index is -1; it must be at least 0"),
-    (["--index", 1, "--neighbors", 0], "--neighbors is 0"), (["--index", 1, "--neighbors", 41], "a sheet has room for 40"),
-    (["--index", *range(21), "--property", "whole", "color"], "21 queries by 2 ways of comparing make 42 rows"),
-    (["--index", 1, "--heads", "6.0"], "--heads: there is no head 6.0; the model has layers 0 to 5"),
-    (["--index", 1, "--heads", "5"], "--heads: '5' is no head"),
-    (["--index", 1, "--property", "colour"], "heads.yaml has no such role; choose from whole, color, object"),
-    (["--index", "one"], "it must be a whole number"), (["--image", "nothing.png"], "--image nothing.png: no such file"),
-    (["--index", 1, "--data_path", "nowhere"], "nowhere: no such folder"), (["--index", 1, "--split", "val"], "--split val")])
-def test_bad_options_are_one_line(refused, emoji_run, heads_file, tmp_path, options, message):
-    line = refused("compute_nearest_neighbors", *arguments(emoji_run, tmp_path / "new", "--heads_file", heads_file, *options))
-    assert message in line
-    assert not (tmp_path / "new").exists()
-
-
 @pytest.mark.parametrize("text, message", [
     (HEADS.replace("emojiclip", "ViT-L-14"), "lists heads of ViT-L-14, and --model is emojiclip"),
     (HEADS.replace("5.4 5.3", "5.4 5.6"), "color: there is no head 5.6"), (None, "no such list of heads")])

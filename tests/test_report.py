@@ -452,10 +452,3 @@ def test_a_label_that_changed_is_refused(folder_of_images):
         report.read_picture(images, 6, "owl")
 
 
-@pytest.mark.parametrize("more, message", [
-    (("--images_per_head", 0), "--images_per_head is 0; it must be at least 1"),
-    (("--thumbnail_size", 0), "--thumbnail_size is 0"), (("--heat_maps", -1), "--heat_maps is -1"),
-    (("--heat_maps", 9), "choose from 0 to 8"), (("--texts_per_head", 4), "does not exist; make it with"),
-    (("--text_descriptions", "none"), "none.txt does not exist"), (("--data_path", "nowhere"), "no such folder")])
-def test_bad_options_are_one_line(refused, made, more, message):
-    assert message in refused("make_report", *report_options(made, *more))

@@ -226,22 +226,6 @@ def test_the_script_compares_the_unmapped_components_of_uneven_blocks(run_script
     assert run_script("compute_retrieval", *common, "--source_model", "m")[0] == 0 and path.read_text() == text
 
 
-@pytest.mark.parametrize("more, message", [
-    ((), "either by --text or by --index"), (("--text", "a", "--index", 1), "either by --text or by --index"),
-    (("--text", "a", "--feature", "colour"), "--feature colour: "), (("--index", 400), "the run has the images 0 to 399"),
-    (("--index", -1), "--index is -1"), (("--text", "a", "--components", 0), "--components is 0"),
-    (("--text", "a", "--components", 44), "--components is 44; choose from 1 to 43"), (("--text", "a", "--neighbors", 41), "room for 40"),
-    (("--index", 1, "--source_model", "m"), "--source_model goes with --index and a mapped model"),
-    (("--text", *map(str, range(21))), "21 queries by 2 ways of comparing make 42 rows"),
-    (("--text", "a", "--features", "nothing.yaml"), "nothing.yaml: cannot be read"),
-    (("--text", "a", "--pretrained", "openai"), "--pretrained openai does not go with"),
-    (("--text", "a", "--split", "train"), "does not exist; make it with: python compute_prs.py")])
-def test_bad_options_are_one_line(refused, scenes_run, features_file, tmp_path, more, message):
-    common = arguments(scenes_run, tmp_path / "new", features_file, "--feature", "color")
-    assert message in refused("compute_retrieval", *common, *more)
-    assert not (tmp_path / "new").exists()
-
-
 def test_what_does_not_belong_together_is_one_line(refused, scenes_run, features_file, tmp_path):
     common = arguments(scenes_run, tmp_path / "new", features_file, model="m-as-emojiclip")
     by_image = ("compute_retrieval", *common, "--feature", "color", "--index", 1)

@@ -137,11 +137,8 @@ def test_names_in_an_archive_are_never_written(run_script, shards, tmp_path):
     (("--dataset", "webdataset", "--data_path", "{shards}"), "no .tar files there; --split may be test"),
     (("--dataset", "webdataset", "--data_path", "{shards}", "--split", "val"),
      "no .tar files there; --split may be test"),
-    (("--dataset", "huggingface"), "needs --data_path"),
     (("--dataset", "huggingface", "--data_path", "{table}", "--split", "val"),
      "has no split 'val'; choose --split from test, train"),
-    (("--dataset", "huggingface", "--data_path", "{shards}/nothing"), "datasets cannot load it"),
-    (("--dataset", "emoji", "--streaming"), "--streaming goes with --dataset huggingface"),
 ])
 def test_bad_input_is_one_line(refused, shards, table, arguments, message, tmp_path):
     given = [word.format(shards=shards, table=table) for word in arguments]

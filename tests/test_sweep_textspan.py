@@ -152,20 +152,6 @@ def test_the_picture_has_a_line_for_each_pool_and_each_reference(tmp_path, monke
     assert whole.get_linestyle() == "--" and set(whole.get_ydata()) == {70.0} and len(lines) == 4
 
 
-@pytest.mark.parametrize("more, message", [
-    (("--pools", "pool", "few", "--texts_per_head", 10, 31), "--texts_per_head 31: few has 30 texts; choose from 1 to 30"),
-    (("--pools", "few", "--texts_per_head", 0), "--texts_per_head is 0; it must be at least 1"),
-    (("--pools", "few", "nothing", "--texts_per_head", 5), "nothing.txt does not exist"),
-    (("--pools", "few", "--texts_per_head", 5, "--num_of_last_layers", 7), "--num_of_last_layers is 7; choose from 1 to 6"),
-    (("--pools", "few", "--texts_per_head", 5, "--num_of_last_layers", 0), "it must be at least 1"),
-    (("--pools", "few", "--texts_per_head", 5, "--split", "train"), "imagefolder_train_attn_emojiclip.npy does not exist"),
-    (("--pools", "few", "--texts_per_head", "many"), "--texts_per_head is 'many'; it must be a whole number"),
-])
-def test_bad_options_are_one_line(refused, two_pools, tmp_path, more, message):
-    assert message in refused("scripts.sweep_textspan", *arguments(two_pools, "--output_dir", tmp_path), *more)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_pool_that_was_not_embedded_is_one_line(refused, two_pools, tmp_path):
     (tmp_path / "new.txt").write_text("a\nb\n")
     line = refused("scripts.sweep_textspan", *arguments(two_pools), "--text_dir", tmp_path, "--pools", "new",

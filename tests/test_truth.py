@@ -158,11 +158,7 @@ def test_the_table_equals_the_definition(run_script, small_run, tmp_path):
     assert Image.open(tmp_path / "emoji_seg_head_truth_emojiclip.png").format == "PNG"
 
 
-def test_bad_input_is_one_line(refused, small_run, tmp_path):
-    assert "the truth of its images is not known; it is of emoji, " in refused(
-        "compute_head_truth", "--dataset", "imagenet", "--input_dir", small_run)
-    assert "make it with: python compute_complete_text_set.py" in refused(
-        "compute_head_truth", "--dataset", "emoji_seg", "--input_dir", small_run, "--texts_per_head", 7)
+def test_a_text_whose_attribute_is_not_listed_is_one_line(refused, small_run, tmp_path):
     short = tmp_path / "short.csv"
     short.write_text("text,attribute\na dog,object\n")
     assert "add it to --text_attributes" in refused("compute_head_truth", *options(small_run, "--text_attributes", short))

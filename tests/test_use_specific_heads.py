@@ -229,50 +229,6 @@ def test_waterbirds_as_it_is_downloaded(run_script, refused, waterbirds, tmp_pat
     assert "other labels than the arrays" in refused(*given, "--data_path", root, "--heads", "5.4")
 
 
-@pytest.mark.parametrize("more, message", [
-    (("--heads", "6.0"), "--heads: there is no head 6.0; the model has layers 0 to 5 with heads 0 to 5"),
-    (("--heads", "5.6"), "there is no head 5.6"),
-    (("--heads", "five"), "'five' is no head"),
-    (("--heads", ""), "--heads: names no head"),
-    (("--heads", "5.4,1.3"), "head 1.3 is in a layer that is ablated in any case; leave it out, or keep its layer with "
-                             "--keep_last_layers 5"),
-    (("--heads_file", ROOT / "configs" / "heads" / "binary_waterbirds_ViT-L-14.yaml"), "lists heads of ViT-L-14"),
-    (("--heads_file", "nothing.yaml"), "nothing.yaml: no such list of heads"),
-    (("--roles", "places"), "--roles places: "),
-    (("--heads", "5.4", "--roles", "color"), "--roles goes with a list of heads, and not with --heads"),
-    (("--select", "auto", "--roles", "color"), "--roles goes with a list of heads, and not with --select"),
-    (("--heads", "5.4", "--select", "auto"), "--heads and --select both choose heads; give one of them"),
-    (("--heads", "5.4", "--heads_file", "x.yaml"), "--heads and --heads_file both choose heads"),
-    (("--heads_file", "x.yaml", *TEXTS), "--heads_file and --select both choose heads"),
-    (("--select", "texts"), "--select texts needs --spurious_texts and --core_texts"),
-    ((*TEXTS[:4],), "--select texts needs --spurious_texts and --core_texts"),
-    (("--select", "auto", *TEXTS[2:4]), "--spurious_texts goes with --select texts"),
-    (("--heads", "5.4", *TEXTS[4:6]), "--core_texts goes with --select texts"),
-    (("--heads", "5.4", "--number_of_heads", 3), "--number_of_heads goes with --select auto or texts"),
-    (("--select_split", "val"), "--select_split goes with --select auto or texts"),
-    (("--select", "auto", "--select_split", "test"), "--select_split test is the split that is reported"),
-    (("--select", "auto", "--split", "val"), "--select_split val is the split that is reported; choose heads on another, such as "
-                                            "train"),
-    (("--select", "auto", "--select_split", "train"), "make it with: python compute_prs.py --dataset emoji_spurious --model "
-                                                      "emojiclip --output_dir"),
-    (("--select", "auto", "--number_of_heads", 0), "--number_of_heads is 0; it must be at least 1"),
-    (("--select", "auto", "--number_of_heads", 24), "--number_of_heads is 24, and only "),
-    ((*TEXTS, "--number_of_heads", 25), "--number_of_heads is 25; choose from 1 to 24"),
-    ((*TEXTS, "--keep_last_layers", 1), "--number_of_heads is 10; choose from 1 to 6"),
-    ((*TEXTS[:3], "nothing.txt", *TEXTS[4:]), "nothing.txt does not exist"),
-    ((*TEXTS, "--pretrained", "openai"), "--pretrained openai does not go with --model emojiclip"),
-    ((*TEXTS[:3], ROOT / "text_descriptions" / "emoji_descriptions.txt", *TEXTS[4:]), "409 texts span more than the 128"),
-    (("--keep_last_layers", 0), "--keep_last_layers is 0; it must be at least 1"),
-    (("--keep_last_layers", 7), "--keep_last_layers is 7; choose from 1 to 6"),
-    (("--random_trials", 0), "--random_trials is 0; it must be at least 1"),
-    (("--dataset", "emoji", "--select", "auto"), "--select needs groups, and --dataset emoji has none; binary_waterbirds and "
-                                                 "emoji_spurious have places"),
-])
-def test_bad_options_are_one_line(refused, arrays, more, message):
-    assert message in refused("compute_use_specific_heads", "--model", "emojiclip", "--dataset", "emoji_spurious", "--input_dir",
-                              arrays, *more)
-
-
 def test_texts_and_splits_of_other_weights_are_refused(refused, arrays, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(arrays, copy)
