@@ -111,6 +111,22 @@ def test_an_unknown_attention_is_refused():
         read_tower(model.visual)
 
 
+def test_the_sum_that_a_kernel_tells_gives_the_same_terms(variant, monkeypatch):
+    """On a GPU, what the class token reads from itself comes from the softmax's sum, which the kernel tells."""
+    _, model = variant
+    tower, images = read_tower(model.visual), images_for(model)
+    softmax = decompose(tower, images)
+
+    def attention(q, k, v):
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)[:, :, 0]
+
+    monkeypatch.setattr("utils.decompose.tower._attention", attention)
+    told = decompose(tower, images)
+    for what in ("values", "cls_attn"):
+        torch.testing.assert_close(getattr(told, what), getattr(softmax, what), atol=1e-5, rtol=0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the decomposition on a GPU was not covered")
 def test_a_gpu_gives_the_same_terms():
     model = random_clip()

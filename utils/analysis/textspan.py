@@ -81,7 +81,7 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
     variances = ((pool @ covariance) * pool).sum(dim=1)      # [m]: t' C t
     picks: list[int] = []
     shares: list[float] = []
-    directions = torch.zeros(0, kept, dtype=pool.dtype)
+    directions = pool.new_zeros(0, kept)
     while len(picks) < min(texts_per_head, kept):
         pick = int(variances.argmax())
         left = pool[pick]

@@ -1,10 +1,14 @@
-"""The images of a data set, batch by batch, through a decomposition into the arrays of a run."""
+"""The images of a data set, batch by batch, through a decomposition into the arrays of a run.
+
+On a GPU, terms are copied to the CPU and written while the next batch is computed, so that neither waits for the other.
+"""
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,18 +26,24 @@ from utils.runs.writer import Rows
 
 
 class Clock:
-    """Seconds by what they went into. On a GPU, work is waited for where it is counted."""
+    """Seconds by what they went into. What a GPU does is counted there, while the CPU goes on: counts overlap, and add up
+    to more than went by."""
 
     def __init__(self, device):
-        self.device, self.seconds = device, defaultdict(float)
+        self.device, self.seconds, self.running = device, defaultdict(float), []
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[None]:
-        """Count the time of a block."""
+    def counting(self, what: str, device: bool = False) -> Iterator[None]:
+        """Count the time of a block; with `device`, of what it has the device do."""
+        if device and self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self.running.append((what, start, end))
+            return
         start = time.perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
         self.seconds[what] += time.perf_counter() - start
 
     def over(self, items: Iterable, what: str) -> Iterator:
@@ -45,6 +55,35 @@ class Clock:
             if item is None:
                 return
             yield item
+
+    def settle(self) -> None:
+        """Wait for the device, and count what it has done."""
+        for what, start, end in self.running:
+            end.synchronize()
+            self.seconds[what] += start.elapsed_time(end) / 1000
+        self.running = []
+
+
+class Moved:
+    """Arrays on their way from a device to the CPU, in the types that they are stored in; the device goes on meanwhile."""
+
+    def __init__(self, arrays: dict[str, tuple[Tensor, str]]):
+        """`arrays`: of each its values [b, ...] and the name of its type on disk."""
+        self.types, self.arrays, self.done = {what: dtype for what, (_, dtype) in arrays.items()}, {}, None
+        for what, (values, dtype) in arrays.items():
+            if values.is_cuda:
+                values = values.to(getattr(torch, dtype)).contiguous()
+                values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+                self.done = self.done or torch.cuda.Event()
+            self.arrays[what] = values
+        if self.done:
+            self.done.record()
+
+    def arrived(self) -> dict[str, np.ndarray]:
+        """The arrays, once they are there."""
+        if self.done:
+            self.done.synchronize()
+        return {what: values.cpu().numpy() for what, values in self.arrays.items()}
 
 
 def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, about: dict, cost: float, state, batch_size: int,
@@ -74,24 +113,45 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
             return None
         numbers = cli.own_batches(rows.left, state)
         batches = datasets.batches(images, decomposer.model.preprocess, batch_size, num_workers, skip_bad_images, numbers)
-        for number, (pixels, labels, bad) in zip(tqdm(numbers, "batches", unit="batch", disable=not state.is_main_process),
-                                                 clock.over(batches, "decode")):
-            terms, arrays = {}, {}
-            if len(labels):
-                with clock.counting("model and decomposition"):
-                    terms = stored(decomposer.terms(pixels.to(state.device, non_blocking=True)), storage)
-                    left_out = {index for index, _ in bad}
-                    first = number * batch_size
-                    check_finite(terms, images, [i for i in range(first, first + batch_size) if i not in left_out])
+        waiting: deque = deque()  # batches whose terms are on their way
+        begun = time.perf_counter()
+
+        def write_first() -> None:
+            number, labels, bad, moved = waiting.popleft()
+            arrays = {}
+            if moved:
+                with clock.counting("wait"):
+                    values = moved.arrived()
+                left_out, first = {index for index, _ in bad}, number * batch_size
+                check_finite(values.pop("finite"), images,
+                             [i for i in range(first, first + batch_size) if i not in left_out])
+                arrays = {path(what): (some, moved.types[what]) for what, some in values.items()}
+                if arrays:
+                    arrays[path("labels")] = labels, "int64"
             with clock.counting("write"):
-                if terms and moments:
-                    moments.add(terms["heads"], terms["scalars"])
-                elif terms:
-                    arrays = {path(what): (some.cpu().numpy(), "float32" if what == "scalars" else save_dtype)
-                              for what, some in terms.items()} | {path("labels"): (labels, "int64")}
                 rows.write(number, len(labels), arrays, bad)
             if number == numbers[0]:
                 rows.check_room()
+
+        for number, (pixels, labels, bad) in zip(tqdm(numbers, "batches", unit="batch", disable=not state.is_main_process),
+                                                 clock.over(batches, "decode")):
+            moved = None
+            if len(labels):
+                with clock.counting("model and decomposition", device=True):
+                    terms = stored(decomposer.terms(pixels.to(state.device, non_blocking=True)), storage)
+                    finite = torch.stack([values.flatten(1).sum(dim=1).isfinite() for values in terms.values()])
+                    if moments:
+                        moments.add(terms["heads"], terms["scalars"])
+                        terms = {}
+                    moved = Moved({what: (some, "float32" if what == "scalars" else save_dtype)
+                                   for what, some in terms.items()} | {"finite": (finite, "bool")})
+            waiting.append((number, labels, bad, moved))
+            if len(waiting) > (state.device.type == "cuda"):
+                write_first()
+        while waiting:
+            write_first()
+        clock.settle()
+        loop = time.perf_counter() - begun
         if datasets.fingerprint(images) != fingerprint:
             raise UserError("--data_path: changed while it was read; begin anew, without --resume")
         if state.is_main_process and (names := names_of(decomposer.components)):
@@ -103,7 +163,7 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
         cli.save_result(path("time").with_suffix(".json"), {
             "images": count, "processes": state.num_processes, "device": str(state.device), "cost_over_a_plain_forward_pass": cost,
             "seconds": {"decode": clock.seconds["decode"], "model": both / cost, "decomposition": both - both / cost,
-                        "write": clock.seconds["write"]}})
+                        "write": clock.seconds["write"]}, "loop_seconds": loop})
     return count, skipped
 
 
@@ -126,11 +186,10 @@ def names_of(components: list[Component]) -> dict[str, list[dict]] | None:
             if (listed := [component.to_dict() for component in components if component.kind in kinds])}
 
 
-def check_finite(terms: dict[str, Tensor], images: Images, indices: list[int]) -> None:
-    """Refuse terms [b, ...] of the images with these indices that hold NaN or infinity, by the name of the first."""
-    for values in terms.values():
-        finite = values.flatten(1).sum(dim=1).isfinite().tolist()
-        if not all(finite):
-            index = indices[finite.index(False)]
+def check_finite(finite: np.ndarray, images: Images, indices: list[int]) -> None:
+    """Refuse images with these indices whose arrays hold NaN or infinity, by the name of the first: `finite` [arrays, b]."""
+    for of_array in finite:
+        if not of_array.all():
+            index = indices[int(of_array.argmin())]
             raise UserError(f"the model gives NaN or infinity for {images.name(index)}; "
                             "look at that image, and at the weights")

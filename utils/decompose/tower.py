@@ -128,12 +128,62 @@ def _resize(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Te
     return torch.cat([positions[:1], patches[0].flatten(1).T])
 
 
-def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+# Kernels of CUDA that also tell the logarithm of the sum under each query's softmax, by torch's number for them.
+_KERNELS = {1: (torch.ops.aten._scaled_dot_product_flash_attention, ()),
+            2: (torch.ops.aten._scaled_dot_product_efficient_attention, (None, True)),
+            3: (torch.ops.aten._scaled_dot_product_cudnn_attention, (None, True))}
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Attention [b, h, n or 1, k] and, on a GPU, the logarithm of the sum under the class token's softmax [b, h].
+
+    The kernel knows that sum already; to take it from there spares a second pass over all keys in every block.
+    """
+    if q.is_cuda and not torch.compiler.is_compiling():  # compiled, the second pass is fused away
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        kernel, options = _KERNELS.get(torch._fused_sdp_choice(q, k, v), (None, ()))
+        if kernel is not None and q.shape[-1] % 8 == 0:
+            out, sums = kernel(q, k, v, *options)[:2]
+            return out, sums.flatten(2)[:, :, 0]
+    return F.scaled_dot_product_attention(q, k, v), None
+
+
+@dataclass
+class Read:
+    """What the class token's attention in a block is made from."""
+    query: Tensor        # [b, h, 1, k]
+    keys: Tensor         # [b, h, n, k]
+    values: Tensor       # [b, h, n, k]
+    sums: Tensor | None  # [b, h]: the logarithm of the sum under its softmax, where the kernel told it
+
+    def weights(self) -> Tensor:
+        """The attention weights of the class token [b, h, n]."""
+        scores = (self.query @ self.keys.transpose(-1, -2)).squeeze(2) * self.query.shape[-1] ** -0.5
+        return scores.softmax(dim=-1)
+
+    def own(self) -> Tensor | tuple[Tensor, Tensor]:
+        """What the class token reads from itself [b, h, k]; or what `_own` makes that from, for all blocks at once."""
+        if self.sums is None:
+            return self.weights()[..., :1] * self.values[:, :, 0]
+        return torch.stack([self.query[:, :, 0], self.keys[:, :, 0], self.values[:, :, 0]]), self.sums
+
+
+def _own(parts: list[Tensor | tuple[Tensor, Tensor]]) -> Tensor:
+    """What the class token reads from itself in each block [b, l, h, k], from `Read.own` of all blocks."""
+    told = [part for part in parts if isinstance(part, tuple)]
+    if told:
+        query, key, value = torch.stack([vectors for vectors, _ in told], 2).float()
+        scores = (query * key).sum(dim=-1) * query.shape[-1] ** -0.5
+        made = iter(((scores - torch.stack([sums for _, sums in told], 1)).exp()[..., None] * value).unbind(1))
+        parts = [next(made) if isinstance(part, tuple) else part.float() for part in parts]
+    return torch.stack(parts, 1)
+
+
+def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Tensor, Read]:
     """Attention of one block.
 
     Returns what it adds to the residual stream [b, n or 1, w], the class token's head outputs before
-    the output projection [b, h, k], and what these are sums of: the class token's attention weights
-    [b, h, n] and the values [b, h, n, k].
+    the output projection [b, h, k], and what these are made from.
     """
     width = x.shape[-1]
     y = block.norm_1(x)
@@ -148,10 +198,9 @@ def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Te
     else:
         q, k, v = part(y, 0, 3)
     q, k = block.norm_q(q), block.norm_k(k)
-    out = F.scaled_dot_product_attention(q, k, v)  # [b, h, n or 1, k]
-    scores = (q[:, :, :1] @ k.transpose(-1, -2)).squeeze(2) * q.shape[-1] ** -0.5
+    out, sums = _attention(q, k, v)  # [b, h, n or 1, k]
     added = F.linear(out.transpose(1, 2).flatten(2), block.out_weight, block.out_bias)
-    return added, out[:, :, 0], (scores.softmax(dim=-1), v)
+    return added, out[:, :, 0], Read(q[:, :, :1], k, v, sums)
 
 
 @torch.no_grad()
@@ -166,21 +215,21 @@ def decompose(tower: Tower, images: Tensor, by_source: list[Tensor] | None = Non
     """
     x = tower.embed(images)
     tokens = x.shape[1]
-    mlp, heads, self_attended = [x[:, 0]], [], []
+    mlp, heads, self_attended = [x[:, 0].clone()], [], []  # clones: a slice would hold all tokens of every block
     for index, block in enumerate(tower.blocks):
         last = index == len(tower.blocks) - 1
-        added, out, (weights, values) = _attend(block, x, only_class_token=last)
+        added, out, read = _attend(block, x, only_class_token=last)
         x = (x[:, :1] if last else x) + added
-        heads.append(out)
-        self_attended.append(weights[..., :1] * values[:, :, 0])
+        heads.append(out.clone())
+        self_attended.append(read.own())
         if by_source is not None:
-            by_source.append(weights[..., None] * values)
+            by_source.append(read.weights()[..., None] * read.values)
         added = block.mlp(block.norm_2(x))
         x = x + added
-        mlp.append(added[:, 0])
+        mlp.append(added[:, 0].clone())
     with torch.autocast(images.device.type, enabled=False):  # half precision is for the model; sums keep their own
         parts = [part.to(tower.projection.dtype) for part in (x[:, 0], torch.stack(mlp, 1), torch.stack(heads, 1),
-                                                              torch.stack(self_attended, 1))]
+                                                              _own(self_attended))]
         return _project(tower, *parts, tokens)
 
 
@@ -194,7 +243,8 @@ def decompose_tokens(tower: Tower, images: Tensor) -> tuple[Terms, Callable[[Ten
         layers, heads = tower.head_maps.shape[:2]
         vectors = vectors[:, :, :layers * heads].unflatten(2, (layers, heads))
         reads = torch.einsum("mblhd,lhkd->lmbhk", vectors, tower.head_maps) * terms.scalars[:, 0, None, None]
-        return {layer: torch.einsum("bhnk,mbhk->mbhn", some, read) for layer, (some, read) in enumerate(zip(by_source, reads))}
+        return {layer: torch.einsum("bhnk,mbhk->mbhn", some.to(read), read)
+                for layer, (some, read) in enumerate(zip(by_source, reads))}
 
     return terms, score
 
@@ -218,11 +268,11 @@ def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_atten
     length = representation.norm(dim=-1)[:, None, None]
 
     def share(terms: Tensor, among: int) -> Tensor:
-        """Centre, scale and shift terms [b, _, d], each of which stands for one of `among` parts."""
-        return ((terms - mean_part / among) / std + bias_part / among) / length
+        """Centre, scale and shift terms [b, _, d] in place, each of which stands for one of `among` parts."""
+        return terms.sub_(mean_part / among).div_(std).add_(bias_part / among).div_(length)
 
-    attn = torch.einsum("blhk,lhkd->blhd", heads, tower.head_maps) + out_bias[:, None] / number
-    cls_attn = torch.einsum("blhk,lhkd->bld", self_attended, tower.head_maps) + out_bias / tokens
+    attn = torch.einsum("blhk,lhkd->blhd", heads, tower.head_maps).add_(out_bias[:, None] / number)
+    cls_attn = torch.einsum("blhk,lhkd->bld", self_attended, tower.head_maps).add_(out_bias / tokens)
     inverse = 1 / (std * length)  # [b, 1, 1]
     scalars = torch.cat([inverse[:, 0], mean[:, None] * inverse[:, 0], 1 / length[:, 0]], dim=1)
     values = torch.cat([share(attn.flatten(1, 2), shares * number), share(mlp @ weighted, shares)], dim=1)

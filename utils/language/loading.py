@@ -5,6 +5,7 @@ Nothing here needs torchvision or open_clip, so that it works in vLLM's own envi
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -119,6 +120,7 @@ def load_model(name: str, dtype, quantization: str | None = None):
 
     options = {}
     if quantization:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says of every product that it casts to float16
         options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=quantization == "8bit",
                                                              load_in_4bit=quantization == "4bit"),
                    "device_map": {"": torch.cuda.current_device()}}
