@@ -81,24 +81,21 @@ def main(args) -> None:
     from utils.models import names
     from utils.plots import charts
 
-    picture = pictures.read_option(args.image)  # a wrong file is found before a large model is loaded
-    device, carry = cli.pick_device(args.device), None
+    # The picture, the model, and the texts; a wrong file is found before a large model is loaded.
+    picture, device = pictures.read_option(args.image), cli.pick_device(args.device)
     if args.maps:
-        trained = alignment.load(Path(args.maps), "make them with compute_alignment.py")
-        vision = names.load_vision(args.model, args.pretrained, device, args.seed)
-        alignment.check_model(trained, vision)
-        clip = names.load_text_side(args, alignment.text_side(trained.about))
-        carry = trained.weight.to(device), trained.bias.to(device)
+        model, maps = alignment.load_model(args.model, args.pretrained, args.maps, device, args.seed)
+        clip = names.load_text_side(args, alignment.text_side(maps.about))
     else:
-        clip = names.load_clip(args.model, args.pretrained, device, args.seed)
-        vision = names.image_side(clip)
-    decomposer = Decomposer(vision)
+        clip, maps = names.load_clip(args.model, args.pretrained, device, args.seed), None
+        model = names.image_side(clip)
     directions = embed_texts(clip, args.text, len(args.text))
-    if decomposer.patch_size and not args.maps:
-        pixels = heatmaps.to_pixels(picture, clip, decomposer.patch_size)
-    else:
-        pixels, picture = vision.preprocess(picture)[None].to(device), heatmaps.crop(picture, vision)
-    found = heatmaps.explain(decomposer, pixels, args.text, directions, args.layer, args.head, carry)
+
+    # What each patch adds to each similarity.
+    decomposer = Decomposer(model)
+    pixels, shown = heatmaps.prepare(picture, model, None if maps else decomposer.patch_size)
+    found = heatmaps.explain(decomposer, pixels, args.text, directions, args.layer, args.head,
+                             maps and (maps.weight, maps.bias))
     for one in found:
         print(f"{one.text}\n{heatmaps.table(one)}\n")
 
@@ -106,12 +103,12 @@ def main(args) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model
     title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
-    charts.heat_maps(picture, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
+    charts.heat_maps(shown, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
     cli.save_result(path.with_suffix(".json"), {
-        "model": args.model, "pretrained": vision.source, "weights_sha256": names.weights_hash(vision), "image": args.image,
-        **({"maps": args.maps, "maps_sha256": trained.sha256, **alignment.text_side(trained.about)} if args.maps else {}),
-        "layer": args.layer, "head": args.head, "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
+        "model": args.model, "pretrained": model.source, "weights_sha256": names.weights_hash(model),
+        "image": args.image, **alignment.describe(maps, args.maps), "layer": args.layer, "head": args.head,
+        "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
                   for one in found]})
     print(f"{rows} x {columns} patches, {len(found)} text{'s' * (len(found) > 1)} -> {path}")

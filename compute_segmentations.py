@@ -16,22 +16,18 @@ of the CLIP that it was mapped to. A mapped model, and a CLIP whose image tower 
 takes images at its own size alone, cropped by its own transform, and has the method decomposition alone.
 
 Data sets (--train_dataset): imagenet_seg (--data_path gtsegs_ijcv.mat), masks_folder (--data_path DIR with DIR/images
-and DIR/masks, files of the same names; 0 in a mask is background), and the embedded emoji_seg.
+and DIR/masks, files of the same names; 0 in a mask is background), and the embedded emoji_seg. Writes to --output_dir:
 
-Writes to --output_dir:
-
-    {dataset}_segmentation_{method}_{model}.json  all figures, and how they were computed
-    {dataset}_{method}_precision_{model}.npy      [methods, 1001] over all pixels, at thresholds 0, 0.001, ... 1
-    {dataset}_{method}_recall_{model}.npy         [methods, 1001]
-    {dataset}_{method}_pictures_{model}/          with --save_img: input, mask, and each method's heat, mask and overlay
+    {dataset}_segmentation_{method}_{model}.json       all figures, and how they were computed
+    {dataset}_{method}_{precision|recall}_{model}.npy  [methods, 1001] over all pixels, at thresholds 0, 0.001, ... 1
+    {dataset}_{method}_pictures_{model}/               with --save_img: input, mask; each method's heat, mask, overlay
 
 `accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with
 a common --output_dir, and leaves the files that one process leaves.
 """
 from utils import cli
+from utils.analysis.segmentation import METHODS
 from utils.data.datasets import WITH_MASKS
-
-METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
 
 
 def get_args_parser():
@@ -48,16 +44,14 @@ def get_args_parser():
                              "this; it changes no figure, as masks are cut at their heat's mean")
     parser.add_argument("--train_dataset", default="imagenet_seg", choices=WITH_MASKS, metavar="NAME",
                         help=f"images with masks, one of {', '.join(WITH_MASKS)}")
-    parser.add_argument("--data_path", metavar="PATH",
-                        help="the .mat file or the folder; emoji_seg needs none (default: none)")
+    parser.add_argument("--data_path", metavar="PATH", help="the .mat file or the folder of masks (default: none)")
     parser.add_argument("--classifier_dir", default="./output_dir/", metavar="FOLDER", help="where the classifier is")
     parser.add_argument("--classifier_dataset", default="imagenet", metavar="NAME",
                         help="whose classes it has, as given to compute_text_projection.py; emoji goes with emoji_seg")
     parser.add_argument("--method", default="decomposition", choices=(*METHODS, "all"), metavar="NAME",
                         help=f"one of {', '.join(METHODS)}, all")
     parser.add_argument("--target", default="predicted", choices=("predicted", "true"),
-                        help="whose logit is explained: of the predicted class, or of the true one, which emoji_seg "
-                             "knows")
+                        help="whose logit is explained: of the predicted class, or of the true one of emoji_seg")
     parser.add_argument("--mask_resize", choices=("published", "aligned"), metavar="HOW",
                         help="published squeezes the whole mask to a square while the image is cropped; aligned crops "
                              "both (default: published; aligned where the model's own transform is taken)")
@@ -70,80 +64,56 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from pathlib import Path
-
     import torch
     from tqdm import tqdm
 
-    from utils.analysis import segmentation
-    from utils.data import datasets
+    from utils.analysis import alignment
+    from utils.analysis.segmentation import figures, methods
+    from utils.data import datasets, masks
     from utils.models import names
-    from utils.runs import files
 
+    # Images with masks, the model, and the classifier whose logits are explained.
     data = datasets.load_masks(args.train_dataset, args.data_path)
     state = cli.start_processes(args.device)
-    device = state.device
-    subject = segmentation.load_subject(args, device)
-    vision, weights = subject.decomposer.model, names.weights_hash(subject.decomposer.model)
-    prepare, image_size = segmentation.transform(vision, subject.patch_size, args.image_size)
-    mask_resize = args.mask_resize or ("published" if subject.patch_size else "aligned")
-    classifier, classes = segmentation.load_classifier(args.model, subject.run, subject.width, args.classifier_dir,
-                                                       args.classifier_dataset, device)
-    truth = segmentation.true_classes(data, classes).to(device) if args.target == "true" else None
-    methods = METHODS if args.method == "all" else (args.method,)
-    if methods != ("decomposition",):
-        segmentation.check_baselines(subject, args.method)
-        from utils.analysis import relevance
+    model, maps = alignment.load_model(args.model, args.pretrained, args.maps, state.device, args.seed)
+    classifier, classes = methods.load_classifier(args.classifier_dir, args.classifier_dataset, args.model, model, maps)
+    truth = torch.tensor(masks.true_classes(data, classes)).to(state.device) if args.target == "true" else None
+    chosen = METHODS if args.method == "all" else (args.method,)
+    explainer = methods.Explainer(model, classifier, chosen, maps)
+    prepare, image_size = methods.transform(model, explainer.patch_size, args.image_size)
+    mask_resize = args.mask_resize or ("published" if explainer.patch_size else "aligned")
 
-        towers = relevance.Towers(vision.tower)
-    scores = {method: segmentation.Scores(args.thr, device) for method in methods}
-    pictures = Path(args.output_dir, f"{args.train_dataset}_{args.method}_pictures_{subject.name}")
-    if args.save_img:
-        pictures.mkdir(parents=True, exist_ok=True)
-    total, size, without_foreground = len(data.names), args.batch_size, {}
-    numbers = cli.own_batches(range(-(-total // size)), state)
+    # Heat of every image beside its mask.
     data.draw_at(image_size)
+    name = f"{model.name}-as-{maps.about['clip']}" if maps else model.name
+    pictures = f"{args.output_dir}/{args.train_dataset}_{args.method}_pictures_{name}"
+    scores, size = {method: figures.Scores(args.thr, state.device) for method in chosen}, args.batch_size
+    numbers = cli.own_batches(range(-(-len(data.names) // size)), state)
     batches = datasets.batches(data, prepare, size, datasets.worker_count(args.num_workers), numbers=numbers,
-                               prepare_target=segmentation.mask_transform(prepare, image_size, mask_resize))
-    with tqdm(total=sum(min(size, total - number * size) for number in numbers), desc="images", unit="image",
-              disable=not state.is_main_process) as progress:
-        for number, (pixels, masks, _) in zip(numbers, batches):
-            pixels, masks = pixels.to(device), torch.from_numpy(masks).to(device)
-            images = slice(number * size, number * size + len(masks))
-            maps, target = segmentation.class_maps(subject, pixels, classifier, None if truth is None else truth[images])
-            batch = relevance.Batch(towers, pixels, classifier, target) if methods != ("decomposition",) else None
-            heats = {}
-            for method in methods:
-                found = maps if method == "decomposition" else relevance.METHODS[method](batch)
-                heats[method] = segmentation.heat_maps(found, image_size)
-                scores[method].update(number, heats[method], masks)
-            if args.save_img:
-                segmentation.save_pictures(pictures, data.names[images], prepare, pixels, masks, heats)
-            without_foreground[number] = int((~masks).flatten(1).all(dim=1).sum())
-            progress.update(len(masks))
+                               prepare_target=masks.mask_transform(prepare, image_size, mask_resize))
+    for number, (pixels, covers, _) in zip(tqdm(numbers, "batches", disable=not state.is_main_process), batches):
+        images = slice(number * size, number * size + len(covers))
+        pixels, covers = pixels.to(state.device), torch.from_numpy(covers).to(state.device)
+        patches = explainer.explain(pixels, None if truth is None else truth[images])
+        heats = {method: figures.heat_maps(patches[method], image_size) for method in chosen}
+        for method, heat in heats.items():
+            scores[method].update(number, heat, covers)
+        if args.save_img:
+            figures.save_pictures(pictures, data.names[images], prepare, pixels, covers, heats)
 
-    scores = {method: segmentation.gathered(score, state) for method, score in scores.items()}
-    without_foreground = sum(cli.gather(without_foreground).values())
+    # Figures of all processes together.
+    scores = {method: figures.gathered(score, state) for method, score in scores.items()}
     if not state.is_main_process:
         return
-    figures = {method: score.figures() for method, score in scores.items()}
-    published = segmentation.PUBLISHED.get((args.model, vision.source), {}) if args.train_dataset == "imagenet_seg" else {}
-    path = files.manifest_path(args.output_dir, args.train_dataset, "segmentation", args.method, subject.name)
-    with files.Writer(path) as writer:
-        for score in scores.values():
-            for what, values in zip(("precision", "recall"), score.curve()):
-                name = f"{args.method}_{what}"
-                writer.append(files.term_path(args.output_dir, args.train_dataset, name, subject.name), values[None])
-        writer.finish({"model": args.model, "pretrained": vision.source, "weights_sha256": weights, **subject.about,
-                       "dataset": args.train_dataset, "images": total, "images_without_foreground": without_foreground,
-                       "classifier": args.classifier_dataset, "classes": classifier.shape[1],
-                       "options": {"image_size": image_size, "mask_resize": mask_resize, "thr": args.thr,
-                                   "target": args.target, "batch_size": args.batch_size, "seed": args.seed},
-                       "methods": {name: found | {"published_percent": published.get(name)} for name, found in figures.items()},
-                       "definitions": segmentation.DEFINITIONS})
-    for line in segmentation.report(figures, published):
-        print(line)
-    print(f"{total} images -> {path}")
+    path, found = figures.save(args.output_dir, args.method, name, scores, {
+        "model": args.model, "pretrained": model.source, "weights_sha256": names.weights_hash(model),
+        **alignment.describe(maps, args.maps), "dataset": args.train_dataset, "images": len(data.names),
+        "images_without_foreground": scores[chosen[0]].without_foreground,
+        "classifier": args.classifier_dataset, "classes": classifier.shape[1],
+        "options": {"image_size": image_size, "mask_resize": mask_resize, "thr": args.thr, "target": args.target,
+                    "batch_size": size, "seed": args.seed}})
+    print("\n".join(figures.table(found)))
+    print(f"{len(data.names)} images -> {path}")
 
 
 if __name__ == "__main__":

@@ -172,21 +172,21 @@ def segmentation(args) -> None:
     """
     import torch
 
-    from utils.analysis import segmentation
+    from utils.analysis.segmentation import figures
+    from utils.analysis.segmentation.methods import Explainer
+    from utils.models import names
 
-    clip, decomposer = load(args)
-    subject = segmentation.Subject(decomposer, None, clip.model.visual.output_dim, clip.name, {}, {})
+    clip, _ = load(args)
     generator = torch.Generator().manual_seed(args.seed)
     images = torch.randn(args.batch_size, 3, *clip.image_size, generator=generator).to(clip.device)
-    columns = torch.randn(subject.width, 1000, generator=generator).to(clip.device)
-    classifier = torch.nn.functional.normalize(columns, dim=0)
+    columns = torch.randn(clip.model.visual.output_dim, 1000, generator=generator).to(clip.device)
+    explainer = Explainer(names.image_side(clip), torch.nn.functional.normalize(columns, dim=0))
 
     def plain() -> torch.Tensor:
         return clip.model.encode_image(images).cpu()  # ends on the CPU, so that a GPU has finished
 
     def heat() -> torch.Tensor:
-        maps, _ = segmentation.class_maps(subject, images, classifier, None)
-        return segmentation.heat_maps(maps, clip.image_size[0]).cpu()
+        return figures.heat_maps(explainer.explain(images)["decomposition"], clip.image_size[0]).cpu()
 
     with torch.inference_mode():
         found = turns({"encode_image": plain, "heat maps": heat}, args.repeats)

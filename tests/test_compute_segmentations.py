@@ -74,7 +74,7 @@ def result(run_script, options, tmp_path):
 
 
 def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_path, monkeypatch):
-    from utils.analysis import segmentation
+    from utils.analysis.segmentation import figures as comparison
     from utils.data import datasets
 
     monkeypatch.setitem(datasets.REGISTRY["emoji_seg"].scenes, "test", (SCENES, 3))
@@ -90,7 +90,7 @@ def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_pa
     assert lines[0].endswith(f"{figures['mean_iou']:.4f}") and lines[2].endswith(f"{figures['mean_ap']:.4f}")
     # All background scores 80% and 40%: these maps find the objects.
     assert figures["pixel_accuracy"] > 0.8 and figures["mean_iou"] > 0.6 and figures["mean_ap"] > 0.9
-    assert figures["published_percent"] is None and found["definitions"] == segmentation.DEFINITIONS
+    assert figures["published_percent"] is None and found["definitions"] == comparison.DEFINITIONS
     assert found["options"]["image_size"] == 64 and found["weights_sha256"]
     for what in ("precision", "recall"):
         values = np.load(tmp_path / "out" / f"emoji_seg_decomposition_{what}_emojiclip.npy")
@@ -137,31 +137,34 @@ def test_another_image_size_and_thr(result, mat_file, tmp_path):
 
 
 def test_all_methods_in_one_table(result, run_script, options, mat_file, tmp_path):
-    from utils.analysis.relevance import METHODS
+    from utils.analysis.segmentation import METHODS
 
-    script = load_script("compute_segmentations")
-    assert {"decomposition", *METHODS} == set(script.METHODS)
     code, out, err = run_script("compute_segmentations", *options("imagenet_seg", "--data_path", mat_file, "--method", "all"))
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()] == ["percent", *script.METHODS, str(SCENES)]
+    assert [line.split()[0] for line in out.splitlines()] == ["percent", *METHODS, str(SCENES)]
     found = json.loads((tmp_path / "out" / "imagenet_seg_segmentation_all_emojiclip.json").read_text())["methods"]
-    assert list(found) == list(script.METHODS)
+    assert list(found) == list(METHODS)
     assert np.load(tmp_path / "out" / "imagenet_seg_all_recall_emojiclip.npy").shape == (8, 1001)
     alone = result("imagenet_seg", "--data_path", mat_file, "--batch_size", 3, method="chefer")["methods"]["chefer"]
     assert alone == pytest.approx(found["chefer"], abs=1e-3)
 
 
 def test_published_figures_stand_beside_ours():
-    from utils.analysis import segmentation
+    from utils.analysis.segmentation import figures as comparison
 
     ours = {"pixel_accuracy": 0.75, "mean_iou": 0.5, "mean_ap": 0.8, "foreground_iou": 0.25, "foreground_ap": 0.625}
-    published = segmentation.PUBLISHED["ViT-L-14", "laion2b_s32b_b82k"]
-    assert list(segmentation.report({"decomposition": ours}, published)) == [
+    published = comparison.PUBLISHED["imagenet_seg", "ViT-L-14", "laion2b_s32b_b82k"]
+
+    def lines(*methods):
+        return list(comparison.table({method: ours | {"published_percent": published.get(method)} for method in methods}))
+
+    assert lines("decomposition") == [
         "Mean IoU over 2 classes: 0.5000", "Pixel-wise Accuracy: 75.00%", "Mean AP over 2 classes: 0.8000",
         "Foreground alone: IoU 0.2500, AP 0.6250", "published: accuracy 75.21, mIoU 54.50, mAP 81.61"]
-    head, row, without, note = segmentation.report({"lrp": ours, "maskclip": ours}, published)
+    head, row, without, note = lines("lrp", "maskclip")
     assert row.split() == ["lrp", "75.00", "(52.81)", "50.00", "(33.57)", "80.00", "(54.37)", "25.00", "62.50"]
-    assert without.split() == ["maskclip", "75.00", "50.00", "80.00", "25.00", "62.50"] and "published" in note
+    assert without.split() == ["maskclip", "75.00", "50.00", "80.00", "25.00", "62.50"]
+    assert "published" in note
     assert len(head) == len(row) == len(without)
 
 
@@ -304,12 +307,13 @@ def test_a_classifier_of_another_model_or_width_is_refused(refused, options, cla
 
 
 def test_the_names_offered_are_those_that_can_be_read():
-    from utils.analysis import segmentation
+    from utils.analysis.segmentation import METHODS
+    from utils.analysis.segmentation import figures as comparison
 
     script = load_script("compute_segmentations")
     assert set(script.WITH_MASKS) == {"imagenet_seg", "masks_folder", "emoji_seg"}
-    for figures in segmentation.PUBLISHED.values():
-        assert set(figures) <= set(script.METHODS)
+    for figures in comparison.PUBLISHED.values():
+        assert set(figures) <= set(METHODS)
 
 
 EMOJIVIT = f"timm:local-dir:{ROOT / 'models' / 'emojivit'}"

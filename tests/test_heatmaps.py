@@ -46,6 +46,12 @@ def decomposer(emojiclip):
     return Decomposer(models.image_side(emojiclip))
 
 
+def pixels_of(picture, clip, patch_size):
+    pixels, shown = heatmaps.prepare(picture, models.image_side(clip), patch_size)
+    assert shown is picture
+    return pixels
+
+
 @pytest.fixture
 def photo():
     """A picture of no symmetry, 60 pixels wide and 40 high."""
@@ -81,7 +87,7 @@ def test_maps_and_parts_equal_their_definition(layer, head, changes):
 @pytest.mark.parametrize("size", [(64, 64), (60, 40), (31, 97), (200, 50), (1, 1)])
 @pytest.mark.parametrize("layer, head", [(None, None), (3, None), (3, 1)])
 def test_parts_sum_to_the_similarity_at_any_aspect_ratio(emojiclip, decomposer, photo, size, layer, head):
-    pixels = heatmaps.to_pixels(photo.resize(size), emojiclip, decomposer.patch_size)
+    pixels = pixels_of(photo.resize(size), emojiclip, decomposer.patch_size)
     for one in heatmaps.explain(decomposer, pixels, ["a", "b"], random_directions(128), layer, head):
         assert sum(one.parts.values()) == pytest.approx(one.similarity, abs=1e-5)
         assert one.patches.sum() == pytest.approx(list(one.parts.values())[0], abs=1e-5)
@@ -89,7 +95,7 @@ def test_parts_sum_to_the_similarity_at_any_aspect_ratio(emojiclip, decomposer, 
 
 
 def test_heads_sum_to_their_layer_and_layers_to_the_whole(emojiclip, decomposer, photo):
-    directions, pixels = random_directions(128), heatmaps.to_pixels(photo, emojiclip, decomposer.patch_size)
+    directions, pixels = random_directions(128), pixels_of(photo, emojiclip, decomposer.patch_size)
 
     def maps(layer=None, head=None):
         return np.stack([one.patches for one in heatmaps.explain(decomposer, pixels, ["a", "b"], directions, layer, head)])
@@ -100,7 +106,7 @@ def test_heads_sum_to_their_layer_and_layers_to_the_whole(emojiclip, decomposer,
 
 def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, decomposer, photo):
     square = photo.resize((90, 90))
-    pixels = heatmaps.to_pixels(square, emojiclip, (8, 8))
+    pixels = pixels_of(square, emojiclip, (8, 8))
     assert torch.equal(pixels[0], emojiclip.preprocess(square))
     one = heatmaps.explain(decomposer, pixels, ["a"], random_directions(128, 1))[0]
     own = torch.nn.functional.normalize(emojiclip.model.encode_image(pixels), dim=-1)[0].numpy()
@@ -111,7 +117,7 @@ def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, decompos
     ((60, 40), (8, 8), (64, 96)), ((40, 60), (8, 8), (96, 64)), ((100, 99), (8, 8), (64, 64)), ((100, 80), (8, 8), (64, 80)),
     ((60, 40), (7, 7), (63, 98)), ((4000, 1000), (8, 8), (64, 256)), ((4, 3), (8, 16), (64, 80))])
 def test_sizes_follow_the_picture_in_whole_patches(emojiclip, photo, size, patch, expected):
-    assert tuple(heatmaps.to_pixels(photo.resize(size), emojiclip, patch).shape) == (1, 3, *expected)
+    assert tuple(pixels_of(photo.resize(size), emojiclip, patch).shape) == (1, 3, *expected)
 
 
 def test_the_script_prints_draws_and_writes(run_script, photo_file, tmp_path):
@@ -179,7 +185,7 @@ def test_files_that_are_no_fitting_picture_are_refused_before_a_model_is_loaded(
 
 def test_python_callers_get_the_same_refusals(emojiclip, decomposer, photo):
     with pytest.raises(UserError, match="head needs its layer"):
-        heatmaps.explain(decomposer, heatmaps.to_pixels(photo, emojiclip, (8, 8)), ["a"], random_directions(128, 1), None, 1)
+        heatmaps.explain(decomposer, pixels_of(photo, emojiclip, (8, 8)), ["a"], random_directions(128, 1), None, 1)
 
 
 @pytest.mark.parametrize("layer, head", SELECTIONS)
@@ -295,10 +301,10 @@ def test_tokens_that_are_no_grid_and_maps_of_other_components_are_refused():
 @pytest.mark.parametrize("size", [(60, 40), (31, 97), (64, 64)])
 def test_the_picture_that_is_shown_is_what_the_model_sees(photo, options, size):
     vision = model_of(None, (32, 32), preprocess=create_transform((3, 32, 32), is_training=False, **options))
-    shown = heatmaps.crop(photo.resize(size), vision)
+    pixels, shown = heatmaps.prepare(photo.resize(size), vision, None)
     assert shown.size == (32, 32)
-    pixels, normalize = vision.preprocess(photo.resize(size)), vision.preprocess.transforms[-1]
-    seen = pixels * normalize.std[:, None, None] + normalize.mean[:, None, None]
+    normalize = vision.preprocess.transforms[-1]
+    seen = pixels[0] * normalize.std[:, None, None] + normalize.mean[:, None, None]
     np.testing.assert_allclose(np.asarray(shown).transpose(2, 0, 1) / 255, seen, atol=1e-5)
 
 

@@ -3,12 +3,12 @@ import copy
 import literal
 import pytest
 import torch
-from builders import random_clip
+from builders import model_of, random_clip
 
-from utils.analysis import relevance
+from utils.analysis.segmentation import METHODS, methods, relevance
 from utils.cli import UserError
 
-METHODS = ("raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
+BASELINES = METHODS[1:]
 
 
 def inputs_for(model, number=3, size=None, seed=1):
@@ -22,7 +22,7 @@ def inputs_for(model, number=3, size=None, seed=1):
 
 
 def batch_of(model, images, classifier, classes):
-    return relevance.Batch(relevance.Towers(model.visual), images, classifier, classes)
+    return methods.Batch(methods.Explainer(model_of(model.visual), classifier, BASELINES), images, classes)
 
 
 def close(maps, others, tolerance):
@@ -30,16 +30,12 @@ def close(maps, others, tolerance):
     torch.testing.assert_close(maps.double(), others.double(), atol=tolerance * others.abs().max().item(), rtol=0)
 
 
-def test_the_methods_are_those_of_the_issue():
-    assert sorted(relevance.METHODS) == sorted(METHODS)
-
-
 def test_the_explicit_forward_pass_is_the_models_own(variant):
     _, model = variant
     batch = batch_of(model, *inputs_for(model))
     own = torch.nn.functional.normalize(model.encode_image(batch.images), dim=-1)
-    torch.testing.assert_close(relevance.represent(batch.towers.single, batch.single.layers[-1].after), own, atol=1e-6, rtol=0)
-    assert len(batch.double.layers) == len(batch.single.attentions) == len(batch.towers.single.blocks)
+    torch.testing.assert_close(relevance.represent(batch.explainer.tower, batch.single.layers[-1].after), own, atol=1e-6, rtol=0)
+    assert len(batch.double.layers) == len(batch.single.attentions) == len(batch.explainer.tower.blocks)
     for rows, precise in zip(batch.single.attentions, batch.double.attentions):
         torch.testing.assert_close(rows.double(), precise, atol=1e-5, rtol=0)
 
@@ -52,8 +48,8 @@ def test_every_map_equals_its_definition(variant):
             for image, label in zip(images, predicted)]
     rows, columns = model.visual.grid_size
     batch = batch_of(model, images, classifier, predicted)
-    for name, method in relevance.METHODS.items():
-        maps = method(batch)
+    for name in BASELINES:
+        maps = methods.FUNCTIONS[name](batch)
         assert maps.shape == (3, rows, columns) and maps.dtype == torch.float32 and not maps.requires_grad, name
         assert maps.isfinite().all() and maps.amax() > maps.amin(), name
         close(maps.flatten(1), torch.stack([image[name] for image in slow]), 1e-5)
@@ -82,7 +78,7 @@ def test_relevance_is_conserved_through_every_layer(variant):
     """Biases get none, so that all of the logit's relevance arrives at the first tokens."""
     _, model = variant
     batch = batch_of(model, *inputs_for(model))
-    assert len(batch.double.relevances) == len(batch.towers.single.blocks)
+    assert len(batch.double.relevances) == len(batch.explainer.tower.blocks)
     for _, tokens in batch.double.relevances:
         torch.testing.assert_close(tokens.sum(dim=(1, 2)), torch.ones(3).double(), atol=1e-5, rtol=0)
 
@@ -115,35 +111,36 @@ def test_all_methods_share_two_passes_and_one_copy_of_the_tower(monkeypatch):
     monkeypatch.setattr(relevance, "run_layer", lambda block, tokens: ran.append(tokens.dtype) or run_layer(block, tokens))
     monkeypatch.setattr(copy, "deepcopy", lambda *given: copied.append(given[0]) or deepcopy(*given))
     model = random_clip()
-    towers, (images, classifier, predicted) = relevance.Towers(model.visual), inputs_for(model)
+    images, classifier, predicted = inputs_for(model)
+    explainer = methods.Explainer(model_of(model.visual), classifier, METHODS)
     for _ in range(2):
-        batch = relevance.Batch(towers, images, classifier, predicted)
-        first, again = ([method(batch) for method in relevance.METHODS.values()] for _ in range(2))
+        batch = methods.Batch(explainer, images, predicted)
+        first, again = ([methods.FUNCTIONS[name](batch) for name in METHODS] for _ in range(2))
         assert all(torch.equal(*maps) for maps in zip(first, again))
     assert sum(found is model.visual for found in copied) == 1
     assert sorted(map(str, ran)) == ["torch.float32"] * 6 + ["torch.float64"] * 6
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_batch_of_one_equals_its_place_in_a_larger_batch(name):
-    model, method = random_clip(), relevance.METHODS[name]
+    model, method = random_clip(), methods.FUNCTIONS[name]
     images, classifier, predicted = inputs_for(model)
     together = method(batch_of(model, images, classifier, predicted))
     alone = torch.cat([method(batch_of(model, images[i:i + 1], classifier, predicted[i:i + 1])) for i in range(3)])
     close(alone, together, 1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_images_of_another_shape(name):
     model = random_clip()
     images, classifier, predicted = inputs_for(model, number=2, size=(24, 56))
-    maps = relevance.METHODS[name](batch_of(model, images, classifier, predicted))
+    maps = methods.FUNCTIONS[name](batch_of(model, images, classifier, predicted))
     assert maps.shape == (2, 3, 7) and maps.isfinite().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_model_is_left_as_it_was(name):
-    model, method = random_clip(), relevance.METHODS[name]
+    model, method = random_clip(), methods.FUNCTIONS[name]
     images, classifier, predicted = inputs_for(model)
     before = copy.deepcopy(model.state_dict())
     maps = method(batch_of(model, images, classifier, predicted))
@@ -164,7 +161,7 @@ def test_which_methods_know_the_class():
     model = random_clip()
     images, classifier, predicted = inputs_for(model)
     batch, other = (batch_of(model, images, classifier, classes) for classes in (predicted, (predicted + 1) % 7))
-    same = {name for name, method in relevance.METHODS.items() if torch.equal(method(batch), method(other))}
+    same = {name for name in METHODS if torch.equal(methods.FUNCTIONS[name](batch), methods.FUNCTIONS[name](other))}
     assert same == {"raw_attention", "rollout"}
 
 
@@ -187,10 +184,10 @@ def scenes_of_the_embedded_model():
     return clip.model, images, classifier, torch.tensor([scene.object for scene in drawn]), where
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_embedded_models_objects_are_found(name, scenes_of_the_embedded_model):
     model, images, classifier, labels, where = scenes_of_the_embedded_model
-    maps = relevance.METHODS[name](batch_of(model, images, classifier, labels))
+    maps = methods.FUNCTIONS[name](batch_of(model, images, classifier, labels))
     assert maps.shape == where.shape and maps.isfinite().all()
     inside = (maps * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2))
     outside = (maps * (1 - where)).sum(dim=(1, 2)) / (1 - where).sum(dim=(1, 2))
@@ -200,14 +197,14 @@ def test_the_embedded_models_objects_are_found(name, scenes_of_the_embedded_mode
 
 def test_an_unknown_inside_is_refused():
     model = random_clip(vision_cfg={"pool_type": "avg"})
-    with pytest.raises(UserError, match="avg"):
-        relevance.Towers(model.visual)
+    with pytest.raises(UserError, match="this model has --method decomposition alone"):
+        methods.Explainer(model_of(model.visual, (32, 32)), torch.zeros(20, 7), ("rollout",))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: relevance on a GPU was not covered")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_gpu_gives_the_same_maps(name):
-    model, method = random_clip(), relevance.METHODS[name]
+    model, method = random_clip(), methods.FUNCTIONS[name]
     images, classifier, predicted = inputs_for(model)
     here = method(batch_of(model, images, classifier, predicted))
     there = method(batch_of(model.cuda(), images.cuda(), classifier.cuda(), predicted.cuda()))

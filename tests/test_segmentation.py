@@ -5,10 +5,12 @@ import torch
 from builders import SWIN, VARIANTS, family_model, images_for, model_of, random_clip, random_images, random_maps, walked
 from PIL import Image
 
-from utils.analysis import segmentation
-from utils.analysis.alignment import mapped
+from utils.analysis.alignment import Maps, mapped
+from utils.analysis.segmentation import figures
+from utils.analysis.segmentation.methods import Batch, Explainer, transform
 from utils.cli import UserError
 from utils.data import datasets, scenes
+from utils.data.masks import mask_transform, true_classes
 from utils.decompose.decomposer import Decomposer
 from utils.models import names
 
@@ -20,17 +22,22 @@ def random_classifier(classes=7, seed=2):
 
 def batches(data_path, prepare, side, mask_resize, batch_size=4, numbers=None):
     """Images and masks of a folder, in batches."""
-    data, prepare_mask = datasets.load_masks("masks_folder", str(data_path)), segmentation.mask_transform(prepare, side, mask_resize)
+    data, prepare_mask = datasets.load_masks("masks_folder", str(data_path)), mask_transform(prepare, side, mask_resize)
     for pixels, masks, _ in datasets.batches(data, prepare, batch_size, 0, numbers=numbers, prepare_target=prepare_mask):
         yield pixels, torch.from_numpy(masks)
 
 
-def subject_of(model, carry=None, width=20):
-    return segmentation.Subject(Decomposer(model), carry, width, "x", {}, {})
+def explainer_of(model, classifier, maps=None):
+    """Of the decomposition; `maps` are weight and bias."""
+    return Explainer(model, classifier, maps=maps and Maps(*maps, {}, ""))
 
 
 def maps_of(visual, images, classifier):
-    return segmentation.class_maps(subject_of(model_of(visual)), images, classifier, None)[0]
+    return explainer_of(model_of(visual), classifier).explain(images)["decomposition"]
+
+
+def maps_and_classes(explainer, images, truth):
+    return explainer.explain(images, truth)["decomposition"], Batch(explainer, images, truth).classes.tolist()
 
 
 def test_a_tokens_terms_and_the_maps_equal_their_definition(variant):
@@ -74,10 +81,10 @@ def test_maps_are_the_same_at_any_batch_size():
 def test_the_walk_gives_the_maps_of_the_fast_path(name, truth):
     model, classifier = random_clip(**VARIANTS[name]), random_classifier()
     images = images_for(model)
-    maps, classes = segmentation.class_maps(subject_of(model_of(model.visual)), images, classifier, truth)
-    others, same = segmentation.class_maps(subject_of(walked(model.visual)), images, classifier, truth)
-    assert classes.tolist() == same.tolist()
-    assert truth is None or classes.tolist() == [3, 0, 6]
+    maps, classes = maps_and_classes(explainer_of(model_of(model.visual), classifier), images, truth)
+    others, same = maps_and_classes(explainer_of(walked(model.visual), classifier), images, truth)
+    assert classes == same
+    assert truth is None or classes == [3, 0, 6]
     torch.testing.assert_close(others, maps, atol=5e-6, rtol=0)
     assert maps.std() > 1e-4
 
@@ -86,12 +93,12 @@ def test_the_walk_gives_the_maps_of_the_fast_path(name, truth):
 @pytest.mark.parametrize("name", ["plain", "layer_scale"])
 def test_a_mapped_model_on_the_fast_path_has_the_maps_of_the_walk(name, truth):
     model = random_clip(**VARIANTS[name])
-    images, carry = images_for(model), random_maps(16, 20)
+    images, maps = images_for(model), random_maps(16, 20)
     classifier = torch.nn.functional.normalize(torch.randn(10, 7, generator=torch.Generator().manual_seed(2)), dim=0)
-    found = [segmentation.class_maps(subject_of(each, carry, 10), images, classifier, truth)
+    found = [maps_and_classes(explainer_of(each, classifier, maps), images, truth)
              for each in (model_of(model.visual), walked(model.visual))]
     torch.testing.assert_close(found[0][0], found[1][0], atol=5e-6, rtol=0)
-    assert found[0][1].tolist() == found[1][1].tolist()
+    assert found[0][1] == found[1][1]
 
 
 @pytest.mark.parametrize("truth", [None, torch.tensor([3, 0, 6])])
@@ -119,8 +126,8 @@ def test_maps_of_a_mapped_hierarchical_model_equal_their_definition(truth):
         share = 1 / torch.bincount(torch.tensor(nearest)).float()
         values = values * share[:, None] * share
         expected += values[:, nearest][:, :, nearest]
-    maps, classes = segmentation.class_maps(subject_of(model, (weight, bias), 10), images, classifier, truth)
-    assert classes.tolist() == expected_classes.tolist()
+    maps, classes = maps_and_classes(explainer_of(model, classifier, (weight, bias)), images, truth)
+    assert classes == expected_classes.tolist()
     torch.testing.assert_close(maps, expected, atol=expected.abs().max().item() / 200, rtol=0)
     assert maps.flatten(1).std(dim=1).min() > 1e-5
 
@@ -145,19 +152,20 @@ def literal_foreground(heats, masks) -> tuple[float, float]:
 def test_heat_and_figures_equal_their_definitions():
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(5, 3, 4)).astype(np.float32)
-    heats = segmentation.heat_maps(torch.from_numpy(maps), 18)
+    heats = figures.heat_maps(torch.from_numpy(maps), 18)
     np.testing.assert_allclose(heats, [literal.heat_map(patches, 18) for patches in maps], atol=1e-6)
     masks = torch.from_numpy(rng.uniform(size=(5, 18, 18)) < heats.numpy())
     masks[1] = False
-    scores = segmentation.Scores(0.0, torch.device("cpu"))
+    scores = figures.Scores(0.0, torch.device("cpu"))
     scores.update(0, heats[:2], masks[:2])
     scores.update(1, heats[2:], masks[2:])
-    figures = scores.figures()
-    assert figures.pop("images_without_map") == 0
-    alone = figures.pop("foreground_iou"), figures.pop("foreground_ap")
+    found = scores.figures()
+    assert found.pop("images_without_map") == 0
+    assert scores.without_foreground == 1
+    alone = found.pop("foreground_iou"), found.pop("foreground_ap")
     assert alone == pytest.approx(literal_foreground(heats.numpy(), masks.numpy()), abs=1e-6)
-    assert figures == pytest.approx(literal.segmentation_figures(heats.numpy(), masks.numpy()), abs=1e-6)
-    assert set(segmentation.FIGURES) < set(figures)
+    assert found == pytest.approx(literal.segmentation_figures(heats.numpy(), masks.numpy()), abs=1e-6)
+    assert set(figures.FIGURES) < set(found)
 
 
 @pytest.mark.parametrize("thr", [0.0, 0.35])
@@ -168,12 +176,12 @@ def test_the_curve_is_scikit_learns_at_its_thresholds(thr):
     heats = torch.from_numpy(rng.uniform(size=(4, 9, 9)).astype(np.float32))
     heats[0, 0, 0] = 1
     masks = heats > torch.from_numpy(rng.uniform(size=(4, 9, 9)))
-    scores = segmentation.Scores(thr, torch.device("cpu"))
+    scores = figures.Scores(thr, torch.device("cpu"))
     scores.update(0, heats, masks)
     precision, recall = scores.curve()
     assert precision.shape == recall.shape == (1001,)
     for i in (0, 1, 250, 350, 351, 700, 1000):
-        predicted = np.maximum(heats.numpy().ravel(), np.float32(thr)) >= segmentation.THRESHOLDS[i]
+        predicted = np.maximum(heats.numpy().ravel(), np.float32(thr)) >= figures.THRESHOLDS[i]
         assert precision[i] == pytest.approx(precision_score(masks.ravel(), predicted, zero_division=1))
         assert recall[i] == pytest.approx(recall_score(masks.ravel(), predicted))
 
@@ -186,7 +194,7 @@ def test_scores_of_parts_of_the_batches_add_up_to_the_same_bits():
     batches = list(enumerate(zip(heats.split(2), masks.split(2))))
 
     def fed(chosen):
-        scores = segmentation.Scores(0.1, torch.device("cpu"))
+        scores = figures.Scores(0.1, torch.device("cpu"))
         for number, (heat, mask) in chosen:
             scores.update(number, heat, mask)
         return scores
@@ -206,7 +214,7 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
     for i in range(4):
         for part in ("images", "masks"):
             Image.fromarray(np.full((40, 80), 40 * i, np.uint8)).save(oblong_folder / part / f"{i}.png")
-    prepare, _ = segmentation.transform(names.load_vision("emojiclip", None, torch.device("cpu")), (8, 8), 32)
+    prepare, _ = transform(names.load_vision("emojiclip", None, torch.device("cpu")), (8, 8), 32)
     together = list(batches(oblong_folder, prepare, 32, "published", 2))
     assert [len(masks) for _, masks in together] == [2, 2, 1]
     assert len({float(pixels.mean()) for pixels, _ in together}) == 3
@@ -219,35 +227,38 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -1.0, 1e-30, 1e30, float("nan"), float("inf")])
 def test_a_constant_map_is_all_background(value):
-    heat = segmentation.heat_maps(torch.full((2, 3, 3), value), 32)
-    assert (heat == 0).all() and not segmentation.foreground(heat).any()
-    scores = segmentation.Scores(0.0, torch.device("cpu"))
+    heat = figures.heat_maps(torch.full((2, 3, 3), value), 32)
+    assert (heat == 0).all() and not figures.foreground(heat).any()
+    scores = figures.Scores(0.0, torch.device("cpu"))
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, :8] = True
     scores.update(0, heat, masks)
-    figures = scores.figures()
-    assert figures["images_without_map"] == 2 and figures["pixel_accuracy"] == pytest.approx(0.875)
-    assert figures["iou_foreground"] == 0 and all(np.isfinite(number) for number in figures.values())
+    found = scores.figures()
+    assert found["images_without_map"] == 2
+    assert found["pixel_accuracy"] == pytest.approx(0.875)
+    assert found["iou_foreground"] == 0
+    assert all(np.isfinite(number) for number in found.values())
 
 
 def test_a_data_set_without_foreground_has_figures():
-    scores = segmentation.Scores(0.0, torch.device("cpu"))
+    scores = figures.Scores(0.0, torch.device("cpu"))
     heat = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
     masks = torch.zeros(1, 8, 8, dtype=torch.bool)
     scores.update(0, heat, masks)
-    figures, (precision, recall) = scores.figures(), scores.curve()
-    assert figures["foreground_ap"] == 0 == figures["foreground_iou"]
+    found, (precision, recall) = scores.figures(), scores.curve()
+    assert found["foreground_ap"] == 0 == found["foreground_iou"]
     expected = literal.segmentation_figures(heat.numpy(), masks.numpy())
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert np.isfinite(precision).all() and (recall == 1).all() and precision[0] == 0
 
 
 def test_sizes_that_patches_do_not_cover_are_refused():
-    assert segmentation.check_image_size(48, (8, 8)) == 48
-    with pytest.raises(UserError, match="nearest are 32 and 40"):
-        segmentation.check_image_size(37, (8, 8))
-    with pytest.raises(UserError, match="nearest are 8 and 16"):
-        segmentation.check_image_size(0, (8, 8))
+    model = names.load_vision("emojiclip", None, torch.device("cpu"))
+    assert transform(model, (8, 8), 48)[1] == 48
+    assert transform(model, (8, 8), None)[1] == 64
+    for size, nearest in ((37, "32 and 40"), (3, "8 and 16")):
+        with pytest.raises(UserError, match=f"nearest are {nearest}"):
+            transform(model, (8, 8), size)
 
 
 @pytest.fixture
@@ -263,7 +274,7 @@ def oblong_folder(tmp_path):
 
 def one_batch(data_path, mask_resize):
     vision = names.load_vision("emojiclip", None, torch.device("cpu"))
-    prepare, _ = segmentation.transform(vision, (8, 8), 32)
+    prepare, _ = transform(vision, (8, 8), 32)
     (pixels, masks), = batches(data_path, prepare, 32, mask_resize)
     assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
     return pixels[0, 0] > 0, masks[0]
@@ -293,7 +304,7 @@ def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timm
         picture = np.zeros((40, 80), np.uint8)
         picture[10:, :35] = 255
         Image.fromarray(picture).save(oblong_folder / part / "half.png")
-    prepare, side = segmentation.transform(vision, None, None)
+    prepare, side = transform(vision, None, None)
     (pixels, masks), = batches(oblong_folder, prepare, side, "aligned")
     white = pixels[0, 0] * 0.2 + 0.3 > 0.5
     if options.get("crop_mode") == "border":  # the border is grey, and no foreground
@@ -304,21 +315,21 @@ def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timm
 
 def test_sizes_of_a_model_that_takes_its_own_alone():
     vision = model_of(None, (32, 32), preprocess="its own")
-    assert segmentation.transform(vision, None, None) == segmentation.transform(vision, None, 32) == ("its own", 32)
+    assert transform(vision, None, None) == transform(vision, None, 32) == ("its own", 32)
     with pytest.raises(UserError, match="--image_size 64: the model takes images at its own size alone"):
-        segmentation.transform(vision, None, 64)
+        transform(vision, None, 64)
     vision.image_size = (24, 40)
     with pytest.raises(UserError, match="24 x 40 pixels, and figures are taken on squares"):
-        segmentation.transform(vision, None, None)
+        transform(vision, None, None)
 
 
 def test_true_classes_are_those_of_the_scenes():
     data = datasets.load_masks("emoji_seg")
-    truth = segmentation.true_classes(data, data.classes)
+    truth = true_classes(data, data.classes)
     assert [data.classes[label] for label in truth] == [scenes.concepts()[scene.object]["name"] for scene in data.scenes]
     for classes in (None, data.classes[1:]):
         with pytest.raises(UserError, match="the classifier has other classes than the images"):
-            segmentation.true_classes(data, classes)
+            true_classes(data, classes)
 
 
 @pytest.mark.parametrize("kind", ["boolean", "palette", "colour", "sixteen bits", "grey with alpha"])
@@ -346,12 +357,12 @@ def test_an_image_is_turned_upright_before_it_meets_its_mask(oblong_folder):
 
 def test_pictures_show_what_they_are_named_for(tmp_path):
     vision = names.load_vision("emojiclip", None, torch.device("cpu"))
-    prepare, _ = segmentation.transform(vision, (8, 8), 16)
+    prepare, _ = transform(vision, (8, 8), 16)
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
     heat = torch.linspace(0, 1, 256).reshape(1, 16, 16)
     masks = torch.zeros(1, 16, 16, dtype=torch.bool)
     masks[0, :5] = True
-    segmentation.save_pictures(tmp_path, ["a"], prepare, prepare(shown)[None], masks, {"rollout": heat})
+    figures.save_pictures(tmp_path, ["a"], prepare, prepare(shown)[None], masks, {"rollout": heat})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["a_input.png", "a_mask.png", "a_rollout_heat.png", "a_rollout_mask.png", "a_rollout_overlay.png"])
     assert (np.asarray(Image.open(tmp_path / "a_input.png")) == np.asarray(shown)).all()
@@ -363,11 +374,11 @@ def test_pictures_show_what_they_are_named_for(tmp_path):
 def test_a_gpu_gives_the_same_maps_and_figures():
     model, classifier = random_clip(), random_classifier()
     images, masks = images_for(model, 3), torch.arange(32).expand(3, 32, 32) > 20
-    figures = []
+    found = []
     for device in ("cpu", "cuda"):
         maps = maps_of(model.to(device).visual, images.to(device), classifier.to(device))
-        scores = segmentation.Scores(0.0, torch.device(device))
-        scores.update(0, segmentation.heat_maps(maps, 32), masks.to(device))
-        figures.append(scores.figures())
+        scores = figures.Scores(0.0, torch.device(device))
+        scores.update(0, figures.heat_maps(maps, 32), masks.to(device))
+        found.append(scores.figures())
         assert all(values.shape == (1001,) for values in scores.curve())
-    assert figures[1] == pytest.approx(figures[0], abs=1e-3)
+    assert found[1] == pytest.approx(found[0], abs=1e-3)

@@ -205,20 +205,36 @@ def check(maps: Maps, model: str, clip: str, run: Run, manifest: dict, other: di
                             f"({made['pretrained']}); {again}")
 
 
-def check_model(maps: Maps, vision: Vision) -> None:
-    """Refuse maps that were trained for another model or other weights than this one."""
-    about, again = maps.about, "give the --maps that belong to it, or make them with compute_alignment.py"
-    if about["model"] != vision.name:
-        raise UserError(f"--maps were trained with --model {about['model']}, and --model is {vision.name}; {again}")
-    if about["weights_sha256"] != models.weights_hash(vision):
-        raise UserError(f"--maps were trained with other weights of {vision.name} ({about['pretrained']}) than those of --model "
-                        f"({vision.source}); {again}")
+def load_model(name: str, pretrained: str | None, maps: str | None, device, seed: int) -> tuple[Vision, Maps | None]:
+    """The model of that name, and the maps of the file `maps` that carry it to a CLIP, where there is one.
+
+    Raises UserError for a model of timm without maps, and for maps of another model or other weights.
+    """
+    if maps is None:
+        if name.startswith(models.TIMM):
+            raise UserError(f"--model {name} has no text side; give --maps, which compute_alignment.py makes")
+        return models.load_vision(name, pretrained, device, seed), None
+    trained = load(Path(maps), "make them with compute_alignment.py")
+    model, about = models.load_vision(name, pretrained, device, seed), trained.about
+    again = "give the --maps that belong to it, or make them with compute_alignment.py"
+    if about["model"] != model.name:
+        raise UserError(f"--maps were trained with --model {about['model']}, and --model is {model.name}; {again}")
+    if about["weights_sha256"] != models.weights_hash(model):
+        raise UserError(f"--maps were trained with other weights of {model.name} ({about['pretrained']}) than those of --model "
+                        f"({model.source}); {again}")
+    trained.weight, trained.bias = trained.weight.to(device), trained.bias.to(device)
+    return model, trained
 
 
 def text_side(about: dict) -> dict:
     """What the manifest of a mapped run says of the CLIP whose texts go with it, by what maps are about."""
     return {"text_model": about["clip"], "text_option": about["clip_option"], "text_pretrained": about["clip_pretrained"],
             "text_weights_sha256": about["clip_weights_sha256"], "source_weights_sha256": about["weights_sha256"]}
+
+
+def describe(maps: Maps | None, path: str | None) -> dict:
+    """What a result says of the maps that it used, of the file `path`; nothing where it used none."""
+    return {"maps": path, "maps_sha256": maps.sha256, **text_side(maps.about)} if maps else {}
 
 
 def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str, name: str, targets: Run | None,

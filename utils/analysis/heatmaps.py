@@ -1,5 +1,4 @@
 """Where a picture speaks for a text: every patch's contribution to their similarity (arXiv 2310.05916, section 3.3)."""
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.data import pictures
 from utils.decompose.decomposer import Decomposer
-from utils.models.names import Clip, Vision
-
-FIRST_OTHER = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")  # of a transform's steps, after those that resize and crop
+from utils.models.names import Vision
 
 
 @dataclass
@@ -22,32 +20,29 @@ class HeatMap:
     patches: np.ndarray      # [rows, columns]: through the heads that were asked for; sums to the first part
 
 
-def to_pixels(picture: Image.Image, clip: Clip, patch_size: tuple[int, int]) -> Tensor:
-    """A picture [1, 3, height, width] as the model is used to it, but whole: the shorter side has the model's image
-    size, the longer one follows it; each is rounded to whole patches."""
+def prepare(picture: Image.Image, model: Vision, patch_size: tuple[int, int] | None) -> tuple[Tensor, Image.Image]:
+    """A picture as a model takes it, [1, 3, height, width], and what is seen of it there.
+
+    Of a model whose `patch_size` is given, the picture stays whole: the shorter side has the model's image size, the
+    longer one follows it; each is rounded to whole patches. Else the model's own transform resizes it, and crops or
+    squeezes it.
+    """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transforms
 
-    settings = clip.model.visual.preprocess_cfg
-    shorter = min(clip.image_size)
+    if patch_size is None:
+        shown = picture
+        for step in pictures.shaping(model.preprocess):
+            shown = step(shown)
+        return model.preprocess(picture)[None].to(model.device), shown
+    settings, shorter = model.tower.preprocess_cfg, min(model.image_size)
     scale = shorter / min(picture.size)
     # Models whose size is no multiple of their patches never see the last pixels: the shorter side is rounded down.
     size = [patch * (shorter // patch if side == min(picture.size) else round(side * scale / patch))
             for side, patch in zip((picture.height, picture.width), patch_size)]
     resized = transforms.resize(picture, size, InterpolationMode(settings["interpolation"]))
-    return transforms.normalize(transforms.to_tensor(resized), settings["mean"], settings["std"])[None].to(clip.device)
-
-
-def crop(picture: Image.Image, vision: Vision) -> Image.Image:
-    """What a model's own transform makes of a picture before it becomes numbers: resized, and cropped or squeezed."""
-    for step in shaping(vision.preprocess):
-        picture = step(picture)
-    return picture
-
-
-def shaping(preprocess) -> list:
-    """The steps of a transform of open_clip or timm that resize and crop: those before it turns a picture into numbers."""
-    return list(itertools.takewhile(lambda step: type(step).__name__ not in FIRST_OTHER, preprocess.transforms))
+    pixels = transforms.normalize(transforms.to_tensor(resized), settings["mean"], settings["std"])[None]
+    return pixels.to(model.device), picture
 
 
 def selection(layer: int | None, head: int | None) -> str:
@@ -59,14 +54,14 @@ def selection(layer: int | None, head: int | None) -> str:
 
 def explain(decomposer: Decomposer, pixels: Tensor, texts: list[str], directions: np.ndarray, layer: int | None = None,
             head: int | None = None, maps: tuple[Tensor, Tensor] | None = None) -> list[HeatMap]:
-    """Heat maps of one image [1, 3, height, width] for texts with unit embeddings `directions` [m, d], mapped to the texts'
-    space by `maps` (weight, bias) where the model is no CLIP.
+    """Heat maps of one image [1, 3, height, width] for texts with unit embeddings `directions` [m, d], mapped to the
+    texts' space by `maps` (weight, bias) where the model is no CLIP.
 
     The patches' map is that of all heads, or of one `layer` or `head`, both counted from 0. The parts, which sum to the
     similarity: patches through the chosen heads, and through all others; class and register tokens, through all heads;
-    attention that cannot be told apart by tokens; MLPs; convolution blocks; the embedding, which for a model with a class
-    token is the same for every image (up to the final norm and the length).
-    Raises UserError for a layer or head that the model lacks.
+    attention that cannot be told apart by tokens; MLPs; convolution blocks; the embedding, which for a model with a
+    class token is the same for every image (up to the final norm and the length). Raises UserError for a layer or head
+    that the model lacks.
     """
     directions = torch.from_numpy(directions).to(pixels.device)
     found = decomposer.tokens(pixels, directions[:, None], maps)
@@ -91,8 +86,9 @@ def explain(decomposer: Decomposer, pixels: Tensor, texts: list[str], directions
     add("MLPs", "mlp")
     add("convolution blocks", "conv")
     add("constant (class embedding)" if decomposer.model.class_token else "embedding", "embed")
-    return [HeatMap(text, float(found.representation[0] @ direction), {name: float(part[i]) for name, part in parts.items()},
-                    patches[i].cpu().numpy()) for i, (text, direction) in enumerate(zip(texts, directions))]
+    return [HeatMap(text, float(found.representation[0] @ direction),
+                    {name: float(part[i]) for name, part in parts.items()}, patches[i].cpu().numpy())
+            for i, (text, direction) in enumerate(zip(texts, directions))]
 
 
 def table(found: HeatMap) -> str:

@@ -1,5 +1,7 @@
 """Images with masks of their foreground, in files: what segmentations are compared with. Samples are (image, mask), PIL
 images of one size; in a mask, 0 is background and 1 foreground."""
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from utils.cli import UserError, describe
 from utils.data import pictures
 from utils.data.layouts import SUFFIXES
 
-# h5py is imported where it is used: it takes a moment.
+# h5py, torch and torchvision are imported where they are used: they take a moment.
 
 
 class MatFile:
@@ -116,3 +118,35 @@ def _other_size(name: str, image: tuple[int, ...], mask: tuple[int, ...]) -> str
     sizes = [" x ".join(map(str, size)) for size in (mask, image)]
     return f"{name}: its mask is {sizes[0]} pixels and the image {sizes[1]}; make the mask anew, at the image's size"
 
+
+def true_classes(images, classes: list[str] | None) -> list[int]:
+    """The true class of every one of the `Images` among the `classes` of a classifier. Raises UserError where it is not
+    known."""
+    if not images.scenes:
+        raise UserError("--target true needs the class of every image, which only --train_dataset emoji_seg knows; "
+                        "leave it out")
+    if classes != images.classes:
+        raise UserError("--target true: the classifier has other classes than the images; give --classifier_dataset "
+                        "emoji")
+    return images.samples.labels
+
+
+def mask_transform(prepare: Callable, image_size: int, mask_resize: str) -> Callable:
+    """What makes of a mask a tensor [s, s], True in the foreground, resized by nearest neighbour: `published` squeezes
+    the whole mask to a square although images are cropped by their transform, `prepare`; `aligned` crops it like
+    them."""
+    from torchvision.transforms import Compose, InterpolationMode, Resize
+
+    if mask_resize == "published":
+        steps = [Resize((image_size, image_size), InterpolationMode.NEAREST)]
+    else:
+        steps = [copy.copy(step) for step in pictures.shaping(prepare)]
+        for step in steps:
+            step.interpolation, step.fill = InterpolationMode.NEAREST, 0
+    return Compose([*steps, _to_mask])
+
+
+def _to_mask(picture: Image.Image):
+    import torch
+
+    return torch.from_numpy(np.array(picture)) > 0

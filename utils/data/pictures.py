@@ -1,4 +1,5 @@
 """Pictures as RGB: the one reader of them, whatever holds them."""
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 from utils.cli import UserError, describe
 
 LONGEST = 4  # sides of a picture: positions are interpolated, and a model has seen none of a longer strip
+FIRST_OTHER = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")  # of a transform's steps after those that shape
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for what it cannot read
 
 
@@ -67,3 +69,8 @@ def upright_size(path: Path) -> tuple[int, int]:
             return image.size[::-1] if turned else image.size
     except BROKEN as error:
         raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); mend or remove it") from error
+
+
+def shaping(preprocess) -> list:
+    """The steps of a transform of open_clip or timm that resize and crop, before it turns a picture into numbers."""
+    return list(itertools.takewhile(lambda step: type(step).__name__ not in FIRST_OTHER, preprocess.transforms))

@@ -314,7 +314,7 @@ def open_classifier(folder: str, dataset: str, model: str, run: dict | None, wid
     if array.ndim != 2 or len(array) != width:
         raise UserError(f"{path}: has shape {array.shape}, and the terms are {width} wide; make it again with: {hint}")
     same_weights(path, manifest, weights, hint)
-    if run and manifest and run["classes"] != manifest["classes"]:
+    if run and manifest and run.get("classes", manifest["classes"]) != manifest["classes"]:
         raise UserError(f"{path}: has other classes than the run; make it again with: {hint}")
     return np.asarray(array, dtype=np.float32)
 
