@@ -323,8 +323,8 @@ def cost(machine: Machine, report: Report) -> None:
     names = ("emojiclip",) if machine.small else ("ViT-B-16", "ViT-L-14", "ViT-H-14")
     for name in names:
         vision = machine.embedded()["emojiclip"] if machine.small else machine.build(name)
-        functions = _passes(machine, vision)
         for precision in ("float32", "bfloat16"):
+            functions = _passes(machine, vision, precision)
             cast = {"cast": _cast(machine, vision)} if precision == "bfloat16" else {}
             for batch in (1, 8) if machine.small else (1, 16, 64, 256):
                 images = machine.images(vision, batch)
@@ -341,9 +341,9 @@ def cost(machine: Machine, report: Report) -> None:
         report.save()
 
 
-def _passes(machine: Machine, vision) -> dict:
+def _passes(machine: Machine, vision, precision: str) -> dict:
     """A plain pass of images, the terms of heads, and the terms of tokens."""
-    decomposer = machine.decomposer(vision)  # at the precision that is set around it
+    decomposer = machine.decomposer(vision, precision)
     return {"plain": vision.encode, "heads": decomposer.terms, "tokens": lambda images: decomposer.tokens(images, own)}
 
 
@@ -384,7 +384,7 @@ def profile(machine: Machine, report: Report) -> None:
     vision = machine.embedded()["emojiclip"] if machine.small else machine.build("ViT-H-14")
     images = machine.images(vision, 8 if machine.small else 64)
     time_of = "self_device_time_total" if machine.cuda else "self_cpu_time_total"
-    for name, function in _passes(machine, vision).items():
+    for name, function in _passes(machine, vision, "bfloat16").items():
         with machine.half("bfloat16"), torch.no_grad():
             function(images)
             machine.wait()
