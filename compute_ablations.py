@@ -22,31 +22,24 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from pathlib import Path
-
     from utils.analysis import ablation
-    from utils.models import names
     from utils.plots import charts
-    from utils.runs import files
+    from utils.runs.run import Run
 
-    model = names.file_name(args.model)
-    name = files.run_name(args.dataset, args.split)
-    class_token = files.term_path(args.input_dir, name, "cls_attn", model).is_file()
-    parts = ("attn", "mlp", *(["cls_attn"] if class_token else []))
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
-    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, terms["attn"].shape[-1])
-    found = ablation.accuracies(terms, classifier)
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split)
+    found = ablation.accuracies(run, run.classifier())
     print(f"Baseline: {found['baseline']}")
     print(f"+ MLPs ablation: {found['mlp_ablated']}")
-    if class_token:
+    if run.cls_attn is not None:
         print(f"+ CLS ablation: {found['cls_ablated']}")
         print(f"+ MLPs + CLS ablation: {found['mlp_and_cls_ablated']}")
-    if "conv" in terms:
+    if "conv_ablated" in found:
         print(f"+ Convolution blocks ablation: {found['conv_ablated']}")
     print(f"Attention ablations: {found['attention_ablated']}")
 
-    path = Path(args.figures_dir or args.input_dir) / f"{name}_ablations_{model}.json"
-    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), **found})
+    path = run.place.path("ablations", ".json", args.figures_dir)
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "images": len(run), **found,
+                           "command": cli.command(__file__, get_args_parser(), args)})
     charts.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
 
 

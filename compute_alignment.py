@@ -62,49 +62,48 @@ def main(args) -> None:
     from utils.analysis import alignment
     from utils.models import names as models
     from utils.runs import files
+    from utils.runs.run import Run
 
-    device, model, clip = cli.pick_device(args.device), models.file_name(args.model), models.file_name(args.clip)
+    device, clip = cli.pick_device(args.device), models.file_name(args.clip)
 
-    def there(name: str, split: str | None) -> bool:
-        return files.manifest_path(args.input_dir, files.run_name(args.dataset, split), name).is_file()
+    def there(model: str, split: str | None) -> bool:
+        return files.Place(args.input_dir, args.dataset, model, split).manifest.is_file()
 
-    def opened(name: str, split: str | None):
-        return files.open_terms(args.input_dir, args.dataset, name, split)
+    def opened(model: str, split: str | None) -> Run:
+        return Run.open(args.input_dir, args.dataset, model, split, needs="components")
 
-    splits = args.apply or ([None] if args.maps or there(model, None) else [])
-    sources = {split: opened(model, split) for split in splits}
-    targets = {split: opened(clip, split) if there(clip, split) else None for split in splits}
+    splits = args.apply or ([None] if args.maps or there(args.model, None) else [])
+    sources = {split: opened(args.model, split) for split in splits}
+    targets = {split: opened(args.clip, split) if there(args.clip, split) else None for split in splits}
     for split in splits:
         if targets[split]:
-            alignment.same_images(sources[split][1], targets[split][1])
+            alignment.same_images(sources[split], targets[split])
     if args.maps:
         path = Path(args.maps)
     else:
-        (terms, manifest, _), (clip_terms, clip_manifest, _) = opened(model, args.split), opened(clip, args.split)
-        alignment.same_images(manifest, clip_manifest)
-        weight, bias, history = alignment.train(terms, alignment.sums(clip_terms), args.start, args.epochs, args.lr,
+        source, target = opened(args.model, args.split), opened(args.clip, args.split)
+        alignment.same_images(source, target)
+        weight, bias, history = alignment.train(source, alignment.sums(target), args.start, args.epochs, args.lr,
                                                 args.batch_size, args.penalty_weight, args.seed, device)
         best = max(history[1:], key=lambda entry: entry["validation_cosine"])
         for entry in history:
             print(f"epoch {entry['epoch']}: cosine {entry['train_cosine']:.4f}, {entry['validation_cosine']:.4f} held out; "
                   f"penalty {entry['penalty']:.4f}" + ("" if entry["epoch"] else f" ({args.start} start)"))
         chosen = {name: getattr(args, name) for name in ("start", "epochs", "lr", "batch_size", "penalty_weight", "seed")}
-        about = {**alignment.describe_pair(manifest, model, terms, clip_manifest, clip), "dataset": args.dataset,
-                 "split": args.split, "images": manifest["images"], "best": best, "options": chosen}
-        path = Path(args.output_dir) / f"{files.run_name(args.dataset, args.split)}_maps_{model}_to_{clip}.safetensors"
+        about = {**alignment.describe_pair(source, target), "dataset": args.dataset,
+                 "split": args.split, "images": len(source), "best": best, "options": chosen}
+        path = source.place.path("maps", f"_to_{clip}.safetensors", args.output_dir)
         alignment.save(path, weight, bias, about)
         cli.save_result(path.with_suffix(".json"), {**about, "history": history})
         print(f"-> {path}")
 
-    trained = alignment.load(path)
-    for split, (terms, manifest, _) in sources.items():
-        alignment.check(trained, model, clip, terms, manifest, targets[split] and targets[split][1])
-    for split, (terms, manifest, names) in sources.items():
-        name = files.run_name(args.dataset, split)
-        aligned, cosine = alignment.apply(trained, terms, manifest, names, args.output_dir, name,
-                                     targets[split] and targets[split][0], device)
-        print(f"{name}: {manifest['images']} images" + ("" if cosine is None else f", cosine {cosine:.4f}")
-              + f" -> {files.term_path(args.output_dir, name, 'attn', aligned)}")
+    trained, command = alignment.load(path), cli.command(__file__, get_args_parser(), args)
+    for split, source in sources.items():
+        alignment.check(trained, source, clip, targets[split])
+    for split, source in sources.items():
+        place, cosine = alignment.apply(trained, source, args.output_dir, targets[split], device, command)
+        print(f"{place.name}: {len(source)} images" + ("" if cosine is None else f", cosine {cosine:.4f}")
+              + f" -> {place.path('attn')}")
 
 
 if __name__ == "__main__":

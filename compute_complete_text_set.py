@@ -36,44 +36,39 @@ def main(args) -> None:
     from pathlib import Path
 
     from utils.analysis import textspan, zeroshot
-    from utils.models import names
     from utils.runs import files
+    from utils.runs.run import Run
 
-    model = names.file_name(args.model)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    images = files.has_images(args.input_dir, args.dataset, args.model, args.split)
-    parts = ("attn", "mlp") if images else ("attn",)
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
-    attn, width = terms["attn"], terms["attn"].shape[-1]
-    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width) if images else None
-    pool = files.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
-    cli.check_range("--num_of_last_layers", args.num_of_last_layers, len(attn.layers))
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="moments")
+    classifier = run.classifier() if run.has_images else None
+    pool = run.texts(args.text_descriptions, texts)
+    cli.check_range("--num_of_last_layers", args.num_of_last_layers, len(run.layers))
     cli.check_range("--texts_per_head", args.texts_per_head, len(texts))
-    cli.check_range("--w_ov_rank", args.w_ov_rank, max(width, 80))
+    cli.check_range("--w_ov_rank", args.w_ov_rank, max(run.width, 80))
 
-    spans = textspan.span_heads(attn, pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
-    accuracy = textspan.accuracy(terms, classifier, spans) if images else None
+    spans = textspan.span_heads(run, pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
+    accuracy = textspan.accuracy(run, classifier, spans) if run.has_images else None
     consistency = textspan.consistency(pool, spans)
     distinct = len({pick for span in spans.values() for pick in span.picks})
 
     rule = "-" * 18
     lines = []
-    for (layer, head), span in spans.items():
-        lines += [rule, f"Layer {layer}, Head {head}", rule, *(texts[pick] for pick in span.picks)]
+    for head, span in spans.items():
+        lines += [rule, f"Layer {head.layer}, Head {head.head}", rule, *(texts[pick] for pick in span.picks)]
     lines += [rule, f"Current accuracy: {accuracy}", f"Number of texts: {distinct}"]
-    path = files.spans_path(args.output_dir, files.run_name(args.dataset, args.split), args.text_descriptions,
-                             args.texts_per_head, model)
+    path = run.place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".txt", args.output_dir)
     cli.write_text(path, "\n".join(lines) + "\n")
     cli.save_result(path.with_suffix(".json"), {
-        "model": args.model, "dataset": args.dataset, "images": len(attn), "pool": args.text_descriptions,
+        "model": args.model, "dataset": args.dataset, "images": len(run), "pool": args.text_descriptions,
         "texts_per_head": args.texts_per_head, "num_of_last_layers": args.num_of_last_layers, "w_ov_rank": args.w_ov_rank,
-        "accuracy": accuracy, "number_of_texts": distinct,
-        "heads": [{"layer": layer, "head": head, "rank_used": span.rank,
+        "accuracy": accuracy, "number_of_texts": distinct, "command": cli.command(__file__, get_args_parser(), args),
+        "heads": [{"layer": head.layer, "head": head.head, "rank_used": span.rank,
                    "variance": span.variance, "explained": sum(span.shares),
-                   "consistency": consistency[layer, head],
+                   "consistency": consistency[head],
                    "texts": [{"text": texts[pick], "index": pick, "share": share}
                              for pick, share in zip(span.picks, span.shares)]}
-                  for (layer, head), span in spans.items()]})
+                  for head, span in spans.items()]})
     print(f"Current accuracy: {accuracy}\nNumber of texts: {distinct}\n-> {path}")
 
 

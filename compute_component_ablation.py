@@ -37,42 +37,42 @@ def main(args) -> None:
 
     import numpy as np
 
-    from utils.analysis import cumulative, probe
+    from utils.analysis import ablation, cumulative, probe
     from utils.models import names as models
     from utils.plots import charts
-    from utils.runs import files, terms
+    from utils.runs import files
+    from utils.runs.run import Run
 
     given = " ".join(args.model).split()  # a settings file may name them in a line
     name, runs, heads, splits = files.run_name(args.dataset, args.split), {}, {}, {}
     for model in dict.fromkeys(given):
-        found, manifest, _ = runs[model] = files.open_terms(args.input_dir, args.dataset, model, args.split)
+        run = runs[model] = Run.open(args.input_dir, args.dataset, model, args.split, needs="components")
         if args.probe:
             splits[model] = probe.open_splits(args.input_dir, args.dataset, model, args.split)
-        elif manifest["model"].startswith(models.TIMM):
-            raise UserError(f"--model {manifest['model']} has no text side; give --probe, or map it to a CLIP with "
+        elif run.manifest["model"].startswith(models.TIMM):
+            raise UserError(f"--model {run.manifest['model']} has no text side; give --probe, or map it to a CLIP with "
                             "compute_alignment.py")
         else:
-            classifier = files.open_classifier(args.input_dir, args.dataset, model, manifest, found["mlp"].shape[-1])
+            classifier = run.classifier()
             heads[model] = classifier, np.zeros(classifier.shape[1]), None
     for model, parts in splits.items():
         heads[model] = cumulative.fit_head(parts, args.seed)
 
     folder = Path(args.output_dir or args.input_dir)
     stem, curves = f"{name}_component_ablation" + ("_probe" if args.probe else ""), {}
-    for given_as, (found, _, names) in runs.items():
-        model = models.file_name(given_as)
-        order = cumulative.steps(terms.components(found, names))
+    for given_as, run in runs.items():
+        model, layers = run.place.model_name, ablation.layers_from_the_last(run.components)
         weight, bias, fitted = heads[given_as]
-        accuracies = cumulative.curve(found, order, weight, bias)
-        counts = np.cumsum([0, *(len(step.places) for step in order)])
+        accuracies = ablation.cumulative(run, list(layers.values()), weight, bias)
+        counts = np.cumsum([0, *map(len, layers.values())])
         curves[model] = [{"ablated": "nothing", "kind": None, "block": None, "components": 0, "accuracy": accuracies[0]},
-                         *({"ablated": step.name, "kind": step.kind, "block": step.block, "components": int(count),
-                            "accuracy": accuracy} for step, count, accuracy in zip(order, counts[1:], accuracies[1:]))]
-        print(f"{model}, {'linear probe' if args.probe else 'zero-shot'}, {len(found['labels'])} images")
+                         *({"ablated": str(layer), "kind": layer.kind, "block": layer.layer, "components": int(count),
+                            "accuracy": accuracy} for layer, count, accuracy in zip(layers, counts[1:], accuracies[1:]))]
+        print(f"{model}, {'linear probe' if args.probe else 'zero-shot'}, {len(run)} images")
         for entry in curves[model]:
             print(f"  {entry['ablated']:<10}{entry['accuracy']:6.1f}")
         path = folder / f"{stem}_{model}.json"
-        cli.save_result(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(found["labels"]),
+        cli.save_result(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(run),
                                  "probe": fitted, "number_of_components": int(counts[-1]), "steps": curves[model]})
         print(f"-> {path}")
     charts.cumulative_ablation(curves, "accuracy of a linear probe (%)" if args.probe else "zero-shot accuracy (%)", name,

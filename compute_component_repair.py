@@ -25,8 +25,12 @@ from all (the trial with the best worst group, and the mean of all).
 
 Writes to --output_dir: {dataset}_component_repair_{classifier}_{model}.json and .png.
 """
+from pathlib import Path
+
 from utils import cli
-from utils.data.datasets import NAMES
+from utils.cli import UserError
+from utils.data.datasets import NAMES, PLACES
+from utils.models.names import TIMM
 
 COLUMNS = {"baseline": "before", "ablated": "ablated", "random_best": "best random", "random_mean": "mean random"}
 
@@ -52,66 +56,68 @@ def get_args_parser():
     return parser
 
 
+def check_options(args) -> None:
+    """Refuse options that do not go together."""
+    if args.dataset not in PLACES:
+        raise UserError(f"--dataset {args.dataset} has no groups to repair; {' and '.join(PLACES)} have places")
+    if args.model.startswith(TIMM):
+        raise UserError(f"--model {args.model} has no text side to score components by; map it to a CLIP with "
+                        "compute_alignment.py and give the mapped model, MODEL-as-CLIP")
+
+
 def main(args) -> None:
-    from pathlib import Path
-
-    from utils.analysis import repair
-
-    repair.check_options(args)
-
-    import numpy as np
-
-    from utils.analysis import cumulative, features, groups, probe, retrieval, zeroshot
-    from utils.models import names as models
+    from utils.analysis import ablation, component_scores, cumulative, groups, probe, retrieval, selection, zeroshot
     from utils.plots import charts
-    from utils.runs import files, terms
+    from utils.runs.run import Run
 
+    check_options(args)
+    selection.check_split(args.select_split, args.split)
     texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
-    found = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
-    ablated, manifest, names = found
-    components, width = terms.components(ablated, names), ablated["mlp"].shape[-1]
-    cli.check_range("--components", args.components, len(components))
-    selection = repair.open_selection(args, manifest, components)
-    space = args.model
-    if args.classifier == "probe" and "-as-" in args.model:
-        space = args.source_model or args.model.partition("-as-")[0]
-        ablated, manifest = retrieval.open_source(args.input_dir, args.dataset, args.split, space, found)
-    group = groups.of_images(args.dataset, args.data_path, args.split, ablated["labels"], manifest)
-    group_names = groups.names(args.dataset)
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="components")
+    cli.check_range("--components", args.components, len(run.components))
+    judged = Run.open(args.input_dir, args.dataset, args.model, args.select_split, needs="components")
+    judged.same_weights(run)
+    if judged.components != run.components:
+        raise UserError(f"{judged.place.path('attn')}: has other components than the run that is reported; make it "
+                        f"again with: {judged.place.command()}")
+    ablated, apart = run, args.classifier == "probe" and "text_model" in run.manifest
+    if args.source_model and not apart:
+        raise UserError("--source_model goes with --classifier probe and a mapped model (MODEL-as-CLIP); leave it out")
+    if apart:  # in the space of the model itself
+        ablated = retrieval.open_source(run, args.source_model)
+    group, names = groups.of_images(ablated, args.data_path), groups.names(args.dataset)
     if args.classifier == "texts":
-        zero_shot = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
-        classifier, fitted = (zero_shot, np.zeros(zero_shot.shape[1], np.float32)), None
+        weight, bias, fitted = run.classifier(), 0, None
     else:
-        splits = probe.open_splits(args.input_dir, args.dataset, space, args.split)
-    embeddings = features.embed(args, found[1], texts, width)
+        splits = probe.open_splits(args.input_dir, args.dataset, ablated.place.model, args.split)
+    embeddings = component_scores.embed(args, run.manifest, texts, run.width)
     if args.classifier == "probe":
-        *classifier, fitted = cumulative.fit_head(splits, args.seed)
+        weight, bias, fitted = cumulative.fit_head(splits, args.seed)
 
-    scores = features.feature_scores((stack for _, stack in terms.stacks(selection, "scores")), embeddings)
-    chosen = repair.ranking(scores)[:args.components]
-    trials = repair.random_sets(len(components), args.components, args.random_trials, args.seed)
-    answers = repair.right(ablated, repair.mean(ablated), classifier, [(), chosen, *trials])
-    before, after, *random = [groups.accuracies(answer, group, group_names) for answer in answers]
-    best = max(range(len(random)), key=lambda trial: groups.goal(random[trial]))
-    figures = dict(zip(COLUMNS, (before, after, random[best], groups.average(random))))
-    sizes, labels = groups.sizes(group, group_names), [features.label(component) for component in components]
+    scores = component_scores.feature_scores(judged.stacks("scores"), embeddings)
+    every = range(len(run.components))
+    chosen = selection.by_scores(scores, every)[:args.components]
+    trials = selection.random_sets(every, args.components, args.random_trials, args.seed)
+    answers = ablation.right(ablated, ablated.means(), weight, bias, [(), chosen, *trials])
+    found, best = groups.compare(answers, group, names, COLUMNS)
+    labels = [str(component) for component in run.components]
+    sizes = groups.sizes(group, names)
+    chosen, random = ([labels[column] for column in some] for some in (chosen, trials[best]))
 
-    print(f"Baseline: {before['overall']}\nReplaced: {after['overall']}")
-    print(f"{len(chosen)} components ablated: {', '.join(labels[place] for place in chosen)}\n")
-    print(groups.table(figures, sizes, COLUMNS))
-    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
-    path = Path(args.output_dir or args.input_dir) / f"{name}_component_repair_{args.classifier}_{model}.json"
+    print(f"Baseline: {found['baseline']['overall']}\nReplaced: {found['ablated']['overall']}")
+    print(f"{len(chosen)} components ablated: {', '.join(chosen)}\n")
+    print(groups.table(found, sizes, COLUMNS))
+    path = run.place.path(f"component_repair_{args.classifier}", ".json", args.output_dir)
     options = ("classifier", "select_split", "spurious_texts", "core_texts", "random_trials", "seed")
     cli.save_result(path, {
-        "model": args.model, "dataset": args.dataset, "split": args.split or "test", "images": len(ablated["labels"]),
-        "ablated_in_the_space_of": space, "means": "the split that is reported", "linear_head": fitted,
-        "images_of_groups": sizes, "components": [labels[place] for place in chosen],
-        "scores": {label: {"spurious": float(spurious), "core": float(core)} for label, spurious, core in zip(labels, *scores)},
-        "options": {option: getattr(args, option) for option in options}, **figures,
-        "random_best_components": [labels[place] for place in trials[best]]})
+        "model": args.model, "dataset": args.dataset, "split": args.split or "test", "images": len(run),
+        "ablated_in_the_space_of": ablated.place.model, "means": "the split that is reported", "linear_head": fitted,
+        "images_of_groups": sizes, "components": chosen,
+        "scores": {label: {"spurious": spurious, "core": core} for label, spurious, core in zip(labels, *scores.tolist())},
+        "options": {option: getattr(args, option) for option in options}, **found, "random_best_components": random})
     head = "linear head" if fitted else "zero-shot"
-    charts.group_accuracies(figures, COLUMNS, f"{args.model} on {name}, {head}, {len(chosen)} components ablated",
-                           path.with_suffix(".png"))
+    title = f"{args.model} on {run.place.name}, {head}, {len(chosen)} components ablated"
+    charts.group_accuracies(found, COLUMNS, title, path.with_suffix(".png"))
     print(f"-> {path}")
 
 

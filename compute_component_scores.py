@@ -36,64 +36,60 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from pathlib import Path
-
     if args.truth and args.dataset not in EMBEDDED:
         raise UserError(f"--truth: that of the images of {args.dataset} is not known; it is of {', '.join(EMBEDDED)}")
 
-    from utils.analysis import features, truth
+    from utils.analysis import component_scores, truth
     from utils.data import datasets
-    from utils.models import names as models
     from utils.plots import charts
-    from utils.runs import files, terms
+    from utils.runs.run import Run
 
-    texts = features.read(args.features)
+    texts = component_scores.read(args.features)
     attributes = [name for name in texts if name in truth.ATTRIBUTES]
     if args.truth and not attributes:
         raise UserError(f"--truth: {args.features} has no feature that is known of scenes; these are "
                         f"{', '.join(truth.ATTRIBUTES)}, as in configs/features_emoji.yaml")
-    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
-    found, manifest, names = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
-    whole, ranked_by = features.target(args.input_dir, args.dataset, args.split, found, manifest)
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="components")
+    target = component_scores.target(run)
+    ranked_by = run.manifest["model"] if target is run else target.place.model_name
     groups = {}
     if args.truth:
         images = datasets.load_images(args.dataset, split=args.split)
-        known = truth.codes([images.scenes[i] for i in files.image_indices(manifest, len(found["attn"]), images)])
+        known = truth.codes([images.scenes[i] for i in run.indices(images)])
         groups = {attribute: known[attribute] for attribute in attributes}
-    embeddings = features.embed(args, manifest, list(texts.values()), found["mlp"].shape[-1])
+    embeddings = component_scores.embed(args, run.manifest, list(texts.values()), run.width)
 
-    components = terms.components(found, names)
-    scores = features.feature_scores((block for _, block in terms.stacks(found, "scores")), embeddings)
-    agreements, ranked = features.agreements(found, whole, embeddings)
-    shares = features.shares(found, groups) if groups else {}
+    scores = component_scores.feature_scores(run.stacks("scores"), embeddings)
+    agreements, ranked = component_scores.agreements(run, target, embeddings)
+    shares = truth.explained(run, groups) if groups else {}
 
-    labels, rows = [features.label(component) for component in components], {}
+    rows = {}
     header = ["feature", "best components", "rankings", *(["truth", "largest share (%)"] if groups else [])]
     print(f"| {' | '.join(header)} |\n" + "| --- " * len(header) + "|")
     for feature, own, agreement in zip(texts, scores, agreements):
-        rows[feature] = {"texts": texts[feature], "rankings": features.rank_correlation(own, agreement)}
+        rows[feature] = {"texts": texts[feature], "rankings": component_scores.rank_correlation(own, agreement)}
         if feature in shares:
             largest = float(shares[feature].max())
-            rows[feature]["truth"] = features.rank_correlation(own, shares[feature]) | {"largest_share": largest}
-        best = ", ".join(f"{labels[place]} ({own[place]:.2f})" for place in own.argsort()[::-1][:BEST])
+            rows[feature]["truth"] = component_scores.rank_correlation(own, shares[feature]) | {"largest_share": largest}
+        best = ", ".join(f"{run.components[place]} ({own[place]:.2f})" for place in own.argsort()[::-1][:BEST])
         figures = [rows[feature].get(kind, {}).get("spearman") for kind in ("rankings", "truth")[:1 + bool(groups)]]
         cells = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
         cells += [f"{100 * largest:.1f}" if feature in shares else "-"] if groups else []
         print(f"| {feature} | {best} | {' | '.join(cells)} |")
     constant = max(row["rankings"]["constant"] for row in rows.values())
     left_out = f", of which up to {constant} are constant along a feature's texts and left out" if constant else ""
-    print(f"{len(components)} components{left_out}; rankings of {ranked} images against those of {ranked_by}")
+    print(f"{len(run.components)} components{left_out}; rankings of {ranked} images against those of {ranked_by}")
 
-    path = Path(args.output_dir or args.input_dir) / f"{name}_component_scores_{model}.json"
+    path = run.place.path("component_scores", ".json", args.output_dir)
     cli.save_result(path, {
-        "model": args.model, "dataset": args.dataset, "split": args.split, "images": len(found["attn"]), "features": rows,
+        "model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run), "features": rows,
         "rankings": {"images": ranked, "against": ranked_by},
-        "components": [{"name": label, "kind": component.kind, "block": component.block, "head": component.head,
+        "components": [{"name": str(component), **component.to_dict(),
                         "scores": dict(zip(texts, scores[:, place].tolist())),
                         "rankings": dict(zip(texts, agreements[:, place].tolist())),
                         **({"truth": {feature: float(share[place]) for feature, share in shares.items()}} if groups else {})}
-                       for place, (label, component) in enumerate(zip(labels, components))]})
-    charts.component_scores(components, dict(zip(texts, scores)), f"{args.model} on {name}", path.with_suffix(".png"))
+                       for place, component in enumerate(run.components)]})
+    charts.component_scores(run.components, dict(zip(texts, scores)), f"{args.model} on {run.place.name}", path.with_suffix(".png"))
     print(f"-> {path}")
 
 

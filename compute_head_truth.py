@@ -32,21 +32,18 @@ def get_args_parser():
 
 def main(args) -> None:
     import json
-    from pathlib import Path
 
     from utils.analysis import truth
     from utils.data import datasets
-    from utils.models import names
     from utils.plots import charts
     from utils.runs import files
-    from utils.runs.heads import name
+    from utils.runs.components import Component
+    from utils.runs.run import Run
 
     if args.dataset not in EMBEDDED:
         raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; it is of {', '.join(EMBEDDED)}")
-    model, run = names.file_name(args.model), files.run_name(args.dataset, args.split)
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
-    attn = terms["attn"]
-    spans = files.spans_path(args.input_dir, run, args.text_descriptions, args.texts_per_head, model).with_suffix(".json")
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="heads")
+    spans = run.place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".json")
     if not spans.is_file():
         raise UserError(f"{spans} does not exist; make it with: python compute_complete_text_set.py --model {args.model} "
                         f"--dataset {args.dataset} --text_descriptions {args.text_descriptions} "
@@ -55,17 +52,17 @@ def main(args) -> None:
     attributes = truth.read_attributes(args.text_attributes)
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)
-    groups = truth.codes([images.scenes[i] for i in files.image_indices(manifest, len(attn), images)])
+    groups = truth.codes([images.scenes[i] for i in run.indices(images)])
 
     shares = {}  # of each head, by attribute
     for layer in sorted({head["layer"] for head in heads}):
-        columns = attn.columns([layer])
-        found = truth.explained(attn, groups, columns)
+        columns = run.layer(layer)
+        found = truth.explained(run, groups, columns)
         shares |= {head: {attribute: float(share[i]) for attribute, share in found.items()}
-                   for i, head in enumerate(attn.heads[columns])}
+                   for i, head in enumerate(run.heads[columns])}
     rows = []
     for head, said in zip(heads, readings):
-        explained = shares[head["layer"], head["head"]]
+        explained = shares[Component("attn", head["layer"], head["head"])]
         rows.append({"layer": head["layer"], "head": head["head"], "variance": head["variance"], "explained": explained,
                      "truth": max(explained, key=explained.get), "reading_shares": said, "reading": max(said, key=said.get)})
         rows[-1]["agree"] = rows[-1]["truth"] == rows[-1]["reading"]
@@ -74,14 +71,16 @@ def main(args) -> None:
     print("| head | " + " | ".join(truth.ATTRIBUTES) + " | truth | TextSpan | agree |\n" + "| --- " * 11 + "|")
     for row in rows:
         shown = " | ".join(f"{100 * max(row['explained'][attribute], 0):.0f}" for attribute in truth.ATTRIBUTES)
-        print(f"| {name((row['layer'], row['head']))} | {shown} | {row['truth']} | {row['reading']} | "
+        print(f"| {row['layer']}.{row['head']} | {shown} | {row['truth']} | {row['reading']} | "
               f"{'yes' if row['agree'] else 'no'} |")
     print(f"Agreement: {found['agreement']:.1f}% of {len(rows)} heads, {found['agreement_by_variance']:.1f}% of their variance "
           f"(chance: {found['chance']:.1f}%); kappa: {found['kappa']:.2f}")
 
-    path = Path(args.output_dir or args.input_dir) / f"{run}_head_truth_{model}.json"
-    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "images": len(attn),
-                             "pool": args.text_descriptions, "texts_per_head": args.texts_per_head, **found, "heads": rows})
+    path = run.place.path("head_truth", ".json", args.output_dir)
+    cli.save_result(path, {
+        "model": args.model, "dataset": args.dataset, "images": len(run), "pool": args.text_descriptions,
+        "texts_per_head": args.texts_per_head, **found, "heads": rows,
+        "command": cli.command(__file__, get_args_parser(), args)})
     charts.head_truth(rows, f"{args.model} on {args.dataset}", path.with_suffix(".png"))
     print(f"-> {path}")
 

@@ -100,7 +100,6 @@ def main(args) -> None:
         print(f"{one.text}\n{heatmaps.table(one)}\n")
 
     path = Path(args.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
     name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model
     title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
     charts.heat_maps(shown, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)

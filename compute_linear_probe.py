@@ -32,8 +32,6 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from pathlib import Path
-
     from utils.data import datasets, layouts
 
     if args.dataset in datasets.EMBEDDED:
@@ -42,15 +40,12 @@ def main(args) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from utils.analysis import ablation, probe
-    from utils.models import names
-    from utils.runs import files
+    from utils.analysis import probe
 
-    model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
     runs = probe.open_splits(args.input_dir, args.dataset, args.model, args.split)
-    layers = len(runs["train"]["attn"].layers)
+    layers, place = len(runs["train"].layers), runs["test"].place
     cli.check_range("--keep_last_layers", args.keep_last_layers, layers)
-    labels = {part: np.asarray(run["labels"]) for part, run in runs.items()}
+    labels = {part: run.labels for part, run in runs.items()}
     if len(np.unique(labels["train"])) < 2:
         raise UserError("all images of the train split are of one class; a probe needs two")
     held = None if "validation" in runs else probe.hold_out(labels["train"], args.seed)
@@ -58,7 +53,7 @@ def main(args) -> None:
     chosen_on = f"{images['validation']} images of the val split" if held is None else \
         f"{held.sum()} images of train, held out by seed {args.seed}"
 
-    means, found = ablation.means(runs["train"]), []
+    means, found = runs["train"].means(), []
     with tqdm(total=4 * probe.SWEEP_FITS, desc="fits", unit="fit") as progress:
         for row in probe.rows(layers, args.keep_last_layers):
             parts = {part: (probe.features(run, means, row["last_layers"], row["mlps"]), labels[part])
@@ -66,11 +61,11 @@ def main(args) -> None:
             found.append(row | probe.evaluate(parts["train"], parts.get("validation"), parts["test"], held, progress.update))
 
     print(f"{args.model}: linear probes fitted to {images['train']} images of train; C chosen on {chosen_on}; "
-          f"accuracy (%) of {images['test']} images of {name}")
+          f"accuracy (%) of {images['test']} images of {place.name}")
     for row in found:
         print(f"  {row['name']:<50} {row['accuracy']:6.1f}   C {row['C']:.3g}, {row['validation_accuracy']:.1f} in validation"
               + ("" if row["converged"] else f"; not converged in {row['iterations']} iterations"))
-    path = Path(args.output_dir) / f"{name}_linear_probe_{model}.json"
+    path = place.path("linear_probe", ".json", args.output_dir)
     cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split, "keep_last_layers": args.keep_last_layers,
         "images": images | ({} if held is None else {"validation": int(held.sum())}),

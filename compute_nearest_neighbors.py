@@ -48,42 +48,41 @@ def main(args) -> None:
     from utils.data import datasets, pictures
     from utils.models import names
     from utils.plots import sheets
-    from utils.runs import files, heads
+    from utils.runs import files
+    from utils.runs.components import check_heads, head_list_path
+    from utils.runs.run import Run
 
-    model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
-    list_path = Path(args.heads_file or heads.list_path(args.dataset, model))
     whole = neighbors.WHOLE in args.property or not (args.property or args.heads)
-    parts = ("attn", "mlp") if whole else ("attn",)
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, parts, args.split)
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="whole" if whole else "heads")
+    list_path = Path(args.heads_file or head_list_path(args.dataset, run.place.model_name))
     if args.image:
-        files.own_clip(manifest, args.model, "give the queries by --index")
-    attn, labels = terms["attn"], terms["labels"]
-    ways = neighbors.read_ways(args.property, args.heads, list_path, model, manifest)
+        files.own_clip(run.manifest, args.model, "give the queries by --index")
+    ways = neighbors.read_ways(args.property, args.heads, list_path, run.place.model_name, run.manifest)
     neighbors.check_size(len(asked), len(ways), args.neighbors)
     for word, way in ways.items():
-        heads.check(way or [], attn.heads, f"{list_path}, {word}" if word in args.property else "--heads")
-    neighbors.check_queries(args.index, args.neighbors, len(labels))
+        check_heads(way or [], run.heads, f"{list_path}, {word}" if word in args.property else "--heads")
+    neighbors.check_queries(args.index, args.neighbors, len(run))
     images = datasets.load_images(args.dataset, args.data_path, sheets.SIDE, split=args.split)
-    places = files.image_indices(manifest, len(labels), images)
+    places = run.indices(images)
 
     def picture(index: int):
         return images.read(places[index])[0]
 
     compared = list(ways.values())
     if args.index:
-        pictures = [picture(index) for index in args.index]
-        queries = neighbors.of_rows(terms, args.index, compared)
+        shown = [picture(index) for index in args.index]
+        queries = neighbors.of_rows(run, args.index, compared)
     else:
-        pictures = [pictures.read_option(path) for path in args.image]
-        clip = names.load_same(args, manifest)
-        queries = neighbors.of_pictures(clip, pictures, compared, attn.layout)
+        shown = [pictures.read_option(path) for path in args.image]
+        clip = names.load_same(args, run.manifest)
+        queries = neighbors.of_pictures(clip, shown, compared, tuple(run.layout["attn"]))
 
-    found = neighbors.nearest(terms, queries, compared, args.neighbors, args.index)
-    report = neighbors.report(images, places, labels, asked, ways, *found)
-    path = Path(args.output_dir) / f"{name}_neighbors_{model}.json"
-    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+    found = neighbors.nearest(run, queries, compared, args.neighbors, args.index)
+    report = neighbors.report(images, places, run.labels, asked, ways, *found)
+    path = run.place.path("neighbors", ".json", args.output_dir)
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
                              "queries": report})
-    sheets.neighbors_sheet(report, pictures, picture, f"{args.model}: nearest among {len(labels)} images of {name}",
+    sheets.neighbors_sheet(report, shown, picture, f"{args.model}: nearest among {len(run)} images of {run.place.name}",
                                   path.with_suffix(".png"))
     for query, entry in zip(asked, report):
         for way in entry["ways"]:

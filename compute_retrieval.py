@@ -49,45 +49,41 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from pathlib import Path
-
+    for option in ("text", "index", "feature"):  # a settings file may hold a single one
+        value = getattr(args, option)
+        setattr(args, option, value if value is None or isinstance(value, list) else [value])
     if not (args.text or args.index) or (args.text and args.index):
         raise UserError("give the queries either by --text or by --index")
-    if args.source_model and not (args.index and "-as-" in args.model):
-        raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
-    from utils.analysis import features, neighbors, retrieval
+    from utils.analysis import component_scores, neighbors, retrieval
     from utils.data import datasets
-    from utils.models import names as models
     from utils.plots import sheets
-    from utils.runs import files, terms
+    from utils.runs.run import Run
 
-    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
-    listed = features.read(args.features)
+    listed = component_scores.read(args.features)
     for feature in args.feature:
         if feature not in listed:
             raise UserError(f"--feature {feature}: {args.features} has no such feature; choose from {', '.join(listed)}")
     if args.index and len(listed) < 2:
         raise UserError(f"{args.features}: --index compares a feature with others, and there is one; add another")
     neighbors.check_size(len(args.text or args.index), len(args.feature) + 1, args.neighbors)
-    aligned = files.open_terms(args.input_dir, args.dataset, args.model, args.split)
-    found, manifest, names = aligned
-    parts, labels, width = terms.components(found, names), found["labels"], found["mlp"].shape[-1]
-    cli.check_range("--components", args.components, len(parts))
-    neighbors.check_queries(args.index, args.neighbors, len(labels))
-    compared = found
-    if args.index and "-as-" in model:
-        source = args.source_model or model.partition("-as-")[0]
-        compared, _ = retrieval.open_source(args.input_dir, args.dataset, args.split, source, aligned)
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="components")
+    cli.check_range("--components", args.components, len(run.components))
+    neighbors.check_queries(args.index, args.neighbors, len(run))
+    compared, apart = run, bool(args.index) and "text_model" in run.manifest
+    if args.source_model and not apart:
+        raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
+    if apart:  # in the space of the model itself
+        compared = retrieval.open_source(run, args.source_model)
     images = datasets.load_images(args.dataset, args.data_path, sheets.SIDE, split=args.split)
-    places = files.image_indices(manifest, len(labels), images)
+    places = run.indices(images)
 
-    *texts, queries = features.embed(args, manifest, [*listed.values(), args.text or ["a text"]], width)
-    scores = features.feature_scores((stack for _, stack in terms.stacks(found, "scores")), texts)
+    *texts, queries = component_scores.embed(args, run.manifest, [*listed.values(), args.text or ["a text"]], run.width)
+    scores = component_scores.feature_scores(run.stacks("scores"), texts)
     ways, told = [], {}
     for feature in args.feature:
         row = list(listed).index(feature)
         ways.append(retrieval.most(scores, row, args.components, bool(args.index)))
-        told[feature] = [{"name": features.label(parts[column]), "score": float(scores[row, column])}
+        told[feature] = [{"name": str(run.components[column]), "score": float(scores[row, column])}
                          for column in ways[-1]]
     ways, told[retrieval.WHOLE] = [*ways, None], None
 
@@ -97,17 +93,17 @@ def main(args) -> None:
         similarities = retrieval.by_images(compared, ways, args.index)
     asked = args.text or args.index
     nearest = retrieval.first(similarities, args.neighbors, args.index)
-    report = retrieval.report(images, places, labels, asked, told, nearest, similarities)
+    report = retrieval.report(images, places, run.labels, asked, told, nearest, similarities)
 
-    path = Path(args.output_dir) / f"{name}_retrieval_{model}.json"
-    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(labels),
+    path = run.place.path("retrieval", ".json", args.output_dir)
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
                              "features": args.features, "components": args.components, "queries": report})
 
     def picture(index: int):
         return images.read(places[index])[0]
 
     sheets.neighbors_sheet(report, [None if args.text else picture(index) for index in asked], picture,
-                                  f"{args.model}: {len(labels)} images of {name}", path.with_suffix(".png"), retrieval.title)
+                                  f"{args.model}: {len(run)} images of {run.place.name}", path.with_suffix(".png"), retrieval.title)
     for query, entry in zip(asked, report):
         for way in entry["ways"]:
             near = ", ".join(f"{one['index']} {one['class']} ({one['similarity']:.2f})" for one in way["neighbors"])

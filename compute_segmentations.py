@@ -111,7 +111,8 @@ def main(args) -> None:
         "images_without_foreground": scores[chosen[0]].without_foreground,
         "classifier": args.classifier_dataset, "classes": classifier.shape[1],
         "options": {"image_size": image_size, "mask_resize": mask_resize, "thr": args.thr, "target": args.target,
-                    "batch_size": size, "seed": args.seed}})
+                    "batch_size": size, "seed": args.seed},
+        "command": cli.command(__file__, get_args_parser(), args)})
     print("\n".join(figures.table(found)))
     print(f"{len(data.names)} images -> {path}")
 

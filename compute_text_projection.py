@@ -30,10 +30,10 @@ def main(args) -> None:
     clip = names.load_clip(args.model, args.pretrained, cli.pick_device(args.device), args.seed)
     columns = zeroshot.classifier(clip, classes, datasets.templates(args.dataset), args.batch_size)
     path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)
-    with files.Writer(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name)) as writer:
-        writer.append(path, columns)
-        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
-                       "dataset": args.dataset, "classes": classes, "options": {"seed": args.seed}})
+    files.write_arrays(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name), {path: columns}, {
+        "model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
+        "dataset": args.dataset, "classes": classes, "options": {"seed": args.seed},
+        "command": cli.command(__file__, get_args_parser(), args)})
     print(f"{len(classes)} classes -> {path}")
 
 

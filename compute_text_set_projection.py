@@ -43,11 +43,10 @@ def main(args) -> None:
     if not state.is_main_process:
         return
     path = files.text_path(args.output_dir, pool.stem, clip.name)
-    with files.Writer(files.manifest_path(args.output_dir, pool.stem, clip.name)) as writer:
-        writer.append(path, embeddings)
-        writer.finish({"model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
-                       "texts": len(texts), "texts_sha256": files.texts_hash(texts),
-                       "options": {"seed": args.seed}})
+    files.write_arrays(files.manifest_path(args.output_dir, pool.stem, clip.name), {path: embeddings}, {
+        "model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
+        "texts": len(texts), "texts_sha256": files.texts_hash(texts), "options": {"seed": args.seed},
+        "command": cli.command(__file__, get_args_parser(), args)})
     print(f"{len(texts)} texts -> {path}")
 
 

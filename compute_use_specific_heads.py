@@ -22,8 +22,11 @@ overall accuracy alone.
 
 Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
+from pathlib import Path
+
 from utils import cli
-from utils.data.datasets import NAMES, default_split
+from utils.cli import UserError
+from utils.data.datasets import NAMES, PLACES, default_split
 
 COLUMNS = {"baseline": "before", "no_heads": "no heads", "heads_ablated": "heads ablated", "random_best": "best random",
            "random_mean": "mean random"}
@@ -59,49 +62,93 @@ def get_args_parser():
     return parser
 
 
-def main(args) -> None:
-    from pathlib import Path
+def check_options(args) -> None:
+    """Refuse options that do not go together, and give --select_split its default."""
+    ways = [f"--{name}" for name in ("heads", "heads_file", "select") if getattr(args, name) is not None]
+    if len(ways) > 1:
+        raise UserError(f"{' and '.join(ways)} both choose heads; give one of them")
+    if args.roles and ways in (["--heads"], ["--select"]):
+        raise UserError(f"--roles goes with a list of heads, and not with {ways[0]}; leave one of the two out")
+    needed = {"select_split": None, "number_of_heads": None, "spurious_texts": "texts", "core_texts": "texts"}
+    for name, way in needed.items():
+        if getattr(args, name) is not None and (args.select is None or way not in (None, args.select)):
+            raise UserError(f"--{name} goes with --select {way or 'auto or texts'}; leave it out, or give that too")
+    if args.select is None:
+        return
+    if args.dataset not in PLACES:
+        raise UserError(f"--select needs groups, and --dataset {args.dataset} has none; {' and '.join(PLACES)} have "
+                        "places; name heads with --heads")
+    if args.select == "texts" and not (args.spurious_texts and args.core_texts):
+        raise UserError("--select texts needs --spurious_texts and --core_texts, files with one text a line")
+    args.select_split = args.select_split or "val"
 
-    from utils.analysis import ablation, groups, spurious
-    from utils.models import names as models
-    from utils.plots import charts
-    from utils.runs import files, heads
 
-    spurious.check_options(args)
-    model, name = models.file_name(args.model), files.run_name(args.dataset, args.split)
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
-    attn = terms["attn"]
-    cli.check_range("--keep_last_layers", args.keep_last_layers, len(attn.layers))
-    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, attn.shape[-1])
-    group = groups.of_images(args.dataset, args.data_path, args.split, terms["labels"], manifest)
-    names = groups.names(args.dataset)
-    if args.select:
-        chosen, how = spurious.selected(args, model, manifest, classifier)
+def select(args, reported, classifier) -> tuple[list[int], dict]:
+    """The heads that --select chooses on the arrays of --select_split, by their columns, and how."""
+    from utils.analysis import component_scores, groups, selection, zeroshot
+    from utils.runs.run import Run
+
+    run = Run.open(args.input_dir, args.dataset, args.model, args.select_split)
+    run.same_weights(reported)
+    kept = range(len(run.heads))[run.last(args.keep_last_layers)]
+    number = 10 if args.select == "texts" and args.number_of_heads is None else args.number_of_heads
+    if number is not None and not 1 <= number <= len(kept):
+        raise UserError(f"--number_of_heads is {number}; choose from 1 to {len(kept)}, the heads of the last "
+                        f"{args.keep_last_layers} layers")
+    if args.select == "auto":
+        group = groups.of_images(run, args.data_path)
+        chosen, how = selection.by_effects(run, classifier, group, groups.names(args.dataset), args.keep_last_layers,
+                                           args.keep_mlps, number)
     else:
-        chosen, how = spurious.listed(args, model, attn, manifest)
+        texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
+        embeddings = component_scores.embed(args, reported.manifest, texts, run.width)
+        scores = component_scores.feature_scores(run.stacks("components"), embeddings)
+        chosen = selection.by_scores(scores, kept)[:number]
+        spurious, core = scores.tolist()
+        how = {"heads": {str(run.heads[head]): {"spurious_score": spurious[head], "core_score": core[head]}
+                         for head in kept}}
+    return chosen, {"by": f"--select {args.select}", "split": args.select_split, **how}
 
-    recipe = (args.keep_last_layers, args.keep_mlps)
-    kept = attn.heads[attn.last(args.keep_last_layers)]
-    trials = spurious.random_sets(kept, len(chosen), args.random_trials, args.seed)
-    means = ablation.means(terms)
-    answers = [*spurious.right(terms, means, classifier, [()]),
-               *spurious.right(terms, means, classifier, [(), chosen, *trials], *recipe)]
-    baseline, no_heads, ablated, *random = [groups.accuracies(answer, group, names) for answer in answers]
-    best = max(range(len(random)), key=lambda trial: groups.goal(random[trial]))
-    found = dict(zip(COLUMNS, (baseline, no_heads, ablated, random[best], groups.average(random))))
+
+def main(args) -> None:
+    from utils.analysis import ablation, groups, selection
+    from utils.plots import charts
+    from utils.runs.run import Run
+
+    check_options(args)
+    if args.select:
+        selection.check_split(args.select_split, args.split)
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split)
+    cli.check_range("--keep_last_layers", args.keep_last_layers, len(run.layers))
+    classifier, group, names = run.classifier(), groups.of_images(run, args.data_path), groups.names(args.dataset)
+    if args.select:
+        chosen, how = select(args, run, classifier)
+    else:
+        roles = " ".join(args.roles).split() if args.roles else None  # a settings file may name them in a line
+        chosen, how = selection.listed(run, args.heads, args.heads_file, roles, args.keep_last_layers)
+
+    # The whole model, then the recipe without heads, with the chosen ones, and with random ones.
+    kept = range(len(run.heads))[run.last(args.keep_last_layers)]
+    trials = selection.random_sets(kept, len(chosen), args.random_trials, args.seed)
+    means, recipe = run.means(), ablation.all_but(run, args.keep_last_layers, args.keep_mlps)
+    answers = [*ablation.right(run, means, classifier, 0, [()]),
+               *ablation.right(run, means, classifier, 0, [(), chosen, *trials], recipe)]
+    found, best = groups.compare(answers, group, names, COLUMNS)
     sizes = groups.sizes(group, names)
+    chosen, random = ([str(run.heads[head]) for head in some] for some in (chosen, trials[best]))
 
-    print(f"Baseline: {baseline['overall']}\nReplaced: {ablated['overall']}")
-    print(f"{len(chosen)} heads ablated, by {how['by']}: {' '.join(map(heads.name, chosen))}\n")
+    print(f"Baseline: {found['baseline']['overall']}\nReplaced: {found['heads_ablated']['overall']}")
+    print(f"{len(chosen)} heads ablated, by {how['by']}: {' '.join(chosen)}\n")
     print(groups.table(found, sizes, COLUMNS))
-    path = Path(args.output_dir or args.input_dir) / f"{name}_specific_heads_{model}.json"
-    options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials", "seed")
+    path = run.place.path("specific_heads", ".json", args.output_dir)
+    options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials",
+               "seed")
     cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or default_split(args.dataset),
-        "images": len(attn), "images_of_groups": sizes, "heads": list(map(heads.name, chosen)), "chosen": how,
-        "options": {option: getattr(args, option) for option in options}, **found,
-        "random_best_heads": list(map(heads.name, trials[best]))})
-    charts.group_accuracies(found, COLUMNS, f"{args.model} on {name}, {len(chosen)} heads ablated", path.with_suffix(".png"))
+        "images": len(run), "images_of_groups": sizes, "heads": chosen, "chosen": how,
+        "options": {option: getattr(args, option) for option in options}, **found, "random_best_heads": random})
+    charts.group_accuracies(found, COLUMNS, f"{args.model} on {run.place.name}, {len(chosen)} heads ablated",
+                            path.with_suffix(".png"))
     print(f"-> {path}")
 
 

@@ -43,40 +43,42 @@ def get_args_parser():
 
 
 def main(args) -> None:
+    import shlex
     import sys
     from pathlib import Path
 
     from utils.analysis import ablation, zeroshot
     from utils.data import datasets
-    from utils.models import names
     from utils.report import page
-    from utils.runs import files
+    from utils.runs.files import Place
+    from utils.runs.run import Run
 
     cli.check_range("--heat_maps", args.heat_maps, args.images_per_head, least=0)  # a heat map is of an image of the page
-    model, name = names.file_name(args.model), files.run_name(args.dataset, args.split)
-    folder = Path(args.output_dir or Path(args.input_dir) / f"{name}_report_{model}")
+    place = Place(args.input_dir, args.dataset, args.model, args.split)
+    folder = Path(args.output_dir or place.path("report", ""))
     page.check_folder(folder)
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
-    attn, width = terms["attn"], terms["attn"].shape[-1]
-    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
-    pool = files.open_texts(args.input_dir, args.text_descriptions, args.model, manifest, width, texts)
-    hints = page.commands(args, manifest, {"num_of_last_layers": min(4, len(attn.layers))})
-    results = page.read_results(args, model, attn, texts, hints)
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split)
+    classifier, pool, manifest = run.classifier(), run.texts(args.text_descriptions, texts), run.manifest
+    hints = page.hints(run, args.text_descriptions, args.texts_per_head, args.text_dir)
+    results = page.read_results(run, args.text_descriptions, args.texts_per_head, texts, hints)
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
-    indices = files.image_indices(manifest, len(terms["labels"]), images)
+    indices = run.indices(images)
     clip = page.load_clip(args, manifest)
 
-    scored = page.score_images(terms, classifier, pool, results, hints)
-    alone = ablation.single_heads(terms, classifier, results["texts"]["num_of_last_layers"])
-    heads = page.describe_heads(results, scored, alone, args.images_per_head, indices, terms["labels"], images,
+    scored = page.score_images(run, classifier, pool, results, hints)
+    alone = ablation.single_heads(run, classifier, results["texts"]["num_of_last_layers"])
+    heads = page.describe_heads(results, scored, alone, args.images_per_head, indices, run.labels, images,
                                   args.data_path)
-    lines = page.commands(args, manifest, {key: results["texts"][key] for key in ("num_of_last_layers", "w_ov_rank")})
+    own = cli.command(__file__, get_args_parser(), args)
+    if args.output_dir:
+        own += f" --output_dir {shlex.quote(args.output_dir)}"
+    lines = page.commands(run, args.text_descriptions, results, own)
     with page.complete_folder(folder) as partial:
         shape = page.save_thumbnails(heads, images, 2 * args.thumbnail_size, clip, partial)
         if clip:
             page.save_heat_maps(heads, args.heat_maps, pool, images, clip, partial)
-        content = page.describe_run(args, manifest, results, heads, lines, thumbnail=shape, texts=len(texts),
+        content = page.describe_run(args, run, results, heads, lines, thumbnail=shape, texts=len(texts),
                                       classes=classifier.shape[1])
         size = page.save_page(content, partial)
     print(f"{len(heads)} heads, {size / 1e6:.1f} MB -> {folder / 'index.html'}")

@@ -102,7 +102,7 @@ def prs(args) -> None:
 
     from data.emoji.write import write_folders
     from utils.data import datasets, scenes
-    from utils.runs import files
+    from utils.runs.writer import RunWriter
 
     if args.images <= args.batch_size:
         raise cli.UserError(f"--images {args.images}: give more than --batch_size, as the first batch warms up")
@@ -123,13 +123,13 @@ def prs(args) -> None:
                 yield
 
         def decomposed():
-            with files.Writer(Path(folder, "manifest.json")) as writer:
-                for pixels, labels, _ in loader():
-                    for what, values in decomposer.terms(pixels.to(clip.device)).arrays().items():
-                        writer.append(Path(folder, f"{what}.npy"), values.cpu().numpy())
-                    writer.append(Path(folder, "labels.npy"), labels, "int64")
+            with RunWriter(Path(folder, "manifest.json"), {}, args.images, args.batch_size) as writer:
+                for number, (pixels, labels, _) in enumerate(loader()):
+                    arrays = {Path(folder, f"{what}.npy"): (values.cpu().numpy(), "float32")
+                              for what, values in decomposer.terms(pixels.to(clip.device)).arrays().items()}
+                    writer.write(number, len(labels), {**arrays, Path(folder, "labels.npy"): (labels, "int64")}, [])
                     yield
-                writer.finish({})
+                writer.finish({}, {})
 
         ways = {"encode_image": partial(next, plain()), "compute_prs": partial(next, decomposed())}
         found = turns(ways, -(-args.images // args.batch_size) - 1)

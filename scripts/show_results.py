@@ -22,26 +22,27 @@ def get_args_parser():
     return parser
 
 
-def draw_heads(args, model: str, heads: list[dict], path) -> None:
+def draw_heads(args, heads: list[dict], path) -> None:
     """A sheet of the images that score highest and lowest on each head's first text."""
     import numpy as np
 
     from utils.data import datasets
     from utils.plots import charts
-    from utils.runs import files, stored
+    from utils.runs import files
+    from utils.runs.components import Component
+    from utils.runs.run import Run
 
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn",), args.split)
-    attn = terms["attn"]
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="heads")
     images = datasets.load_images(args.dataset, args.data_path, 96, split=args.split)
-    indices = files.image_indices(manifest, len(attn), images)
-    pool = np.load(files.text_path(args.input_dir, args.text_descriptions, (manifest or {}).get("text_model", model)),
+    indices = run.indices(images)
+    pool = np.load(files.text_path(args.input_dir, args.text_descriptions, (run.manifest or {}).get("text_model", run.place.model_name)),
                    mmap_mode="r", allow_pickle=False)
     rows = []
     for head in heads:
         if not head["texts"]:
             continue
-        column, text = attn.heads.index((head["layer"], head["head"])), pool[head["texts"][0]["index"]]
-        scores = np.concatenate([attn[block, column] @ text for block in stored.blocks(len(attn))])
+        column, text = run.heads.index(Component("attn", head["layer"], head["head"])), pool[head["texts"][0]["index"]]
+        scores = np.concatenate([run.stack(block, [column])[:, 0] @ text for block in files.blocks(len(run))])
         order = np.argsort(-scores, kind="stable")
         highest, lowest = ([images.read(i)[0] for i in indices[part]] for part in (order[:IMAGES], order[-IMAGES:]))
         title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
@@ -51,14 +52,12 @@ def draw_heads(args, model: str, heads: list[dict], path) -> None:
 
 def main(args) -> None:
     import json
-    from pathlib import Path
 
-    from utils.models.names import file_name
     from utils.runs import files
 
-    folder, model, name = Path(args.input_dir), file_name(args.model), files.run_name(args.dataset, args.split)
-    spans = files.spans_path(args.input_dir, name, args.text_descriptions, args.texts_per_head, model)
-    paths = {"ablations": folder / f"{name}_ablations_{model}.json", "texts": spans.with_suffix(".json")}
+    place = files.Place(args.input_dir, args.dataset, args.model, args.split)
+    paths = {"ablations": place.path("ablations", ".json"),
+             "texts": place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".json")}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} does not exist; run compute_ablations.py and compute_complete_text_set.py first")
@@ -81,8 +80,8 @@ def main(args) -> None:
         listed = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in head["texts"][:TEXTS])
         print(f"  layer {head['layer']}, head {head['head']}: {listed}")
 
-    picture = folder / f"{name}_heads_{model}.png"
-    draw_heads(args, model, heads, picture)
+    picture = place.path("heads", ".png")
+    draw_heads(args, heads, picture)
     print("\nAll of it:")
     for path in (paths["ablations"], paths["ablations"].with_suffix(".png"), paths["texts"].with_suffix(".txt"), paths["texts"],
                  picture):

@@ -39,35 +39,33 @@ def main(args) -> None:
     from pathlib import Path
 
     from utils.analysis import sweeps, zeroshot
-    from utils.models import names
     from utils.plots import charts
-    from utils.runs import files
+    from utils.runs.run import Run
 
-    model, numbers = names.file_name(args.model), sorted(set(args.texts_per_head))
+    numbers = sorted(set(args.texts_per_head))
     texts = {name: zeroshot.read_texts(Path(args.text_dir) / f"{name}.txt") for name in args.pools}
     for name, lines in texts.items():
         if numbers[-1] > len(lines):
-            raise UserError(f"--texts_per_head {numbers[-1]}: {name} has {len(lines)} texts; choose from 1 to {len(lines)}")
-    terms, manifest = files.open_run(args.input_dir, args.dataset, args.model, ("attn", "mlp"), args.split)
-    layers, width = len(terms["attn"].layers), terms["attn"].shape[-1]
-    cli.check_range("--num_of_last_layers", args.num_of_last_layers, layers)
-    classifier = files.open_classifier(args.input_dir, args.dataset, args.model, manifest, width)
-    pools = {name: files.open_texts(args.input_dir, name, args.model, manifest, width, lines) for name, lines in texts.items()}
+            raise UserError(f"--texts_per_head {numbers[-1]}: {name} has {len(lines)} texts; "
+                            f"choose from 1 to {len(lines)}")
+    run = Run.open(args.input_dir, args.dataset, args.model, args.split)
+    cli.check_range("--num_of_last_layers", args.num_of_last_layers, len(run.layers))
+    classifier, pools = run.classifier(), {name: run.texts(name, lines) for name, lines in texts.items()}
 
-    without, rows = sweeps.sweep(terms, classifier, pools, args.num_of_last_layers, numbers, RANK)
+    without, rows = sweeps.sweep(run, classifier, pools, args.num_of_last_layers, numbers, RANK)
     print("Whole model: {whole_model:.2f}\nEarlier heads mean-ablated, no texts: {last_layers:.2f}".format(**without))
     print(f"{'pool':<30} texts a head  accuracy  distinct texts  explained")
     for row in rows:
         print("{pool:<30} {texts_per_head:>12}  {accuracy:>8.2f}  {number_of_texts:>14}  {explained:>9.3f}".format(**row))
 
-    path = Path(args.output_dir) / f"{files.run_name(args.dataset, args.split)}_textspan_sweep_{model}.csv"
+    path = run.place.path("textspan_sweep", ".csv", args.output_dir)
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     cli.write_text(path, table.getvalue())
     cli.save_result(path.with_suffix(".json"), {
-        "model": args.model, "dataset": args.dataset, "images": len(terms["labels"]), "w_ov_rank": RANK,
+        "model": args.model, "dataset": args.dataset, "images": len(run), "w_ov_rank": RANK,
         "num_of_last_layers": args.num_of_last_layers, **without, "rows": rows})
     title = f"{args.model} on {args.dataset}: heads of the last {args.num_of_last_layers} layers as texts"
     charts.textspan_sweep(rows, without, title, path.with_suffix(".png"))

@@ -241,8 +241,7 @@ def component_names(heads, mlps, convs) -> dict[str, list[dict]]:
 
 HEADS = [(0, 0), (0, 1), (1, 0), (3, 0), (3, 1), (3, 2)]  # of blocks with different numbers, and one without
 NAMES = component_names(HEADS, (0, 1, 3), (0, 2))
-LABELS = ["attn 0.0", "attn 0.1", "attn 1.0", "attn 3.0", "attn 3.1", "attn 3.2", "embed", "mlp 0", "mlp 1", "mlp 3", "conv 0",
-          "conv 2"]
+LABELS = ["0.0", "0.1", "1.0", "3.0", "3.1", "3.2", "embedding", "mlp 0", "mlp 1", "mlp 3", "conv 0", "conv 2"]
 
 
 def uneven_terms(images: int, d: int = 7, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
@@ -252,23 +251,25 @@ def uneven_terms(images: int, d: int = 7, seed: int = 0, dtype=np.float32) -> di
             for what, number in (("attn", 6), ("mlp", 4), ("conv", 2))}
 
 
-def opened(parts: dict, heads=None) -> dict:
-    """Arrays in memory as an opened run has them: attn [b, l, h, d], or attn [b, c, d] of `heads`."""
-    from utils.runs.terms import HeadTerms
+def opened(parts: dict, names: dict[str, list[dict]] | None = None):
+    """A run of arrays in memory, labels among them or not: attn [b, l, h, d], or attn [b, c, d] and `names` of components."""
+    from utils.runs.components import Component
+    from utils.runs.run import Run
 
-    return parts | {"attn": HeadTerms(parts["attn"], heads)}
+    components = names and [Component.from_dict(entry) for listed in names.values() for entry in listed]
+    return Run({what: array for what, array in parts.items() if what != "labels"}, components, parts.get("labels"))
 
 
 def components_of(parts: dict) -> np.ndarray:
-    """All components of a run [b, c, d], in the order in which they are stored."""
+    """All components of the arrays of a run [b, c, d], in the order in which they are stored."""
     arrays = [parts[what][:] for what in ("attn", "mlp", "conv") if what in parts]
     return np.concatenate([array.reshape(len(array), -1, array.shape[-1]) for array in arrays], axis=1)
 
 
-def uneven_run(images: int, d: int = 7, seed: int = 0, dtype=np.float32) -> tuple[dict, np.ndarray]:
+def uneven_run(images: int, d: int = 7, seed: int = 0, dtype=np.float32):
     """A run of such terms, all of one class, and its components [b, c, d]."""
     parts = uneven_terms(images, d, seed, dtype)
-    return opened(parts, HEADS) | {"labels": np.zeros(images, int)}, components_of(parts)
+    return opened(parts | {"labels": np.zeros(images, int)}, NAMES), components_of(parts)
 
 
 def split_components(values: np.ndarray, names: dict[str, list]) -> dict[str, np.ndarray]:
@@ -278,35 +279,36 @@ def split_components(values: np.ndarray, names: dict[str, list]) -> dict[str, np
 
 
 def write_run(folder: Path, name: str, model: str, parts: dict, labels, /, names=None, dtype: str = "float32", **about) -> None:
-    """Arrays with a manifest, as compute_prs.py writes them; `names` are those of components, `about` goes into the manifest."""
+    """Arrays with a manifest, as compute_prs.py writes them; `names` are those of components, `about` goes into the
+    manifest."""
+    from utils import cli
     from utils.runs import files
 
-    with files.Writer(files.manifest_path(folder, name, model)) as writer:
-        for what, values in parts.items():
-            writer.append(files.term_path(folder, name, what, model), values, dtype)
-        writer.append(files.term_path(folder, name, "labels", model), np.asarray(labels), "int64")
-        if names:
-            files.write_json(files.term_path(folder, name, "components", model).with_suffix(".json"), names)
-        writer.finish({"model": model, "pretrained": "w", "weights_sha256": "aa", "images": len(labels), "classes": ["a", "b"],
-                       "skipped_images": [], "skipped_indices": [], **about})
+    if names:
+        cli.save_result(files.Place(folder, name, model).path("components", ".json"), names)
+    arrays = {files.term_path(folder, name, what, model): np.asarray(values, dtype) for what, values in parts.items()}
+    arrays[files.term_path(folder, name, "labels", model)] = np.asarray(labels, np.int64)
+    files.write_arrays(files.manifest_path(folder, name, model), arrays, {
+        "model": model, "pretrained": "w", "weights_sha256": "aa", "images": len(labels), "classes": ["a", "b"],
+        "skipped_images": [], "skipped_indices": [], **about})
 
 
 def write_classifier(folder: Path, dataset: str, model: str, classifier, **about) -> None:
     """A zero-shot classifier [d, classes] with a manifest, as compute_text_projection.py writes it."""
     from utils.runs import files
 
-    with files.Writer(files.manifest_path(folder, dataset, "classifier", model)) as writer:
-        writer.append(files.term_path(folder, dataset, "classifier", model), classifier)
-        writer.finish({"pretrained": "w", "weights_sha256": "aa", "classes": ["a", "b"], **about})
+    arrays = {files.term_path(folder, dataset, "classifier", model): np.asarray(classifier, np.float32)}
+    files.write_arrays(files.manifest_path(folder, dataset, "classifier", model), arrays,
+                       {"pretrained": "w", "weights_sha256": "aa", "classes": ["a", "b"], **about})
 
 
 def write_pool(folder: Path, name: str, model: str, texts: list[str], embedded, **about) -> None:
     """Embedded texts [m, d] with a manifest, as compute_text_set_projection.py writes them."""
     from utils.runs import files
 
-    with files.Writer(files.manifest_path(folder, name, model)) as writer:
-        writer.append(files.text_path(folder, name, model), embedded)
-        writer.finish({"pretrained": "w", "weights_sha256": "aa", "texts_sha256": files.texts_hash(texts), **about})
+    arrays = {files.text_path(folder, name, model): np.asarray(embedded, np.float32)}
+    files.write_arrays(files.manifest_path(folder, name, model), arrays,
+                       {"pretrained": "w", "weights_sha256": "aa", "texts_sha256": files.texts_hash(texts), **about})
 
 
 def head_terms(images=300, width=24, inner=8, seed=0, dtype=np.float32):

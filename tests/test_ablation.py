@@ -3,7 +3,8 @@ import pytest
 from builders import opened
 
 from utils.analysis import ablation
-from utils.runs import stored
+from utils.runs import files
+from utils.runs.components import Component
 
 
 def random_run(seed=0, images=37, layers=4, heads=3, width=7, classes=5):
@@ -22,10 +23,18 @@ def literal_representations(run, means, heads, last_layers, mlps):
         for layer in range(layers):
             for head in range(number):
                 off = (layer, head) in heads or (last_layers is not None and layer < layers - last_layers)
-                found[i] += means["attn"][layer * number + head] if off else run["attn"][i, layer, head]
+                found[i] += means[layer * number + head] if off else run["attn"][i, layer, head]
         for layer in range(layers + 1):
-            found[i] += run["mlp"][i, layer] if mlps else means["mlp"][layer]
+            found[i] += run["mlp"][i, layer] if mlps else means[layers * number + layer]
     return found
+
+
+def recipe(run, heads, last_layers, mlps):
+    """The columns of these heads, all attention layers but the last, and without `mlps` all of them, counted by hand."""
+    layers, number = run["attn"].shape[1:3]
+    early = 0 if last_layers is None else layers - last_layers
+    others = [] if mlps else range(layers * number, layers * number + layers + 1)
+    return [*(layer * number + head for layer, head in heads), *range(early * number), *others]
 
 
 @pytest.mark.parametrize("block", (1, 16, 256))
@@ -33,11 +42,12 @@ def literal_representations(run, means, heads, last_layers, mlps):
     ((), None, True), (((1, 2), (3, 0)), None, True), ((), 2, False), (((0, 0), (3, 1)), 1, True), ((), 4, False),
     (tuple((3, head) for head in range(3)), 1, True)])
 def test_representations_equal_the_definition(monkeypatch, block, heads, last_layers, mlps):
-    monkeypatch.setattr(stored.blocks, "__defaults__", (block, "images"))
+    monkeypatch.setattr(files.blocks, "__defaults__", (block, "images"))
     run, _ = random_run()
-    means = ablation.means(opened(run))
+    means, columns = opened(run).means(), recipe(run, heads, last_layers, mlps)
+    assert set(ablation.all_but(opened(run), last_layers, mlps)) == set(recipe(run, (), last_layers, mlps))
     found = np.zeros((37, 7), np.float32)
-    for part, values in ablation.representations(opened(run), means, heads, last_layers, mlps):
+    for part, values in ablation.representations(opened(run), means, columns):
         assert values.dtype == np.float32 and len(values) <= block
         found[part] = values
     np.testing.assert_allclose(found, literal_representations(run, means, heads, last_layers, mlps), atol=1e-5)
@@ -46,8 +56,8 @@ def test_representations_equal_the_definition(monkeypatch, block, heads, last_la
 def test_the_means_may_be_those_of_another_run():
     run, _ = random_run(images=5)
     other, _ = random_run(seed=1)
-    means = ablation.means(opened(other))
-    (_, found), = ablation.representations(opened(run), means, [(2, 1)], 2, mlps=False)
+    means = opened(other).means()
+    (_, found), = ablation.representations(opened(run), means, recipe(run, [(2, 1)], 2, False))
     np.testing.assert_allclose(found, literal_representations(run, means, [(2, 1)], 2, False), atol=1e-5)
 
 
@@ -55,10 +65,10 @@ def test_the_means_may_be_those_of_another_run():
 def test_single_heads_equal_ablating_each_alone(images):
     run, classifier = random_run(images=images)
     found = ablation.single_heads(opened(run), classifier, last_layers=2)
-    assert list(found) == [(layer, head) for layer in (2, 3) for head in range(3)]
-    means = ablation.means(opened(run))
+    assert list(found) == [Component("attn", layer, head) for layer in (2, 3) for head in range(3)]
+    means = opened(run).means()
     for key, accuracy in found.items():
-        slow = literal_representations(run, means, [key], None, True) @ classifier
+        slow = literal_representations(run, means, [(key.layer, key.head)], None, True) @ classifier
         assert accuracy == pytest.approx(100 * (slow.argmax(1) == run["labels"]).mean())
 
 

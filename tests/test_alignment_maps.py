@@ -8,7 +8,7 @@ from builders import opened, save_timm, write_run
 from sklearn.linear_model import LinearRegression, Ridge
 
 from utils.analysis import alignment
-from utils.runs import files
+from utils.runs.run import Run
 
 D = 12  # of the CLIP's space
 
@@ -132,23 +132,21 @@ def test_training_recovers_a_planted_alignment_and_the_mapped_run_is_the_literal
     found = alignment.load(folder / "emoji_train_maps_m_to_clip.safetensors")
     assert found.weight.shape == (9, D, D) and found.bias.shape == (D,)
     assert {key: value for key, value in told.items() if key != "history"} == found.about
-    mapped, manifest = files.open_run(folder, "emoji", "m-as-clip", ("attn", "mlp"))
-    terms, own = files.open_run(planted, "emoji", "m", ("attn", "mlp"))
-    target, clip = files.open_run(planted, "emoji", "clip", ("attn", "mlp"))
-    assert mapped["attn"].layout == (2, 3, D) and mapped["mlp"].shape == (70, 3, D)
-    np.testing.assert_array_equal(mapped["labels"], terms["labels"])
+    mapped, source, target = (Run.open(*where) for where in (
+        (folder, "emoji", "m-as-clip"), (planted, "emoji", "m"), (planted, "emoji", "clip")))
+    manifest, own, clip = mapped.manifest, source.manifest, target.manifest
+    assert mapped.layout == {"attn": [2, 3, D], "mlp": [3, D]} and len(mapped) == 70
+    np.testing.assert_array_equal(mapped.labels, source.labels)
+    mapped, terms, target = (run.stack(slice(None)) for run in (mapped, source, target))
     weight, bias = found.weight.double().numpy(), found.bias.double().numpy()
     reached = []
     for i in range(70):
-        attn = [terms["attn"][i, head] @ weight[head] + bias / 9 for head in range(6)]
-        mlp = [terms["mlp"][i, m] @ weight[6 + m] + bias / 9 for m in range(3)]
-        whole = np.sum(attn, axis=0) + np.sum(mlp, axis=0)
-        length = np.linalg.norm(whole)
-        np.testing.assert_allclose(mapped["attn"][i], np.array(attn) / length, atol=1e-5)
-        np.testing.assert_allclose(mapped["mlp"][i], np.array(mlp) / length, atol=1e-5)
-        unit = mapped["attn"][i].sum(axis=0) + mapped["mlp"][i].sum(axis=0)
+        parts = [terms[i, column] @ weight[column] + bias / 9 for column in range(9)]
+        length = np.linalg.norm(np.sum(parts, axis=0))
+        np.testing.assert_allclose(mapped[i], np.array(parts) / length, atol=1e-5)
+        unit = mapped[i].sum(axis=0)
         assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-5)
-        reached.append(unit @ (target["attn"][i].sum(axis=0) + target["mlp"][i].sum(axis=0)))
+        reached.append(unit @ target[i].sum(axis=0))
     assert manifest["cosine"] == pytest.approx(np.mean(reached), abs=1e-5) and manifest["cosine"] > 0.99
     assert f"cosine {manifest['cosine']:.4f} -> " in out
     assert manifest["text_model"] == "clip" and manifest["text_weights_sha256"] == clip["weights_sha256"]
@@ -241,12 +239,11 @@ def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of
     code, printed, err = run_script("compute_alignment", *data, "--input_dir", out, "--model", f"timm:local-dir:{folder}",
                                     "--split", "", "--batch_size", 4)
     assert code == 0, err
-    mapped, manifest = files.open_run(out, "imagefolder", "vit-as-emojiclip", ("attn", "mlp"))
-    assert mapped["attn"].layout == (3, 4, 128) and mapped["mlp"].shape == (15, 4, 128)
-    unit = mapped["attn"][:].sum(axis=1) + mapped["mlp"][:].sum(axis=1)
+    mapped = Run.open(out, "imagefolder", "vit-as-emojiclip")
+    assert mapped.layout == {"attn": [3, 4, 128], "mlp": [4, 128]} and len(mapped) == 15
+    unit, manifest = mapped.whole(slice(None)), mapped.manifest
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
-    clip, _ = files.open_run(out, "imagefolder", "emojiclip", ("attn", "mlp"))
-    whole = clip["attn"][:].sum(axis=1) + clip["mlp"][:].sum(axis=1)
+    whole = Run.open(out, "imagefolder", "emojiclip").whole(slice(None))
     assert manifest["cosine"] == pytest.approx((unit * whole).sum(axis=1).mean(), abs=1e-5)
     assert f"imagefolder: 15 images, cosine {manifest['cosine']:.4f} -> " in printed
     assert manifest["text_model"] == "emojiclip" and not (out / "imagefolder_cls_attn_vit-as-emojiclip.npy").exists()

@@ -173,3 +173,21 @@ def test_exit_codes(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x.py", "--debug"])
     with pytest.raises(UserError):
         cli.run(wrong, parser())
+
+
+def test_a_manifest_keeps_the_options_that_change_what_is_made():
+    script = load_script("compute_prs")
+
+    def kept(*arguments):
+        parser = script.get_args_parser()
+        return cli.command(script.__file__, script.get_args_parser(), cli.parse(parser, list(arguments)))
+
+    assert kept() == "python compute_prs.py"
+    assert kept("--resume", "--output_dir", "x", "--device", "cpu", "--num_workers", "3", "--debug") == kept()
+    assert kept("--batch_size", "2", "--seed", "0") == kept()  # as they are by default
+    given = ("--model", "emojiclip", "--data_path", "a folder", "--compact", "--split", "")
+    assert kept("--resume", *given) == "python compute_prs.py --model emojiclip --data_path 'a folder' --split '' --compact"
+    several = load_script("compute_component_ablation")
+    args = cli.parse(several.get_args_parser(), ["--model", "a", "b"])
+    assert cli.command(several.__file__, several.get_args_parser(), args) == \
+        "python compute_component_ablation.py --model a b"

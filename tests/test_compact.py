@@ -7,13 +7,11 @@ import pytest
 import torch
 from builders import call_script
 
-from utils.analysis import textspan
 from utils.decompose.dataset import stored as to_store
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.tower import decompose, read_tower, readout
 from utils.models import names
-from utils.runs import files
-from utils.runs.compact import CompactTerms
+from utils.runs.run import Run
 
 FULL, COMPACT, MOMENTS = "out", "compact", "moments"
 
@@ -23,18 +21,20 @@ def test_terms_made_again_are_the_terms(variant):
     tower = read_tower(model.visual)
     pixels = torch.randn(5, 3, *model.visual.image_size, generator=torch.Generator().manual_seed(1))
     terms = decompose(tower, pixels)
-    kept = CompactTerms(terms.outputs.numpy(), terms.scalars.numpy(), readout(tower).numpy())
+    compact, full = (to_store(terms, storage) for storage in ("compact", "full"))
+    kept = Run({what: values.numpy() for what, values in (compact | {"readout": readout(tower)}).items()})
+    plain = Run({what: values.numpy() for what, values in full.items()})
     slow = literal.decompose(model.visual, pixels)["attn"].sum(2)
-    full = np.asarray(terms.of("attn"))
-    assert kept.shape == full.shape and kept.layout == terms.arrays()["attn"].shape[1:]
-    np.testing.assert_allclose(kept[:], full, atol=1e-6)
-    np.testing.assert_allclose(kept[:].reshape(slow.shape), slow, atol=1e-5)
-    last = kept.last(1)
-    for rows, columns in ((slice(1, 3), last), ([4, 0], slice(None)), (slice(None), [0]), (2, slice(None)), (slice(0, 0), last)):
-        np.testing.assert_allclose(kept[rows, columns], full[rows][..., columns, :] if rows == 2 else full[rows][:, columns],
-                                   atol=1e-6)
-    np.testing.assert_allclose(kept[:, len(kept.heads) - 1], full[:, -1], atol=1e-6)
-    for ours, theirs in zip(kept.moments(last), textspan.moments(full, last)):
+    full = terms.of("attn").numpy()
+    heads, last = kept.columns["attn"], kept.last(1)
+    assert kept.heads == plain.heads == kept.components
+    assert kept.layout["attn"] == plain.layout["attn"]
+    np.testing.assert_allclose(kept.stack(slice(None), heads), full, atol=1e-6)
+    np.testing.assert_allclose(kept.stack(slice(None), heads).reshape(slow.shape), slow, atol=1e-5)
+    for rows, columns in ((slice(1, 3), last), ([4, 0], heads), (slice(None), [0]), ([2], heads), (slice(0, 0), last)):
+        np.testing.assert_allclose(kept.stack(rows, columns), full[rows][:, columns], atol=1e-6)
+    np.testing.assert_allclose(kept.whole(slice(None)), terms.representation, atol=1e-6)
+    for ours, theirs in zip(kept.moments(last), plain.moments(last)):
         np.testing.assert_allclose(ours, theirs, atol=1e-9, rtol=1e-5)
 
 
@@ -138,11 +138,11 @@ def test_compact_and_half_precision(run_script, folder_of_images, tmp_path):
               "--num_workers", 0)
     assert run_script("compute_prs", *common, "--output_dir", tmp_path / "a")[0] == 0
     assert run_script("compute_prs", *common, "--output_dir", tmp_path / "b", "--compact", "--save_dtype", "float16")[0] == 0
-    full, _ = files.open_run(str(tmp_path / "a"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
-    half, _ = files.open_run(str(tmp_path / "b"), "imagefolder", "emojiclip", ("attn", "mlp", "cls_attn"))
-    np.testing.assert_allclose(half["attn"][:], full["attn"][:], atol=2e-4)
-    np.testing.assert_allclose(half["mlp"][:].astype(np.float32).sum(1), full["mlp"][:].sum(1), atol=1e-3)
-    np.testing.assert_allclose(half["cls_attn"][:, 0].astype(np.float32), full["cls_attn"][:].sum(1), atol=1e-3)
+    full, half = (Run.open(str(tmp_path / name), "imagefolder", "emojiclip") for name in "ab")
+    every, heads = slice(None), full.columns["attn"]
+    np.testing.assert_allclose(half.stack(every, heads), full.stack(every, heads), atol=2e-4)
+    np.testing.assert_allclose(half.rest(every), full.rest(every), atol=1e-3)
+    np.testing.assert_allclose(half.cls_attn[:, 0].astype(np.float32), full.cls_attn[:].sum(1), atol=1e-3)
 
 
 def test_all_mlps_as_one_sum_to_what_they_are_apart():

@@ -3,16 +3,16 @@ import json
 
 import numpy as np
 import pytest
-from builders import HEADS, NAMES, opened, uneven_terms, write_classifier, write_run
+from builders import NAMES, components_of, opened, uneven_terms, write_classifier, write_run
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from utils.analysis import ablation, cumulative
 from utils.cli import UserError
-from utils.runs import files, terms
-from utils.runs.terms import Component, HeadTerms
+from utils.runs.components import Component
+from utils.runs.run import Run
 
-ORDER = ["embed", "mlp 3", "attn 3", "conv 2", "mlp 1", "attn 1", "mlp 0", "attn 0", "conv 0"]
+ORDER = ["embedding", "mlp 3", "attn 3", "conv 2", "mlp 1", "attn 1", "mlp 0", "attn 0", "conv 0"]
 # The rows of `uneven` in the order in which they go: attn 0 to 5, embed and MLPs 6 to 9, conv 10 and 11.
 PLACES = [[6], [9], [3, 4, 5], [11], [8], [2], [7], [0, 1], [10]]
 
@@ -40,36 +40,36 @@ def labelled(images, seed=0, classes=4):
 
 
 def test_layers_go_from_the_last_back_and_a_block_has_no_more_than_it_has():
-    order = cumulative.steps(terms.components(opened(uneven_terms(1), HEADS), NAMES))
-    assert [step.name for step in order] == ORDER and [step.places for step in order] == PLACES
-    plain = {"attn": HeadTerms(np.zeros((1, 2, 3, 4))), "mlp": np.zeros((1, 3, 4))}
-    order = cumulative.steps(terms.components(plain, None))
-    assert [(step.name, step.places) for step in order] == [
-        ("embed", [6]), ("mlp 1", [8]), ("attn 1", [3, 4, 5]), ("mlp 0", [7]), ("attn 0", [0, 1, 2])]
-    two = [Component("mlp", 10, None), Component("mlp", 9, None)]
-    assert [step.name for step in cumulative.steps(two)] == ["mlp 10", "mlp 9"]
+    def layers(components):
+        return {str(layer): columns for layer, columns in ablation.layers_from_the_last(components).items()}
+
+    uneven = layers(opened(uneven_terms(1), NAMES).components)
+    assert list(uneven) == ORDER
+    assert list(uneven.values()) == PLACES
+    plain = layers(opened({"attn": np.zeros((1, 2, 3, 4)), "mlp": np.zeros((1, 3, 4))}).components)
+    assert list(plain.items()) == [
+        ("embedding", [6]), ("mlp 1", [8]), ("attn 1", [3, 4, 5]), ("mlp 0", [7]), ("attn 0", [0, 1, 2])]
+    assert list(layers([Component("mlp", 10), Component("mlp", 9)])) == ["mlp 10", "mlp 9"]
 
 
 @pytest.mark.parametrize("images", [1, 63, 131])
 def test_the_curve_is_the_literal_one(images):
     parts, labels, weight, bias = labelled(images)
-    order = cumulative.steps(terms.components(opened(parts, HEADS), NAMES))
-    found = cumulative.curve(opened(parts, HEADS) | {"labels": labels}, order, weight, bias)
+    found = ablation.cumulative(opened(parts | {"labels": labels}, NAMES), PLACES, weight, bias)
     assert found == pytest.approx(literal_curve(parts, labels, weight, bias, PLACES)) and found[0] == 100
     assert images == 1 or len(set(found)) > 6
     assert len(found) == 10
 
 
 def test_its_ends_are_the_whole_model_and_a_constant_answer(emoji_run):
-    run, manifest, names = files.open_terms(emoji_run / "out", "imagefolder", "emojiclip", None)
-    classifier = files.open_classifier(emoji_run / "out", "imagefolder", "emojiclip", manifest, 128)
-    found = cumulative.curve(run, cumulative.steps(terms.components(run, names)), classifier, np.zeros(classifier.shape[1]))
+    run = Run.open(emoji_run / "out", "imagefolder", "emojiclip", needs="components")
+    classifier, layers = run.classifier(), list(ablation.layers_from_the_last(run.components).values())
+    found = ablation.cumulative(run, layers, classifier, np.zeros(classifier.shape[1]))
     assert len(found) == 14
     assert found[0] == pytest.approx(ablation.accuracies(run, classifier)["baseline"]) and found[0] > 30
-    shares = np.bincount(run["labels"]) / len(run["labels"])
+    shares = np.bincount(run.labels) / len(run)
     assert any(found[-1] == pytest.approx(100 * share) for share in {0, *shares})
-    attn, mlp = run["attn"][:].astype(np.float64), np.asarray(run["mlp"], np.float64)
-    slow = literal_curve({"attn": attn, "mlp": mlp}, run["labels"], classifier, np.zeros(classifier.shape[1]),
+    slow = literal_curve({"attn": run.stack(slice(None))}, run.labels, classifier, np.zeros(classifier.shape[1]),
                          [[36], [42], list(range(30, 36))])
     assert found[:4] == pytest.approx(slow)
 
@@ -80,14 +80,14 @@ def splits_of(classes, parts):
     found = {}
     for seed, part in enumerate(parts):
         run = {what: values - values.mean(axis=0) for what, values in uneven_terms(400, seed=seed).items()}
-        scores = whole(run) @ weight
+        scores = components_of(run).sum(axis=1) @ weight
         labels = np.array(classes)[(scores + np.random.default_rng(seed).normal(size=scores.shape)).argmax(axis=1)]
-        found[part] = opened(run, HEADS) | {"labels": labels}
+        found[part] = opened(run | {"labels": labels}, NAMES)
     return found
 
 
 def whole(run):
-    return np.concatenate([run["attn"][:], run["mlp"], run["conv"]], axis=1).sum(axis=1)
+    return run.stack(slice(None)).sum(axis=1)
 
 
 @pytest.mark.parametrize("parts", [("test", "train", "validation"), ("test", "train")])
@@ -95,15 +95,15 @@ def whole(run):
 def test_the_linear_head_is_sklearns(classes, parts):
     splits = splits_of(classes, parts)
     weight, bias, told = cumulative.fit_head(splits, 0)
-    x, labels = whole(splits["train"]), splits["train"]["labels"]
+    x, labels = whole(splits["train"]), splits["train"].labels
     probe = LogisticRegression(C=told["C"], tol=1e-6, max_iter=5000).fit(x, labels)
     test = whole(splits["test"])
     answers = (test @ weight + bias).argmax(axis=1)
     assert weight.shape == (7, max(classes) + 1) and set(answers) <= set(classes)
-    assert (answers == probe.predict(test)).mean() > 0.995 and (answers == splits["test"]["labels"]).mean() > 0.8
+    assert (answers == probe.predict(test)).mean() > 0.995 and (answers == splits["test"].labels).mean() > 0.8
     assert told["converged"] and told["images"] == 400
     if "validation" in parts:
-        judged = 100 * probe.score(whole(splits["validation"]), splits["validation"]["labels"])
+        judged = 100 * probe.score(whole(splits["validation"]), splits["validation"].labels)
         assert told["validation"] == "val split" and told["validation_accuracy"] == pytest.approx(judged, abs=0.5)
     else:
         assert told["validation"] == "held out of train" and 80 < told["validation_accuracy"] <= 100
@@ -111,7 +111,7 @@ def test_the_linear_head_is_sklearns(classes, parts):
 
 def test_a_probe_of_one_class_is_refused():
     splits = splits_of((0, 1), ("test", "train"))
-    splits["train"]["labels"][:] = 1
+    splits["train"].labels[:] = 1
     with pytest.raises(UserError, match="all images of the train split are of one class; a probe needs two"):
         cumulative.fit_head(splits, 0)
 
@@ -152,7 +152,7 @@ def test_the_script_draws_several_models_and_names_every_step(run_script, folder
     assert told["steps"][3] == {"ablated": "attn 3", "kind": "attn", "block": 3, "components": 5,
                                 "accuracy": told["steps"][3]["accuracy"]}
     other = json.loads((folder / "emoji_component_ablation_clip.json").read_text())
-    assert [step["ablated"] for step in other["steps"]] == ["nothing", "embed", "mlp 1", "attn 1", "mlp 0", "attn 0"]
+    assert [step["ablated"] for step in other["steps"]] == ["nothing", "embedding", "mlp 1", "attn 1", "mlp 0", "attn 0"]
     assert other["steps"][0]["accuracy"] == pytest.approx(told["steps"][0]["accuracy"])  # the same sums, other terms
     lines = out.splitlines()
     assert lines[0] == "clip, zero-shot, 131 images" and lines.count(lines[0]) == 1

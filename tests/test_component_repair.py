@@ -4,14 +4,15 @@ import json
 import literal
 import numpy as np
 import pytest
-from builders import LABELS, NAMES, ROOT, components_of, split_components, uneven_run, write_classifier, write_run
+from builders import LABELS, NAMES, ROOT, split_components, uneven_run, write_classifier, write_run
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from utils.analysis import repair, zeroshot
+from utils.analysis import ablation, selection, zeroshot
 from utils.data import datasets
 from utils.models import names
 from utils.runs import files
+from utils.runs.run import Run
 
 GROUPS = ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
 TEXTS = ("--spurious_texts", ROOT / "text_descriptions" / "spurious_backgrounds_emoji.txt",
@@ -34,14 +35,13 @@ def test_ablation_is_the_literal_one(images, classes):
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(5, classes)).astype(np.float32)
     bias = rng.normal(size=classes) - flat.sum(axis=1).mean(axis=0) @ weight  # else constants decide, whatever is ablated
-    run["labels"] = rng.integers(0, classes, images)
-    means = repair.mean(run)
+    run.labels, means = rng.integers(0, classes, images), run.means()
     np.testing.assert_allclose(means, flat.astype(np.float64).mean(axis=0), atol=1e-6)
     sets = [(), [3, 0, 8], [1, 4, 7], [3], list(range(len(LABELS)))]
-    found = repair.right(run, means, (weight, bias), sets)
+    found = ablation.right(run, means, weight, bias, sets)
     assert found.shape == (5, images)
     for own, chosen in zip(found, sets):
-        np.testing.assert_array_equal(own, literal_right(flat, run["labels"], weight, bias, chosen))
+        np.testing.assert_array_equal(own, literal_right(flat, run.labels, weight, bias, chosen))
     if images > 1:
         assert len({tuple(own) for own in found}) > 3
 
@@ -49,15 +49,16 @@ def test_ablation_is_the_literal_one(images, classes):
 def test_a_class_that_is_never_answered_is_none():
     run, _ = uneven_run(70, 5)
     weight, bias = np.zeros((5, 2), np.float32), np.array([-np.inf, 0])
-    run["labels"] = np.arange(70) % 2
-    np.testing.assert_array_equal(repair.right(run, repair.mean(run), (weight, bias), [(), [2]]), [run["labels"] == 1] * 2)
+    run.labels = np.arange(70) % 2
+    found = ablation.right(run, run.means(), weight, bias, [(), [2]])
+    np.testing.assert_array_equal(found, [run.labels == 1] * 2)
 
 
 def test_the_ranking_is_by_the_difference_and_random_sets_are_drawn_without_replacement():
     scores = np.array([[0.5, 0.2, 0.9, -0.3], [0.6, -0.4, 0.5, -0.5]])
-    assert repair.ranking(scores) == sorted(range(4), key=lambda c: scores[1, c] - scores[0, c]) == [1, 2, 3, 0]
-    sets = repair.random_sets(20, 7, 50, 0)
-    assert sets == repair.random_sets(20, 7, 50, 0) != repair.random_sets(20, 7, 50, 1)
+    assert selection.by_scores(scores, range(4)) == sorted(range(4), key=lambda c: scores[1, c] - scores[0, c]) == [1, 2, 3, 0]
+    sets = selection.random_sets(range(20), 7, 50, 0)
+    assert sets == selection.random_sets(range(20), 7, 50, 0) != selection.random_sets(range(20), 7, 50, 1)
     assert all(len(set(chosen)) == 7 for chosen in sets) and {place for chosen in sets for place in chosen} == set(range(20))
 
 
@@ -73,7 +74,8 @@ def runs(tmp_path_factory):
     coding = rng.normal(size=(2, len(LABELS)))  # how much of the place and of the class each component writes
     constant = {model: rng.normal(size=(len(LABELS), turn.shape[1])) for model, turn in turns.items()}
     about = {"pretrained": "none", "classes": list(datasets.SPURIOUS_CLASSES), "skipped_images": [], "skipped_indices": []}
-    text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip", "text_weights_sha256": own}
+    text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip", "text_weights_sha256": own,
+            "source_model": "m"}
     for split in ("train", "val", "test"):
         _, labels, places = datasets.embedded_scenes("emoji_spurious", split)
         truth = np.stack([np.array(places) * 2 - 1, np.array(labels) * 2 - 1])  # [2, b]
@@ -89,9 +91,9 @@ def runs(tmp_path_factory):
 
 
 def loaded(folder, model, split):
-    run, *_ = files.open_terms(folder, "emoji_spurious", model, split)
+    run = Run.open(folder, "emoji_spurious", model, split, needs="components")
     _, labels, places = datasets.embedded_scenes("emoji_spurious", split or "test")
-    return components_of(run), np.array(labels), np.array(labels) * 2 + np.array(places)
+    return run.stack(slice(None)), np.array(labels), np.array(labels) * 2 + np.array(places)
 
 
 def call(folder, out, *more):

@@ -7,16 +7,16 @@ import literal
 import numpy as np
 import pytest
 import torch
-from builders import HEADS, NAMES, ROOT, call_script, components_of, opened, uneven_terms, write_run
+from builders import NAMES, ROOT, call_script, components_of, opened, uneven_terms, write_run
 from PIL import Image
 from scipy.stats import spearmanr
 
-from utils.analysis import features, truth
+from utils.analysis import component_scores, truth
 from utils.cli import UserError
 from utils.data import captions, scenes
 from utils.models import names as models
-from utils.runs import files, terms
-from utils.runs.terms import Component
+from utils.runs.components import Component
+from utils.runs.run import Run
 
 
 def flat(parts):
@@ -29,12 +29,6 @@ def literal_agreement(component, whole, texts):
     return sum(found) / len(found)
 
 
-def test_components_are_called_by_kind_block_and_head():
-    named = [features.label(part) for part in terms.components(opened(uneven_terms(1), HEADS), NAMES)]
-    assert named == ["attn 0.0", "attn 0.1", "attn 1.0", "attn 3.0", "attn 3.1", "attn 3.2", "embed", "mlp 0", "mlp 1", "mlp 3",
-                     "conv 0", "conv 2"]
-
-
 @pytest.mark.parametrize("images", [2, 64, 131])
 def test_agreements_are_the_literal_rank_correlations(images):
     parts, rng = uneven_terms(images), np.random.default_rng(5)
@@ -42,7 +36,7 @@ def test_agreements_are_the_literal_rank_correlations(images):
     texts = [rng.normal(size=(number, 7)).astype(np.float32) for number in (3, 1, 6)]
     other = uneven_terms(images, seed=1)
     for whole in (parts, other):
-        found, ranked = features.agreements(opened(parts, HEADS), opened(whole, HEADS), texts)
+        found, ranked = component_scores.agreements(opened(parts, NAMES), opened(whole, NAMES), texts)
         assert found.shape == (3, 12) and ranked == images
         assert not found[:, 8].any()
         x = flat(parts)
@@ -53,13 +47,13 @@ def test_agreements_are_the_literal_rank_correlations(images):
 
 def test_one_image_agrees_with_nothing_and_of_many_some_are_taken_evenly(monkeypatch):
     texts = [np.ones((1, 7), np.float32)]
-    assert not features.agreements(opened(uneven_terms(1), HEADS), opened(uneven_terms(1), HEADS), texts)[0].any()
-    monkeypatch.setattr(features, "RANKED", 70)
+    assert not component_scores.agreements(opened(uneven_terms(1), NAMES), opened(uneven_terms(1), NAMES), texts)[0].any()
+    monkeypatch.setattr(component_scores, "RANKED", 70)
     parts, rows = uneven_terms(139), np.arange(0, 139, 2)
-    found, ranked = features.agreements(opened(parts, HEADS), opened(parts, HEADS), texts)
+    found, ranked = component_scores.agreements(opened(parts, NAMES), opened(parts, NAMES), texts)
     few = {what: part[rows] for what, part in parts.items()}
     assert ranked == 70
-    np.testing.assert_array_equal(found, features.agreements(opened(few, HEADS), opened(few, HEADS), texts)[0])
+    np.testing.assert_array_equal(found, component_scores.agreements(opened(few, NAMES), opened(few, NAMES), texts)[0])
 
 
 @pytest.mark.parametrize("images", [60, 301])
@@ -68,7 +62,7 @@ def test_shares_are_the_analysis_of_variance_of_every_component(images):
     groups = {"color": rng.integers(3, size=images), "count": rng.integers(20, size=images)}
     parts["conv"][:, 1] += 2 * groups["color"][:, None]
     parts["attn"][:, 4] = 0.5
-    found = features.shares(opened(parts, HEADS), groups)
+    found = truth.explained(opened(parts, NAMES), groups)
     assert found["color"][4] == 0 and found["color"][11] > 0.5
     for name, group in groups.items():
         slow = [literal.epsilon_squared(flat(parts)[:, c], group) for c in range(12) if c != 4]
@@ -77,34 +71,37 @@ def test_shares_are_the_analysis_of_variance_of_every_component(images):
 
 def test_constant_components_are_left_out_and_counted():
     scores, others = np.array([0.1, 0, 0.5, 0.3, 0]), np.array([1, 9, 2, 3, -9])
-    assert features.rank_correlation(scores, others) == {"spearman": pytest.approx(0.5), "components": 3, "constant": 2}
-    assert features.rank_correlation(scores, np.ones(5))["spearman"] is None
-    assert features.rank_correlation(np.array([0.2, 0]), np.array([1, 2])) == {
+    assert component_scores.rank_correlation(scores, others) == {"spearman": pytest.approx(0.5), "components": 3, "constant": 2}
+    assert component_scores.rank_correlation(scores, np.ones(5))["spearman"] is None
+    assert component_scores.rank_correlation(np.array([0.2, 0]), np.array([1, 2])) == {
         "spearman": None, "components": 1, "constant": 1}
-    assert features.rank_correlation(np.zeros(3), np.arange(3)) == {"spearman": None, "components": 0, "constant": 3}
+    assert component_scores.rank_correlation(np.zeros(3), np.arange(3)) == {"spearman": None, "components": 0, "constant": 3}
 
 
 def test_the_clip_ranks_where_its_arrays_are_there(tmp_path):
     labels, about = np.zeros(30, np.int64), {"text_model": "clip", "text_option": "clip", "text_weights_sha256": "aa"}
     write_run(tmp_path, "emoji", "m-as-clip", uneven_terms(30), labels, NAMES, **about)
-    run, manifest, _ = files.open_terms(tmp_path, "emoji", "m-as-clip", None)
-    assert features.target(tmp_path, "emoji", None, run, manifest) == (run, "m-as-clip")
+    run = Run.open(tmp_path, "emoji", "m-as-clip", needs="components")
+    assert component_scores.target(run) is run
     write_run(tmp_path, "emoji", "clip", {"attn": np.ones((30, 2, 2, 7)), "mlp": np.ones((30, 3, 7))}, labels)
-    found, name = features.target(tmp_path, "emoji", None, run, manifest)
-    assert name == "clip" and found["attn"].shape == (30, 4, 7)
-    own, manifest_of_clip, _ = files.open_terms(tmp_path, "emoji", "clip", None)
-    assert features.target(tmp_path, "emoji", None, own, manifest_of_clip) == (own, "clip")
+    found = component_scores.target(run)
+    assert found.place.model == "clip"
+    assert found.layout["attn"] == [2, 2, 7]
+    assert component_scores.target(found) is found
+    manifest = run.manifest
     with pytest.raises(UserError, match="the arrays of clip have other weights .* than those that m-as-clip was mapped to"):
-        features.target(tmp_path, "emoji", None, run, manifest | {"text_weights_sha256": "bb"})
+        run.manifest = manifest | {"text_weights_sha256": "bb"}
+        component_scores.target(run)
     with pytest.raises(UserError, match="differ in their skipped images"):
-        features.target(tmp_path, "emoji", None, run, manifest | {"skipped_indices": [3]})
+        run.manifest = manifest | {"skipped_indices": [3]}
+        component_scores.target(run)
 
 
 def test_the_lists_of_features_are_whole_and_true_to_the_scenes():
     published = ["color", "texture", "animal", "person", "location", "pattern", "shape"]
-    found = features.read(str(ROOT / "configs" / "features.yaml"))
+    found = component_scores.read(str(ROOT / "configs" / "features.yaml"))
     assert list(found) == published and all(6 <= len(texts) <= 10 for texts in found.values())
-    found = features.read(str(ROOT / "configs" / "features_emoji.yaml"))
+    found = component_scores.read(str(ROOT / "configs" / "features_emoji.yaml"))
     assert set(found) == set(truth.ATTRIBUTES) and all(len(texts) <= 128 for texts in found.values())
     assert found["color"] == [f"{captions.with_article(color)} background" for color in scenes.COLORS]
     assert found["texture"] == [f"{captions.with_article(texture)} background" for texture in scenes.TEXTURES]
@@ -158,11 +155,11 @@ def test_the_script_tells_scores_and_both_correlations(run_script, scenes_run, t
                                                                      tmp_path))
     assert code == 0, err
     told = json.loads((tmp_path / f"emoji_seg_component_scores_{model}.json").read_text())
-    run, manifest, names = files.open_terms(scenes_run, "emoji_seg", model, None)
-    clip, *_ = files.open_terms(scenes_run, "emoji_seg", "emojiclip", None)
-    x, components = terms.stack(run, slice(None)).astype(np.float64), terms.components(run, names)
-    whole = terms.stack(clip, slice(None)).astype(np.float64).sum(axis=1)
-    assert [Component(part["kind"], part["block"], part["head"]) for part in told["components"]] == components
+    run, clip = (Run.open(scenes_run, "emoji_seg", name, needs="components") for name in (model, "emojiclip"))
+    x, components = run.stack(slice(None)).astype(np.float64), run.components
+    whole = clip.stack(slice(None)).astype(np.float64).sum(axis=1)
+    assert [Component.from_dict(part) for part in told["components"]] == components
+    assert [part["name"] for part in told["components"]] == [str(component) for component in components]
     assert told["images"] == 140 and told["rankings"] == {"images": 140, "against": "emojiclip"}
     loaded = models.load_clip("emojiclip", None, torch.device("cpu"))
     from utils.data import datasets
@@ -173,7 +170,7 @@ def test_the_script_tells_scores_and_both_correlations(run_script, scenes_run, t
         slow = [literal_agreement(x[:, c], whole, texts) for c in range(len(components))]
         column = {kind: [part[kind][feature] for part in told["components"]] for kind in ("scores", "rankings", "truth")}
         np.testing.assert_allclose(column["rankings"], slow, atol=2e-3)  # ranks of float32 products: a near tie may turn
-        np.testing.assert_allclose(column["scores"], features.feature_scores([x], [texts])[0], atol=1e-5)
+        np.testing.assert_allclose(column["scores"], component_scores.feature_scores([x], [texts])[0], atol=1e-5)
         group = np.array([scene.attributes()[feature] for scene in drawn])
         np.testing.assert_allclose(column["truth"], [literal.epsilon_squared(x[:, c], group) for c in range(len(components))], atol=1e-5)
         assert row["truth"]["spearman"] == pytest.approx(spearmanr(column["scores"], column["truth"]).statistic)
@@ -187,7 +184,7 @@ def test_the_script_tells_scores_and_both_correlations(run_script, scenes_run, t
     assert picture.format == "PNG" and picture.width > 800
     if model == "emojiclip":  # the truth of its colour head is known, and its score is among the best
         best = sorted(told["components"], key=lambda part: -part["scores"]["color"])[:3]
-        assert "attn 5.4" in [part["name"] for part in best]
+        assert "5.4" in [part["name"] for part in best]
 
 
 def test_without_truth_and_with_features_that_are_not_known(run_script, scenes_run, tmp_path):
@@ -223,4 +220,4 @@ def test_bad_input_is_one_line(refused, scenes_run, tmp_path, monkeypatch):
 
 def test_a_model_without_texts_is_sent_to_be_mapped():
     with pytest.raises(UserError, match="--model timm:x has no text side; map it to a CLIP with compute_alignment.py"):
-        features.embed(SimpleNamespace(), {"model": "timm:x"}, [["a"]], 8)
+        component_scores.embed(SimpleNamespace(), {"model": "timm:x"}, [["a"]], 8)

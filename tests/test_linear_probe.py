@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from utils import cli
-from utils.analysis import ablation, probe
+from utils.analysis import probe
 from utils.cli import UserError
 from utils.data import scenes
 from utils.runs import files
@@ -127,7 +127,7 @@ def check_rows(found, runs, held):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_features_equal_the_literal_ablation(images, dtype):
     run, train = random_run(images, 1, dtype), random_run(90, 2, dtype)
-    means = ablation.means(opened(train))
+    means = opened(train).means()
     for row in probe.rows(5, 2):
         found = probe.features(opened(run), means, row["last_layers"], row["mlps"])
         assert found.dtype == np.float32

@@ -8,8 +8,9 @@ from PIL import Image
 
 from utils.analysis import neighbors
 from utils.plots import sheets
+from utils.runs.components import Component, head_list_path, read_head_list
 
-WAYS = [None, [(1, 2)], [(0, 1), (2, 0), (2, 3)]]
+WAYS = [None, *([Component.parse(word) for word in words.split()] for words in ("1.2", "0.1 2.0 2.3"))]
 
 
 def random_run(images, dtype=np.float32, seed=0):
@@ -20,7 +21,7 @@ def random_run(images, dtype=np.float32, seed=0):
 
 def literal_vector(attn, mlp, way):
     """What one image [l, h, d] is compared by, added up term by term in double precision."""
-    terms = [*attn.reshape(-1, attn.shape[-1]), *mlp] if way is None else [attn[layer, head] for layer, head in way]
+    terms = [*attn.reshape(-1, attn.shape[-1]), *mlp] if way is None else [attn[head.layer, head.head] for head in way]
     total = np.zeros(attn.shape[-1])
     for term in terms:
         total = total + term.astype(np.float64)
@@ -88,8 +89,8 @@ def test_a_head_that_writes_a_constant_finds_no_one_nearer(dtype, value):
     if value:  # but for the rounding of what is stored
         run["attn"][:, 1, 2] += (np.finfo(dtype).eps * value * np.random.default_rng(1).uniform(-1, 1, (300, 6))).astype(dtype)
     run = opened(run)
-    queries = neighbors.of_rows(run, [0, 150], [[(1, 2)]])
-    indices, similarities = neighbors.nearest(run, queries, [[(1, 2)]], 4, [0, 150])
+    queries = neighbors.of_rows(run, [0, 150], [WAYS[1]])
+    indices, similarities = neighbors.nearest(run, queries, [WAYS[1]], 4, [0, 150])
     assert (similarities == 0).all() and indices[0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
 
 
@@ -140,7 +141,9 @@ def test_the_script_writes_neighbors_by_every_way(run_script, emoji_run, heads_f
     assert code == 0, err
     found, paths = report(tmp_path / "new"), files(emoji_run)
     run = {what: np.load(emoji_run / "out" / f"imagefolder_{what}_emojiclip.npy") for what in ("attn", "mlp")}
-    ways = {"object": [(5, 1)], "whole": None, "color": [(5, 4), (5, 3)], "4.2,3.1": [(4, 2), (3, 1)]}
+    heads = {"object": "5.1", "color": "5.4 5.3", "4.2,3.1": "4.2 3.1"}
+    ways = {name: [Component.parse(word) for word in words.split()] for name, words in heads.items()}
+    ways = {"object": ways["object"], "whole": None, "color": ways["color"], "4.2,3.1": ways["4.2,3.1"]}
     assert (found["images"], found["dataset"], found["split"]) == (len(paths), "imagefolder", None)
     assert [entry["query"]["index"] for entry in found["queries"]] == [17, 0]
     for entry in found["queries"]:
@@ -229,9 +232,7 @@ def test_an_image_that_can_no_longer_be_read_is_named(refused, run_with_a_bad_im
 
 def test_an_embedded_set_is_drawn_and_its_list_is_found(run_script, tmp_path):
     from utils.data import datasets
-    from utils.runs import heads
-
-    roles = heads.read_list(heads.list_path("emoji_spurious", "emojiclip"), "emojiclip")
+    roles = read_head_list(head_list_path("emoji_spurious", "emojiclip"), "emojiclip")
     labels = datasets.load_images("emoji_spurious", split="val").samples.labels
     rng = np.random.default_rng(0)
     parts = {"attn": rng.normal(size=(len(labels), 6, 6, 8)), "mlp": rng.normal(size=(len(labels), 7, 8))}
@@ -244,7 +245,7 @@ def test_an_embedded_set_is_drawn_and_its_list_is_found(run_script, tmp_path):
     assert code == 0, err
     found = json.loads((tmp_path / "emoji_spurious_val_neighbors_emojiclip.json").read_text())
     way, = found["queries"][0]["ways"]
-    assert way["heads"] == [heads.name(head) for head in roles[role]] and found["split"] == "val"
+    assert way["heads"] == [str(head) for head in roles[role]] and found["split"] == "val"
     assert all("path" not in near and near["class"] == ("land animal", "sea animal")[labels[near["index"]]]
                for near in [found["queries"][0]["query"], *way["neighbors"]])
     assert (tmp_path / "emoji_spurious_val_neighbors_emojiclip.png").is_file()

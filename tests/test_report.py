@@ -15,8 +15,8 @@ from utils.data import datasets
 from utils.decompose.decomposer import Decomposer
 from utils.models import names as models
 from utils.report import page as report
+from utils.runs import files
 from utils.runs import files as arrays
-from utils.runs import stored
 
 TEXTS = "imagefolder_completeness_pool_top_3_heads_emojiclip.json"
 
@@ -202,7 +202,7 @@ def test_images_are_framed_as_the_model_sees_them(mode, size):
 
 @pytest.mark.parametrize("block", (1, 16, 256))
 def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
-    monkeypatch.setattr(stored.blocks, "__defaults__", (block, "images"))
+    monkeypatch.setattr(files.blocks, "__defaults__", (block, "images"))
     run = {what: np.load(made / "out" / f"imagefolder_{what}_emojiclip.npy")[:37] for what in ("attn", "mlp")}
     run["labels"] = np.load(made / "out" / "imagefolder_labels.npy")[:37]
     classifier, pool = (np.load(made / "out" / f"{name}_emojiclip.npy") for name in ("imagefolder_classifier", "pool"))

@@ -4,13 +4,13 @@ import json
 import literal
 import numpy as np
 import pytest
-from builders import LABELS, NAMES, call_script, components_of, split_components, uneven_run, write_run
+from builders import LABELS, NAMES, call_script, opened, split_components, uneven_run, uneven_terms, write_run
 from PIL import Image
 
 from utils.analysis import retrieval, zeroshot
 from utils.data import datasets, scenes
 from utils.models import names as models
-from utils.runs import files
+from utils.runs.run import Run
 
 WAYS = [[1, 4, 7], [3], None]
 FEATURES = {"color": ["a red background", "a blue background", "a green background"],
@@ -70,21 +70,21 @@ def test_images_of_an_image_are_the_literal_ones_without_itself(images, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_what_is_the_same_in_every_image_is_similar_to_none(dtype):
-    run, _ = uneven_run(70, 5, dtype=dtype)
+    parts = uneven_terms(70, 5, dtype=dtype)
     noise = np.random.default_rng(1).uniform(-1, 1, (70, 5))
-    run["mlp"][:, 1] = (0.3 + np.finfo(dtype).eps * 0.3 * noise).astype(dtype)  # but for the rounding of what is stored
+    parts["mlp"][:, 1] = (0.3 + np.finfo(dtype).eps * 0.3 * noise).astype(dtype)  # but for the rounding of what is stored
+    run = opened(parts, NAMES)
     found = retrieval.by_images(run, [[7], [7, 0]], [2])
     assert (found[0] == 0).all() and (found[1] != 0).all()
     assert retrieval.first(found, 3, [2])[0].tolist() == [[0, 1, 3]]
 
 
 def test_of_equal_images_the_first_comes_first_wherever_they_stand():
-    run, _ = uneven_run(200, 5)
-    copies = [5, 63, 64, 199]
-    for what in ("mlp", "conv"):
-        run[what][copies] = run[what][5]
-    run["attn"].array[copies] = run["attn"].array[5]
-    for similarities in (retrieval.by_images(run, WAYS, [64]), retrieval.by_texts(run, WAYS, run["mlp"][64, :1])):
+    parts, copies = uneven_terms(200, 5), [5, 63, 64, 199]
+    for values in parts.values():
+        values[copies] = values[5]
+    run = opened(parts, NAMES)
+    for similarities in (retrieval.by_images(run, WAYS, [64]), retrieval.by_texts(run, WAYS, parts["mlp"][64, :1])):
         assert all(len(set(way[0, copies].tolist())) == 1 for way in similarities)
     assert (retrieval.first(retrieval.by_images(run, WAYS, [64]), 3, [64])[:, 0] == [5, 63, 199]).all()
 
@@ -121,15 +121,15 @@ def scenes_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("retrieval")
     call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size", 16,
                 "--num_workers", 0, "--device", "cpu", "--output_dir", folder)
-    run, manifest, _ = files.open_terms(folder, "emoji_spurious", "emojiclip", "val")
-    groups = np.array_split(components_of(run), len(LABELS), axis=1)
+    run = Run.open(folder, "emoji_spurious", "emojiclip", "val")
+    groups = np.array_split(run.stack(slice(None)), len(LABELS), axis=1)
     flat = np.stack([group.sum(axis=1) for group in groups], axis=1)  # other components with the same sum
-    manifest = {key: value for key, value in manifest.items() if key not in ("arrays", "versions")}
+    manifest = {key: value for key, value in run.manifest.items() if key not in ("arrays", "versions")}
     turns = np.linalg.qr(np.random.default_rng(0).normal(size=(len(LABELS), 128, 128)))[0][..., :7].astype(np.float32)
     text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip",
-            "text_weights_sha256": manifest["weights_sha256"]}
+            "text_weights_sha256": manifest["weights_sha256"], "source_model": "m"}
     for model, values, more in (("m", np.einsum("bcd,cdk->bck", flat, turns), {}), ("m-as-emojiclip", flat, text)):
-        write_run(folder, "emoji_spurious_val", model, split_components(values, NAMES), run["labels"], NAMES,
+        write_run(folder, "emoji_spurious_val", model, split_components(values, NAMES), run.labels, NAMES,
                   **manifest | {"model": model, "weights_sha256": model, **more})
     return folder
 
@@ -154,8 +154,7 @@ def literal_scores(flat):
 
 
 def loaded(folder, model):
-    run, *named = files.open_terms(folder, "emoji_spurious", model, "val")
-    return components_of(run), named[1]
+    return Run.open(folder, "emoji_spurious", model, "val").stack(slice(None))
 
 
 def known():
@@ -169,12 +168,12 @@ def test_the_script_finds_images_by_text(run_script, scenes_run, features_file, 
         "--components", 4, "--neighbors", 5))
     assert code == 0, err
     found = json.loads((tmp_path / "emoji_spurious_val_retrieval_emojiclip.json").read_text())
-    flat, _ = loaded(scenes_run, "emojiclip")
+    flat = loaded(scenes_run, "emojiclip")
     scores, clip = literal_scores(flat)
     truth, classes = known()
     texts = zeroshot.embed_texts(clip, ["a blue background", "a dog"], 9).astype(np.float64)
-    heads = [f"attn {layer}.{head}" for layer in range(6) for head in range(6)]
-    labels = [*heads, "embed", *(f"mlp {layer}" for layer in range(6))]
+    heads = [f"{layer}.{head}" for layer in range(6) for head in range(6)]
+    labels = [*heads, "embedding", *(f"mlp {layer}" for layer in range(6))]
     assert [entry["query"] for entry in found["queries"]] == [{"text": "a blue background"}, {"text": "a dog"}]
     for q, entry in enumerate(found["queries"]):
         assert [way["by"] for way in entry["ways"]] == ["color", "many", "whole"]
@@ -206,8 +205,8 @@ def test_the_script_compares_the_unmapped_components_of_uneven_blocks(run_script
     assert code == 0, err
     path = tmp_path / "emoji_spurious_val_retrieval_m-as-emojiclip.json"
     text, found = path.read_text(), json.loads(path.read_text())
-    flat, names = loaded(scenes_run, "m-as-emojiclip")
-    source, _ = loaded(scenes_run, "m")
+    flat = loaded(scenes_run, "m-as-emojiclip")
+    source = loaded(scenes_run, "m")
     assert source.shape[2] == 7
     scores, _ = literal_scores(flat)
     truth, classes = known()

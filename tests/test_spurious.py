@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 from builders import ROOT, opened
 
-from utils.analysis import ablation, groups, spurious, zeroshot
-from utils.analysis.features import feature_scores
+from utils.analysis import ablation, groups, selection, zeroshot
+from utils.analysis.component_scores import feature_scores
 from utils.cli import UserError
 from utils.data import datasets
-from utils.runs import terms
+from utils.runs.files import Place
+from utils.runs.run import Run
 
 NAMES = ("a on land", "a on sea", "b on land", "b on sea")
 
@@ -77,12 +78,18 @@ def test_the_table_is_aligned_and_shows_what_is_empty():
     assert lines[-1].split() == ["worst", "group", "50.0", "50.0"]
 
 
+def right(run, classifier, sets, last_layers=None, mlps=True):
+    """Which images are right with sets of heads (layer, head) ablated, of layers with two heads each."""
+    columns = [[2 * layer + head for layer, head in chosen] for chosen in sets]
+    return ablation.right(run, run.means(), classifier, 0, columns, ablation.all_but(run, last_layers, mlps))
+
+
 @pytest.mark.parametrize("images", [4, 256, 300])
 @pytest.mark.parametrize("last_layers, mlps", [(3, True), (2, True), (1, False)])
 def test_right_answers_with_heads_ablated_are_the_literal_ones(images, last_layers, mlps):
     run, classifier, _ = make_run(images)
     sets = [(), [(2, 1)], [(2, 0), (2, 1)]]
-    found = spurious.right(opened(run), ablation.means(opened(run)), classifier, sets, last_layers, mlps)
+    found = right(opened(run), classifier, sets, last_layers, mlps)
     for answers, chosen in zip(found, sets):
         np.testing.assert_array_equal(answers, literal.right_answers(run, classifier, chosen, last_layers, mlps))
     if images == 300:
@@ -92,9 +99,9 @@ def test_right_answers_with_heads_ablated_are_the_literal_ones(images, last_laye
 def test_one_image_alone_and_arrays_in_half_precision():
     run, classifier, _ = make_run(300)
     single = opened({name: array[:1] for name, array in run.items()})
-    assert spurious.right(single, ablation.means(single), classifier, [(), [(1, 0)]]).shape == (2, 1)
+    assert right(single, classifier, [(), [(1, 0)]]).shape == (2, 1)
     half = run | {name: run[name].astype(np.float16) for name in ("attn", "mlp")}
-    found, = spurious.right(opened(half), ablation.means(opened(half)), classifier, [[(2, 1)]], 2)
+    found, = right(opened(half), classifier, [[(2, 1)]], 2)
     np.testing.assert_array_equal(found, literal.right_answers(half, classifier, [(2, 1)], 2, True))
 
 
@@ -102,16 +109,17 @@ def test_one_image_alone_and_arrays_in_half_precision():
 @pytest.mark.parametrize("images", [40, 300])
 def test_shares_of_effects_are_the_literal_ones(classes, places, images):
     run, classifier, group = make_run(images, classes=classes, places=places)
-    place, label = spurious.effect_shares(opened(run), classifier, group, places)
+    place, label = selection.effect_shares(opened(run), classifier, group, places)
     slow = literal_shares(run, classifier, group, classes, places)
-    for column, head in enumerate(opened(run)["attn"].heads):
-        assert [place[column], label[column]] == pytest.approx(slow["attn", *head], rel=1e-4, abs=1e-5)
+    for column, head in enumerate(opened(run).heads):
+        expected = slow["attn", head.layer, head.head]
+        assert [place[column], label[column]] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert sum(pair[0] for pair in slow.values()) == pytest.approx(1) == sum(pair[1] for pair in slow.values())
 
 
 def test_shares_of_two_classes_and_places_are_those_of_the_differences():
     run, classifier, group = make_run(120)
-    place, label = spurious.effect_shares(opened(run), classifier, group, 2)
+    place, label = selection.effect_shares(opened(run), classifier, group, 2)
     difference = classifier[:, 1] - classifier[:, 0]
     logits = {name: run[name].astype(np.float64) @ difference for name in ("attn", "mlp")}
     cell = [{name: values[group == index].mean(axis=0) for name, values in logits.items()} for index in range(4)]
@@ -122,23 +130,23 @@ def test_shares_of_two_classes_and_places_are_those_of_the_differences():
 
 def test_the_sizes_of_groups_do_not_matter():
     run, classifier, group = make_run(60)
-    once = spurious.effect_shares(opened(run), classifier, group, 2)
+    once = selection.effect_shares(opened(run), classifier, group, 2)
     rows = np.concatenate([np.arange(60), *[np.flatnonzero(group == 1)] * 7])
-    again = spurious.effect_shares(opened({name: array[rows] for name, array in run.items()}), classifier, group[rows], 2)
+    again = selection.effect_shares(opened({name: array[rows] for name, array in run.items()}), classifier, group[rows], 2)
     np.testing.assert_allclose(once, again, atol=1e-4)
 
 
 def test_terms_without_any_effect_have_no_share():
     run, classifier, group = make_run(60)
     run = run | {name: np.zeros_like(run[name]) for name in ("attn", "mlp")}
-    assert not np.any(spurious.effect_shares(opened(run), classifier, group, 2))
+    assert not np.any(selection.effect_shares(opened(run), classifier, group, 2))
 
 
 def test_an_empty_group_is_refused_for_selection():
     run, classifier, group = make_run(60)
     keep = group != 2
     with pytest.raises(UserError, match="has no images of b on land; choose them on another"):
-        spurious.select_by_effects(opened({name: array[keep] for name, array in run.items()}), classifier, group[keep],
+        selection.by_effects(opened({name: array[keep] for name, array in run.items()}), classifier, group[keep],
                                    NAMES, 2, True)
 
 
@@ -152,20 +160,22 @@ def test_heads_are_selected_by_their_effects():
     for k in range(len(ranked) + 1):
         right = literal.right_answers(run, classifier, ranked[:k], 2, True)
         worst.append(min(literal.group_accuracies(right, group, NAMES).values()))
-    found, how = spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True)
+    found, how = selection.by_effects(opened(run), classifier, group, NAMES, 2, True)
     assert how["worst_group_by_number_of_heads"] == pytest.approx(worst)
-    assert found == ranked[:worst.index(max(worst))] and worst[1] > worst[0]
+    assert worst[1] > worst[0]
+    columns = [2 * layer + head for layer, head in ranked]
+    assert found == columns[:worst.index(max(worst))]
     assert set(how["heads"]) == {"1.0", "1.1", "2.0", "2.1"}
     assert how["heads"]["2.1"]["place_share"] == pytest.approx(shares["attn", 2, 1][0], abs=1e-5)
-    assert spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True, 2)[0] == ranked[:2]
+    assert selection.by_effects(opened(run), classifier, group, NAMES, 2, True, 2)[0] == columns[:2]
     with pytest.raises(UserError, match=f"--number_of_heads is 4, and only {len(ranked)} heads"):
-        spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True, 4)
+        selection.by_effects(opened(run), classifier, group, NAMES, 2, True, 4)
 
 
 def test_of_numbers_that_are_alike_the_smaller_is_chosen():
     run, classifier, group = make_run(400, d=8, seed=10)
     run["mlp"][:, 0] += 1000 * classifier[:, 0]  # one class is answered always, whatever is ablated
-    found, how = spurious.select_by_effects(opened(run), classifier, group, NAMES, 2, True)
+    found, how = selection.by_effects(opened(run), classifier, group, NAMES, 2, True)
     assert found == [] and len(how["worst_group_by_number_of_heads"]) > 1 and not any(how["worst_group_by_number_of_heads"])
 
 
@@ -176,7 +186,7 @@ def test_feature_scores_are_the_literal_correlations(images):
     run["attn"] += 100 * np.arange(6, dtype=np.float32).reshape(3, 2, 1)  # far from 0
     run["attn"][:, 1, 1] = np.random.default_rng(5).normal(size=9)
     features = [np.random.default_rng(seed).normal(size=(m, 9)).astype(np.float32) for seed, m in ((0, 4), (1, 1), (2, 9))]
-    found = feature_scores((block for _, block in terms.stacks(opened(run))), features)
+    found = feature_scores(opened(run).stacks("scores"), features)
     assert found.shape == (3, 10)
     every = np.concatenate([run["attn"].reshape(images, 6, 9), run["mlp"]], axis=1)
     for row, texts in zip(found, features):
@@ -214,38 +224,32 @@ def test_a_component_far_from_zero_loses_no_digits_and_rounding_noise_counts_as_
     assert found[0, 3] == 0 and np.abs(found[0, :3]).min() > 0
 
 
-def test_heads_are_selected_by_texts():
-    run, _, _ = make_run(150, d=9, seed=2)
-    cue, core = (np.random.default_rng(seed).normal(size=(3, 9)) for seed in (0, 1))
-    whole = run["attn"].sum(axis=(1, 2)) + run["mlp"].sum(axis=1)
-    slow = {(l, h): [literal.feature_score(run["attn"][:, l, h], whole, texts) for texts in (cue, core)]
-            for l in (1, 2) for h in (0, 1)}
-    found, how = spurious.select_by_texts(opened(run), cue, core, 2, 3)
-    assert found == sorted(slow, key=lambda key: slow[key][1] - slow[key][0])[:3]
-    for (layer, head), (a, b) in slow.items():
-        assert how["heads"][f"{layer}.{head}"] == pytest.approx({"spurious_score": a, "core_score": b}, abs=1e-5)
-
-
 def test_random_sets_are_of_the_kept_heads_without_repeats():
-    pool = [(layer, head) for layer in (4, 5) for head in range(4)]
-    sets = spurious.random_sets(pool, 3, 20, seed=1)
+    pool = range(16, 24)
+    sets = selection.random_sets(pool, 3, 20, seed=1)
     assert len(sets) == 20 and all(len(set(chosen)) == 3 and set(chosen) <= set(pool) for chosen in sets)
     assert len(set(map(tuple, sets))) > 5
-    assert sets == spurious.random_sets(pool, 3, 20, seed=1) != spurious.random_sets(pool, 3, 20, seed=2)
-    assert spurious.random_sets(pool, 0, 2, seed=1) == [[], []]
+    assert sets == selection.random_sets(pool, 3, 20, seed=1) != selection.random_sets(pool, 3, 20, seed=2)
+    assert selection.random_sets(pool, 0, 2, seed=1) == [[], []]
+
+
+def run_of(dataset, labels, split=None, manifest=None):
+    """A run with these labels, whose terms do not matter."""
+    arrays = {"attn": np.zeros((len(labels), 1, 1, 2)), "mlp": np.zeros((len(labels), 2, 2))}
+    return Run(arrays, labels=np.array(labels), manifest=manifest, place=Place("", dataset, "m", split))
 
 
 def test_groups_are_class_by_place_and_skip_images_that_were_left_out():
     _, labels, places = datasets.embedded_scenes("emoji_spurious", "val")
-    group = groups.of_images("emoji_spurious", None, "val", np.array(labels), None)
+    group = groups.of_images(run_of("emoji_spurious", labels, "val"), None)
     names = groups.names("emoji_spurious")
     assert names == ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
     assert [names[i] for i in group[:9]] == [f"{('land', 'sea')[y]} animal on {('land', 'sea')[p]}"
                                              for y, p in zip(labels[:9], places[:9])]
     manifest = {"skipped_indices": [0, 5], "classes": list(datasets.SPURIOUS_CLASSES)}
-    short = groups.of_images("emoji_spurious", None, "val", np.delete(labels, [0, 5]), manifest)
+    short = groups.of_images(run_of("emoji_spurious", np.delete(labels, [0, 5]), "val", manifest), None)
     np.testing.assert_array_equal(short, np.delete(group, [0, 5]))
-    assert groups.of_images("emoji", None, None, np.zeros(3), None) is None and groups.names("emoji") == []
+    assert groups.of_images(run_of("emoji", np.zeros(3)), None) is None and groups.names("emoji") == []
     assert groups.names("binary_waterbirds") == ["landbird on land", "landbird on water", "waterbird on land",
                                                          "waterbird on water"]
 
@@ -253,9 +257,9 @@ def test_groups_are_class_by_place_and_skip_images_that_were_left_out():
 def test_arrays_of_other_images_are_refused():
     _, labels, _ = datasets.embedded_scenes("emoji_spurious", "val")
     with pytest.raises(UserError, match="other labels than the arrays"):
-        groups.of_images("emoji_spurious", None, "val", 1 - np.array(labels), None)
+        groups.of_images(run_of("emoji_spurious", 1 - np.array(labels), "val"), None)
     with pytest.raises(UserError, match="400 images, and the arrays hold 399"):
-        groups.of_images("emoji_spurious", None, "val", np.array(labels)[1:], None)
+        groups.of_images(run_of("emoji_spurious", labels[1:], "val"), None)
 
 
 @pytest.mark.parametrize("name", ["spurious_backgrounds_emoji", "core_animals_emoji", "spurious_backgrounds_waterbirds",

@@ -49,7 +49,7 @@ def literal_row(run, classifier, texts, last, number):
 
 @pytest.mark.parametrize("images, last", [(200, 2), (200, 3), (199, 1)])
 def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last, monkeypatch):
-    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (33, "images"))  # several blocks, the last one partial
+    monkeypatch.setattr("utils.runs.files.blocks.__defaults__", (33, "images"))  # several blocks, the last one partial
     run, classifier, pools = random_run(images)
     without, rows = sweeps.sweep(opened(run), classifier, pools, last, [1, 2, 5], 80)
     assert [(row["pool"], row["texts_per_head"]) for row in rows] == [(name, n) for name in pools for n in (1, 2, 5)]

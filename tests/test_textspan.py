@@ -5,10 +5,16 @@ import torch
 from builders import head_terms, opened, unit_texts
 
 from utils.analysis import ablation, textspan
+from utils.runs.components import Component
+
+
+def one_head(x):
+    """A run of one head's terms [b, d]."""
+    return opened({"attn": x[:, None, None], "mlp": np.zeros((len(x), 1, x.shape[-1]))})
 
 
 def span(x, texts, number, rank):
-    means, seconds = textspan.moments(x[:, None])
+    means, seconds = one_head(x).moments(slice(None))
     return textspan.text_span(means[0], seconds[0], torch.from_numpy(texts).double(), number, rank, np.finfo(x.dtype).eps)
 
 
@@ -65,12 +71,13 @@ def test_half_precision_arrays_cut_where_their_rounding_starts():
 
 
 def test_moments_do_not_depend_on_the_blocks(monkeypatch):
-    x = head_terms(images=700)[:, None]
-    whole = textspan.moments(x)
-    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (33, "images"))
-    for a, b in zip(textspan.moments(x), whole):
+    x = head_terms(images=700)
+    run = one_head(x)
+    whole = run.moments(slice(None))
+    monkeypatch.setattr("utils.runs.files.blocks.__defaults__", (33, "images"))
+    for a, b in zip(run.moments(slice(None)), whole):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
-    np.testing.assert_allclose(whole[0][0], x[:, 0].astype(np.float64).mean(0), atol=1e-12)
+    np.testing.assert_allclose(whole[0][0], x.astype(np.float64).mean(0), atol=1e-12)
 
 
 def test_accuracy_with_reconstructions_equals_the_literal_one():
@@ -80,8 +87,8 @@ def test_accuracy_with_reconstructions_equals_the_literal_one():
     run = {"attn": attn, "mlp": rng.normal(size=(b, l + 1, d)).astype(np.float32) * 0.1, "labels": rng.integers(0, 7, b)}
     classifier = rng.normal(size=(d, 7)).astype(np.float32)
     texts = unit_texts(width=d)
-    spans = textspan.span_heads(opened(run)["attn"], texts, last, 4, 80)
-    assert sorted(spans) == [(i, j) for i in (2, 3) for j in range(h)]
+    spans = textspan.span_heads(opened(run), texts, last, 4, 80)
+    assert list(spans) == [Component("attn", i, j) for i in (2, 3) for j in range(h)]
     whole = run["mlp"].astype(np.float64).sum(1) + attn[:, :last].astype(np.float64).mean(0).sum((0, 1))
     for i in (2, 3):
         for j in range(h):

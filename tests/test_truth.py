@@ -6,7 +6,7 @@ from collections import Counter
 import literal
 import numpy as np
 import pytest
-from builders import ROOT, call_script
+from builders import ROOT, call_script, opened
 from PIL import Image
 
 from utils.analysis import truth
@@ -14,14 +14,20 @@ from utils.cli import UserError
 from utils.data import scenes
 
 
+def explained(terms, groups):
+    """The shares of heads [b, c, d]."""
+    run = opened({"attn": terms[:, None], "mlp": np.zeros((len(terms), 1, terms.shape[-1]))})
+    return truth.explained(run, groups, run.columns["attn"])
+
+
 @pytest.mark.parametrize("block", (1, 50, 256))
 def test_shares_equal_the_analysis_of_variance(monkeypatch, block):
-    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (block, "images"))
+    monkeypatch.setattr("utils.runs.files.blocks.__defaults__", (block, "images"))
     rng = np.random.default_rng(0)
     groups = {"color": rng.integers(3, size=120), "count": rng.integers(40, size=120)}
     terms = rng.normal(size=(120, 2, 5)).astype(np.float32) + 100  # a mean far from 0, as constant parts are
     terms[:, 0, 1] += 2 * groups["color"]
-    found = truth.explained(terms, groups)
+    found = explained(terms, groups)
     for name, group in groups.items():
         for head in range(2):
             assert found[name][head] == pytest.approx(literal.epsilon_squared(terms[:, head], group), abs=1e-6), (name, head)
@@ -34,7 +40,7 @@ def test_a_head_about_one_attribute_a_noisy_and_a_constant_one():
     terms[:, 0] = rng.normal(size=(3, 4))[groups["size"]]
     terms[:, 1] = rng.normal(size=(2000, 4))
     terms[:, 2] = 0.25
-    found = truth.explained(terms, groups)
+    found = explained(terms, groups)
     assert found["size"][0] == pytest.approx(1) and abs(found["object"][0]) < 0.05
     # Of noise, 200 groups of 10 explain a tenth, which the correction takes off.
     assert abs(found["object"][1]) < 0.03 and abs(found["size"][1]) < 0.03
@@ -44,10 +50,10 @@ def test_a_head_about_one_attribute_a_noisy_and_a_constant_one():
 def test_groups_that_are_empty_or_of_single_images():
     rng = np.random.default_rng(2)
     terms, group = rng.normal(size=(30, 1, 4)).astype(np.float32), np.arange(30) % 7
-    gaps = truth.explained(terms, {"object": group * 2})["object"]
-    np.testing.assert_allclose(gaps, truth.explained(terms, {"object": group})["object"])
-    assert np.isfinite(truth.explained(terms, {"object": np.arange(30)})["object"]).all()
-    assert truth.explained(terms[:1], {"object": np.zeros(1, int)})["object"] == 0
+    gaps = explained(terms, {"object": group * 2})["object"]
+    np.testing.assert_allclose(gaps, explained(terms, {"object": group})["object"])
+    assert np.isfinite(explained(terms, {"object": np.arange(30)})["object"]).all()
+    assert explained(terms[:1], {"object": np.zeros(1, int)})["object"] == 0
 
 
 def test_codes_are_the_scenes_attributes():

@@ -9,10 +9,13 @@ import pytest
 from builders import component_names, save_timm, split_components, write_classifier, write_pool, write_run
 from PIL import Image
 
-from utils.analysis import ablation, groups, probe, spurious, truth
+from utils import cli
+from utils.analysis import ablation, component_scores, groups, probe, selection, truth
 from utils.cli import UserError
 from utils.data import datasets
-from utils.runs import files, heads, stored, terms
+from utils.runs import files
+from utils.runs.components import Component
+from utils.runs.run import Run
 
 HEADS = {1: 2, 2: 3, 4: 1}  # of each block that has some
 EVERY = [(block, head) for block, number in HEADS.items() for head in range(number)]
@@ -62,15 +65,15 @@ def own(made, tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_images_at_a_time(monkeypatch):
-    """Of attn, never more than a block of images is read at once."""
-    read = terms.HeadTerms.__getitem__
+    """Never more than a block of images is read at once."""
+    read = files.Stored.__getitem__
 
     def checked(self, key):
         found = read(self, key)
-        assert len(found) <= stored.BLOCK
+        assert found.ndim < 3 or len(found) <= files.BLOCK
         return found
 
-    monkeypatch.setattr(terms.HeadTerms, "__getitem__", checked)
+    monkeypatch.setattr(files.Stored, "__getitem__", checked)
 
 
 def load(folder, split="test"):
@@ -116,19 +119,31 @@ def read(folder, what):
 
 
 def test_a_run_is_read_with_what_names_its_components(made, own):
-    run, _ = files.open_run(made, "emoji_spurious", "m", ("attn", "mlp"))
-    values, labels, _ = load(made)
-    assert run["attn"].heads == EVERY and run["attn"].layers == [1, 2, 4] and set(run) == {"attn", "mlp", "conv", "labels"}
-    assert run["attn"].heads[run["attn"].last(2)] == EVERY[2:] and run["attn"].heads[run["attn"].last(0)] == []
-    np.testing.assert_array_equal(run["attn"][[3, 7], [5, 0]], values[[3, 7]][:, [5, 0]])
-    np.testing.assert_array_equal(run["attn"][4, 2], values[4, 2])
-    np.testing.assert_allclose(terms.rest(run, slice(0, 9)), values[:9, 6:].sum(axis=1), rtol=1e-5)
-    assert terms.rest(run, slice(0, 9), np.float64).dtype == np.float64
-    np.testing.assert_allclose(terms.rest(run, slice(0, 9), arrays=("conv",)), values[:9, 10:].sum(axis=1), rtol=1e-5)
+    run, (values, labels, _) = Run.open(made, "emoji_spurious", "m", needs="components"), load(made)
+    assert len(run) == len(labels)
+    np.testing.assert_array_equal(run.labels, labels)
+    assert [tuple(part.to_dict().values()) for part in run.components] == KEYS
+    assert run.heads == run.components[:6]
+    assert run.layers == [1, 2, 4]
+    assert run.columns == {"attn": slice(0, 6), "mlp": slice(6, 10), "conv": slice(10, 12)}
+    assert (run.layer(2), run.last(2), run.last(3)) == (slice(2, 5), slice(2, 6), slice(0, 6))
+    assert run.heads[run.last(0)] == []
+    rows = slice(0, 9)
+    for columns in (slice(None), slice(2, 7), [5, 0], [11, 3, 8, 4], [], slice(0, 0)):
+        np.testing.assert_array_equal(run.stack([7, 3], columns), values[[7, 3]][:, np.arange(12)[columns].astype(int)])
+        expected = values[rows, np.arange(12)[columns].astype(int)].sum(axis=1)
+        np.testing.assert_allclose(run.whole(rows, columns), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run.rest(rows), values[rows, 6:].sum(axis=1), rtol=1e-5)
+    assert run.rest(rows, np.float64).dtype == np.float64
+    np.testing.assert_allclose(run.rest(rows, np.float64), values[rows, 6:].sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(run.means(), values.mean(axis=0), atol=1e-6)
+    mean, second = run.moments(slice(2, 4))
+    np.testing.assert_allclose(mean, values[:, 2:4].mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(second, np.einsum("bcd,bce->cde", values[:, 2:4], values[:, 2:4]) / len(values), atol=1e-9)
     (own / "emoji_spurious_conv_m.npy").unlink()
-    assert "conv" not in files.open_run(own, "emoji_spurious", "m", ("attn",))[0]
+    assert list(Run.open(own, "emoji_spurious", "m", needs="heads").columns) == ["attn"]
     with pytest.raises(UserError, match="emoji_spurious_conv_m.npy does not exist; make it with: python compute_prs.py"):
-        files.open_run(own, "emoji_spurious", "m", ("attn", "mlp"))
+        Run.open(own, "emoji_spurious", "m")
 
 
 @pytest.mark.parametrize("content, message", [
@@ -145,8 +160,12 @@ def test_components_that_are_not_named_are_refused(refused, own, content, messag
 
 def test_arrays_without_a_manifest_are_read_with_their_convolution_blocks(own, capsys):
     (own / "emoji_spurious_m.json").unlink()
-    run, manifest = files.open_run(own, "emoji_spurious", "m", ("attn", "mlp"))
-    assert manifest is None and "conv" in run and run["attn"].heads == EVERY
+    run = Run.open(own, "emoji_spurious", "m")
+    assert run.manifest is None
+    assert [(head.layer, head.head) for head in run.heads] == EVERY
+    assert "conv" in run.columns
+    with pytest.raises(UserError, match="without it nobody knows which weights made the arrays"):
+        Run.open(own, "emoji_spurious", "m", needs="components")
 
 
 @pytest.mark.parametrize("model, command", [
@@ -181,13 +200,14 @@ def test_ablations(run_script, made, tmp_path):
 @pytest.mark.parametrize("chosen, last, mlps", [((), None, True), (((2, 1), (4, 0)), 2, False), (((1, 1),), None, False),
                                                 (((4, 0),), 1, True)])
 def test_representations(made, monkeypatch, block, chosen, last, mlps):
-    monkeypatch.setattr("utils.runs.stored.blocks.__defaults__", (block, "images"))
-    run, _ = files.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
+    monkeypatch.setattr("utils.runs.files.blocks.__defaults__", (block, "images"))
+    run = Run.open(made, "emoji_spurious", "m", "val")
     values, *_ = load(made, "val")
     gone = list(HEADS)[:len(HEADS) - (3 if last is None else last)]
     expected = ablated(values, lambda kind, block, head: (block in gone or (block, head) in chosen) if kind == "attn"
                        else kind != "conv" and not mlps)
-    for rows, found in ablation.representations(run, ablation.means(run), chosen, last, mlps):
+    columns = [EVERY.index(head) for head in chosen]
+    for rows, found in ablation.representations(run, run.means(), columns + ablation.all_but(run, last, mlps)):
         assert len(found) <= block
         np.testing.assert_allclose(found, expected[rows], atol=1e-4)
 
@@ -244,7 +264,7 @@ def test_specific_heads(run_script, made, tmp_path, mlps):
                        else kind != "conv" and not mlps)
         right = (left @ CLASSIFIER).argmax(axis=1) == labels
         assert found[key]["groups"] == pytest.approx(literal.group_accuracies(right, group, names))
-    assert set(found["random_best_heads"]) <= {heads.name(head) for head in EVERY[2:]} and len(found["random_best_heads"]) == 2
+    assert set(found["random_best_heads"]) <= {f"{layer}.{head}" for layer, head in EVERY[2:]} and len(found["random_best_heads"]) == 2
 
 
 def literal_shares(values, group):
@@ -263,22 +283,23 @@ def test_heads_are_selected_by_their_effects(run_script, made, tmp_path):
         made, "--output_dir", tmp_path, "--select", "auto", "--keep_last_layers", 2, "--keep_mlps", "--number_of_heads", 1))
     assert code == 0, err
     found = read(tmp_path, "specific_heads")
-    assert found["heads"] == [heads.name(EVERY[ranked[0]])]
+    names = [f"{layer}.{head}" for layer, head in EVERY]
+    assert found["heads"] == [names[ranked[0]]]
     for i in range(2, 6):
-        entry = found["chosen"]["heads"][heads.name(EVERY[i])]
+        entry = found["chosen"]["heads"][names[i]]
         assert [entry["place_share"], entry["class_share"]] == pytest.approx(shares[i], rel=1e-3, abs=1e-5)
 
 
 def test_heads_are_selected_by_texts(made):
-    run, _ = files.open_run(made, "emoji_spurious", "m", ("attn", "mlp"), "val")
+    run = Run.open(made, "emoji_spurious", "m", "val")
     values, *_ = load(made, "val")
     cue, core = POOL[:3], POOL[3:5]
-    scores = {head: [literal.feature_score(values[:, i], values.sum(axis=1), texts) for texts in (cue, core)]
-              for i, head in enumerate(EVERY) if i >= 2}
-    found, how = spurious.select_by_texts(run, cue, core, 2, 3)
-    assert found == sorted(scores, key=lambda head: scores[head][1] - scores[head][0])[:3]
-    for head, pair in scores.items():
-        assert list(how["heads"][heads.name(head)].values()) == pytest.approx(pair, abs=1e-5)
+    slow = {i: [literal.feature_score(values[:, i], values.sum(axis=1), texts) for texts in (cue, core)]
+            for i in range(2, 6)}
+    scores = component_scores.feature_scores(run.stacks("scores"), (cue, core))
+    assert selection.by_scores(scores, range(2, 6)) == sorted(slow, key=lambda head: slow[head][1] - slow[head][0])
+    for head, pair in slow.items():
+        assert scores[:, head] == pytest.approx(pair, abs=1e-5)
 
 
 @pytest.mark.parametrize("more, message", [
@@ -309,7 +330,7 @@ def test_linear_probe(run_script, made, tmp_path):
     splits = probe.open_splits(str(made), "emoji_spurious", "m", None)
     assert set(splits) == {"train", "validation", "test"}
     train, values = load(made, "train")[0], load(made)[0]
-    means = ablation.means(splits["train"])
+    means = splits["train"].means()
     for row in probe.rows(3, 2):
         expected = ablated(values, lambda kind, block, _, row=row: row["last_layers"] is not None and block == 1
                            if kind == "attn" else kind != "conv" and not row["mlps"], train)
@@ -322,7 +343,7 @@ def test_linear_probe(run_script, made, tmp_path):
 def test_a_probe_of_other_blocks_is_refused(refused, own):
     names = json.loads((own / "emoji_spurious_train_components_m.json").read_text())
     names["attn"][1] |= {"block": 0}
-    files.write_json(own / "emoji_spurious_train_components_m.json", names)
+    cli.save_result(own / "emoji_spurious_train_components_m.json", names)
     assert "has other layers, heads or width" in refused("compute_linear_probe", *options(own, "--output_dir", own))
 
 
@@ -380,38 +401,38 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
         code, _, err = run_script(name, *more)
         assert code == 0, err
     mapped = ("--model", f"{family}-as-emojiclip", "--dataset", "imagefolder", "--input_dir", out)
-    run, manifest = files.open_run(out, "imagefolder", f"{family}-as-emojiclip", ("attn", "mlp"))
-    assert run["attn"].layers == layers and len(run["attn"].heads) == number and ("conv" in run) == (family == "maxvit")
-    whole = run["attn"][:].sum(axis=1) + sum(run[what][:].sum(axis=1) for what in ("mlp", "conv") if what in run)
+    run = Run.open(out, "imagefolder", f"{family}-as-emojiclip")
+    assert run.layers == layers and len(run.heads) == number and ("conv" in run.columns) == (family == "maxvit")
+    whole, terms = run.whole(slice(None)), run.stack(slice(None))
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
     classifier = np.load(out / "imagefolder_classifier_emojiclip.npy")
 
     code, printed, err = run_script("compute_ablations", *mapped)
     assert code == 0, err
     found = dict(line.split(": ") for line in printed.strip().splitlines())
-    assert float(found["Baseline"]) == pytest.approx(100 * np.mean((whole @ classifier).argmax(axis=1) == run["labels"]))
+    assert float(found["Baseline"]) == pytest.approx(100 * np.mean((whole @ classifier).argmax(axis=1) == run.labels))
     assert len(json.loads(found["Attention ablations"])) == len(layers) + 1
     assert ("+ Convolution blocks ablation" in found) == (family == "maxvit") and "+ CLS ablation" not in found
     texts = ("--text_dir", tmp_path, "--text_descriptions", "few", "--texts_per_head", 2)
     code, printed, err = run_script("compute_complete_text_set", *mapped, *texts, "--output_dir", out, "--num_of_last_layers", 2)
     assert code == 0, err
     told = json.loads((out / f"imagefolder_completeness_few_top_2_heads_{family}-as-emojiclip.json").read_text())
-    pool, last = np.load(out / "few_emojiclip.npy"), run["attn"].last(2)
-    assert [(head["layer"], head["head"]) for head in told["heads"]] == run["attn"].heads[last]
-    rest = whole - run["attn"][:, last].sum(axis=1) - run["attn"][:, :last.start].sum(axis=1)
-    rest = rest + run["attn"][:, :last.start].mean(axis=0).sum(axis=0)
+    pool, last = np.load(out / "few_emojiclip.npy"), run.last(2)
+    assert [Component("attn", head["layer"], head["head"]) for head in told["heads"]] == run.heads[last]
+    rest = whole - terms[:, last].sum(axis=1) - terms[:, :last.start].sum(axis=1)
+    rest = rest + terms[:, :last.start].mean(axis=0).sum(axis=0)
     for column, head in enumerate(told["heads"], start=last.start):
-        picks, reconstruction, *_ = literal.text_span(run["attn"][:, column], pool, 2, 80, np.finfo(np.float32).eps)
+        picks, reconstruction, *_ = literal.text_span(terms[:, column], pool, 2, 80, np.finfo(np.float32).eps)
         assert [entry["index"] for entry in head["texts"]] == picks
         rest = rest + reconstruction
-    assert told["accuracy"] == pytest.approx(100 * np.mean((rest @ classifier).argmax(axis=1) == run["labels"]))
+    assert told["accuracy"] == pytest.approx(100 * np.mean((rest @ classifier).argmax(axis=1) == run.labels))
 
     report = ("make_report", *mapped, *texts, "--data_path", folder_of_images, "--images_per_head", 2, "--device", "cpu")
     code, _, err = run_script(*report, "--heat_maps", 0)
     assert code == 0, err
     page = json.loads((out / f"imagefolder_report_{family}-as-emojiclip" / "report.json").read_text())
-    assert page["commands"][0] == f"python compute_alignment.py --model {family} --clip emojiclip --dataset imagefolder " \
-                                  f"--input_dir {out} --output_dir {out}"
+    assert page["commands"][0].startswith(f"python compute_alignment.py --model {model} --dataset imagefolder ")
+    assert page["commands"][0].endswith(f" --output_dir {out}")
     assert page["commands"][1].startswith("python compute_text_projection.py --model emojiclip --dataset imagefolder")
     assert "pictures cannot be decomposed like them; leave heat maps out with --heat_maps 0" in refused(*report, "--heat_maps", 1)
     for arguments in (mapped, ("--model", model, *mapped[2:])):

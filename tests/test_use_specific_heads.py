@@ -8,10 +8,10 @@ import pytest
 from builders import ROOT, call_script
 from PIL import Image
 
-from utils.analysis import spurious, zeroshot
+from utils.analysis import selection, zeroshot
 from utils.data import datasets
 from utils.models import names as models
-from utils.runs import heads
+from utils.runs.components import head_list_path, read_head_list
 
 GROUPS = ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
 TEXTS = ("--select", "texts", "--spurious_texts", ROOT / "text_descriptions" / "spurious_backgrounds_emoji.txt",
@@ -116,8 +116,8 @@ def test_selection_by_texts_takes_the_heads_with_the_highest_literal_difference(
 
 def test_heads_come_from_the_list_of_the_data_set_another_or_the_command_line(ablate, tmp_path):
     found, out = ablate("--random_trials", 1)
-    roles = heads.read_list(heads.list_path("emoji_spurious", "emojiclip"), "emojiclip")
-    listed = dict.fromkeys(heads.name(head) for role in roles.values() for head in role)
+    roles = read_head_list(head_list_path("emoji_spurious", "emojiclip"), "emojiclip")
+    listed = dict.fromkeys(str(head) for role in roles.values() for head in role)
     assert found["heads"] == list(listed) and found["chosen"] == {"by": "emoji_spurious_emojiclip.yaml", "roles": list(roles)}
     assert f"{len(listed)} heads ablated, by emoji_spurious_emojiclip.yaml: {' '.join(listed)}\n" in out
     named, _ = ablate("--random_trials", 1, "--heads", ",".join(listed))
@@ -154,7 +154,7 @@ def test_without_keep_mlps_the_published_recipe_is_run(run_script, arrays, tmp_p
 def test_random_heads_are_the_best_of_their_trials_and_follow_the_seed(ablate, arrays):
     found, _ = ablate("--heads", "5.3,5.4", "--random_trials", 4, "--seed", 3)
     run, classifier, group = load(arrays)
-    trials = spurious.random_sets([(layer, head) for layer in range(2, 6) for head in range(6)], 2, 4, 3)
+    trials = selection.random_sets([(layer, head) for layer in range(2, 6) for head in range(6)], 2, 4, 3)
     worst = [min(literal.group_accuracies(literal.right_answers(run, classifier, trial, 4, True), group, GROUPS).values())
              for trial in trials]
     assert found["random_best"]["worst_group"] == pytest.approx(max(worst), abs=0.6)

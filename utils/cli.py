@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"
+UNKEPT = ("resume", "output_dir", "device", "num_workers", "config", "debug")  # options that a manifest does not keep
 PATIENCE = datetime.timedelta(days=7)  # that a process waits for the others
 
 
@@ -242,7 +244,7 @@ def add_source_model(parser: argparse.ArgumentParser, when: str) -> None:
     """The model whose components a mapped run holds; `when` it is read."""
     parser.add_argument("--source_model", metavar="NAME",
                         help=f"{when}: the model whose components were mapped, as given to compute_prs.py (default: "
-                             "what stands before -as- in --model)")
+                             "as the manifest of the run says)")
 
 
 def add_vlm_options(parser: argparse.ArgumentParser, option: str = "--vlm_name",
@@ -374,6 +376,18 @@ def gather_in_order(numbers: Sequence[int], results: Iterator, total: int, state
 
 
 # Results
+
+def command(script: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The command of a script, a file, as a manifest keeps it: with the options that are not at their defaults, but for
+    those that do not change what is made."""
+    words = ["python", Path(script).name]
+    for action in parser._actions:
+        value = getattr(args, action.dest, action.default)
+        if action.dest not in UNKEPT and value != action.default:
+            values = [] if action.nargs == 0 else value if isinstance(value, list) else [value]
+            words += [action.option_strings[-1], *map(str, values)]
+    return shlex.join(words)
+
 
 @contextlib.contextmanager
 def complete(path: Path) -> Iterator[Path]:

@@ -1,101 +1,140 @@
-"""Mean-ablation: a component is replaced, for every image, by its mean over the data set (paper section 3.2)."""
-from collections.abc import Collection, Iterator
+"""Mean-ablation: a component is replaced, for every image, by its mean over a data set (arXiv 2310.05916, section 3.2;
+cumulatively: arXiv 2406.01583). Components are meant by their columns in a run.
+"""
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from utils.analysis.zeroshot import correct
-from utils.runs import terms
-from utils.runs.heads import Head
-from utils.runs.stored import blocks
-from utils.runs.terms import HeadTerms, Run
+from utils.runs.components import Component
+from utils.runs.files import blocks
+from utils.runs.run import SMALL_BLOCK, Run
+
+KINDS = ("mlp", "attn", "conv")  # of a block, in the order in which they are ablated
 
 
-def mean(array: np.ndarray | HeadTerms, columns: slice = slice(None)) -> np.ndarray:
-    """Mean over images of [b, c, d], of these columns alone, summed in float64, returned as float32 [c, d]; the array is read
-    in blocks."""
-    total = 0
-    for block in blocks(len(array)):
-        total = total + array[block, columns].sum(axis=0, dtype=np.float64)
-    return (total / len(array)).astype(np.float32)
+def representations(run: Run, means: np.ndarray, ablated: Collection[int]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Representations [b, d], float32, with components replaced by their `means` [c, d]: pairs of a slice of the images
+    and theirs."""
+    kept = np.ones(len(means), bool)
+    kept[list(ablated)] = False
+    heads = np.arange(len(means)) < len(run.heads)
+    constant = means[~kept & heads].sum(axis=0) + means[~kept & ~heads].sum(axis=0)
+    for block in blocks(len(run)):
+        yield block, (run.whole(block, np.flatnonzero(kept & heads)) + constant
+                      + run.whole(block, np.flatnonzero(kept & ~heads)))
+
+
+def all_but(run: Run, last_layers: int | None, mlps: bool) -> list[int]:
+    """The columns of all attention layers but the last (None: of no layer), and without `mlps` of every MLP and the
+    embedding. Convolution blocks are kept."""
+    early = range(0 if last_layers is None else run.last(last_layers).start)
+    others = run.columns["mlp"]
+    return [*early, *range(others.start, others.start if mlps else others.stop)]
+
+
+def right(run: Run, means: np.ndarray, weight: np.ndarray, bias: np.ndarray | float, sets: Sequence[Collection[int]],
+          always: Collection[int] = ()) -> np.ndarray:
+    """Which images are classified right [s, b] with each of several sets of components ablated, in one reading.
+
+    `means` [c, d] replace them; the linear head is `weight` [d, classes] and `bias`; `always` are ablated in every set.
+    """
+    used = sorted({column for chosen in sets for column in chosen})
+    member = np.array([[column in chosen for column in used] for chosen in sets], np.float32)  # [s, used]
+    found = np.zeros((len(sets), len(run)), bool)
+    for block, whole in representations(run, means, always):
+        moved = (run.stack(block, used) - means[used]) @ weight                                # [b, used, classes]
+        logits = (whole @ weight + bias)[:, None] - np.einsum("su,buk->bsk", member, moved)
+        found[:, block] = (logits.argmax(axis=2) == run.labels[block, None]).T
+    return found
 
 
 def accuracies(run: Run, classifier: np.ndarray) -> dict:
-    """Zero-shot accuracy in percent under the paper's ablations.
+    """Zero-shot accuracy in percent under the paper's ablations, with a classifier [d, classes].
 
-    `run` holds attn [b, c, d], mlp [b, m, d], labels [b], of a model with convolution blocks conv [b, n, d] and of one with a
-    class token cls_attn [b, l, d]; `classifier` is [d, classes]. Returns `baseline`, `mlp_ablated`, `cls_ablated`,
-    `mlp_and_cls_ablated` (both None without cls_attn), `conv_ablated` (left out without conv), and `attention_ablated`, a
-    list whose entry k has the first k attention layers ablated (entry 0 none).
+    Returns `baseline`, `mlp_ablated`, `cls_ablated`, `mlp_and_cls_ablated` (both None without cls_attn), `conv_ablated`
+    (left out without convolution blocks), and `attention_ablated`, a list whose entry k has the first k attention
+    layers ablated (entry 0 none).
     """
-    columns = [run["attn"].columns([layer]) for layer in run["attn"].layers]
-    mean_mlp, mean_cls = mean(run["mlp"]).sum(0), mean(run["cls_attn"]).sum(0) if "cls_attn" in run else None
-    mean_conv = mean(run["conv"]).sum(0) if "conv" in run else None
-    mean_attn = mean(run["attn"])
-    mean_attn = np.stack([mean_attn[own].sum(axis=0) for own in columns])          # [l, d]
+    layers, means, conv = [run.layer(layer) for layer in run.layers], run.means(), "conv" in run.columns
+    mean_attn = np.stack([means[own].sum(axis=0) for own in layers])               # [l, d]
+    mean_mlp = means[run.columns["mlp"]].sum(axis=0)
     counts = dict.fromkeys(("baseline", "mlp_ablated", "cls_ablated", "mlp_and_cls_ablated"), 0)
-    counts |= {"conv_ablated": 0} if "conv" in run else {}
-    attention = [0] * (len(columns) + 1)
-    for block in blocks(len(run["labels"])):
-        labels = run["labels"][block]
-        attn = run["attn"][block].astype(np.float32, copy=False)
-        attn = np.stack([attn[:, own].sum(axis=1) for own in columns], axis=1)     # [b, l, d]
-        mlp, conv = (terms.rest(run, block, arrays=[what]) for what in ("mlp", "conv"))
-        whole = attn.sum(axis=1)
-        ablated = {"conv_ablated": whole + mean_conv + mlp} if "conv" in run else {}
-        whole = whole + conv
+    if conv:
+        counts["conv_ablated"], mean_conv = 0, means[run.columns["conv"]].sum(axis=0)
+    if run.cls_attn is not None:
+        total = sum(run.cls_attn[block].sum(axis=0, dtype=np.float64) for block in blocks(len(run)))
+        mean_cls = (total / len(run)).astype(np.float32).sum(axis=0)
+    attention = [0] * (len(layers) + 1)
+    for block in blocks(len(run)):
+        labels, attn = run.labels[block], run.stack(block, run.columns["attn"])
+        attn = np.stack([attn[:, own].sum(axis=1) for own in layers], axis=1)      # [b, l, d]
+        whole, mlp, ablated = attn.sum(axis=1), run.whole(block, run.columns["mlp"]), {}
+        if conv:
+            ablated["conv_ablated"] = whole + mean_conv + mlp
+            whole = whole + run.whole(block, run.columns["conv"])
         ablated |= {"baseline": whole + mlp, "mlp_ablated": whole + mean_mlp}
-        if "cls_attn" in run:
-            whole = whole - run["cls_attn"][block].astype(np.float32).sum(axis=1) + mean_cls
+        if run.cls_attn is not None:
+            whole = whole - run.cls_attn[block].astype(np.float32).sum(axis=1) + mean_cls
             ablated |= {"cls_ablated": whole + mlp, "mlp_and_cls_ablated": whole + mean_mlp}
         for name, representations in ablated.items():
             counts[name] += correct(representations, classifier, labels)
         representations = ablated["baseline"]
         for k in range(len(attention)):
             attention[k] += correct(representations, classifier, labels)
-            if k < len(columns):
+            if k < len(layers):
                 representations = representations - attn[:, k] + mean_attn[k]
-    percent = 100 / len(run["labels"])
-    if "cls_attn" not in run:
+    percent = 100 / len(run)
+    if run.cls_attn is None:
         counts |= {"cls_ablated": None, "mlp_and_cls_ablated": None}
     return {**{name: None if count is None else count * percent for name, count in counts.items()},
             "attention_ablated": [count * percent for count in attention]}
 
 
-def means(run: Run) -> dict[str, np.ndarray]:
-    """Means over images of attn [c, d] and mlp [m, d], float32."""
-    return {name: mean(run[name]) for name in ("attn", "mlp")}
-
-
-def representations(run: Run, means: dict[str, np.ndarray], heads: Collection[Head] = (), last_layers: int | None = None,
-                    mlps: bool = True) -> Iterator[tuple[slice, np.ndarray]]:
-    """Representations [b, d], float32, with components mean-ablated: pairs of a slice of the images and theirs.
-
-    Ablated are the `heads`, all attention layers but the `last_layers` (None: no others), and without `mlps` every MLP and
-    the embedding; convolution blocks are kept. What replaces a component is its entry in `means`.
-    """
-    attn = run["attn"]
-    layers = attn.layers if last_layers is None else attn.layers[len(attn.layers) - last_layers:]
-    kept = np.array([layer in layers and (layer, head) not in heads for layer, head in attn.heads])
-    first = min(np.flatnonzero(kept), default=len(kept))  # earlier heads need not be read
-    constant = means["attn"][~kept].sum(axis=0) + (0 if mlps else means["mlp"].sum(axis=0))
-    others = terms.WHAT[1:] if mlps else ("conv",)
-    for block in blocks(len(attn)):
-        found = np.einsum("bcd,c->bd", attn[block, first:].astype(np.float32, copy=False), kept[first:].astype(np.float32))
-        yield block, found + constant + terms.rest(run, block, arrays=others)
-
-
-def single_heads(run: Run, classifier: np.ndarray, last_layers: int) -> dict[Head, float]:
+def single_heads(run: Run, classifier: np.ndarray, last_layers: int) -> dict[Component, float]:
     """Zero-shot accuracy in percent with one head mean-ablated at a time, for every head of the last layers.
 
     The logits change by those of the head's term alone, so that the rest of the sum is made once.
     """
-    columns = run["attn"].last(last_layers)
-    average = mean(run["attn"], columns)
-    right = dict.fromkeys(run["attn"].heads[columns], 0)
-    for block in blocks(len(run["labels"]), description="single heads"):
-        attn = run["attn"][block].astype(np.float32, copy=False)
-        logits = (attn.sum(axis=1) + terms.rest(run, block)) @ classifier
-        for head, own, constant in zip(right, attn[:, columns].swapaxes(0, 1), average):
+    columns = run.last(last_layers)
+    average = run.means(columns)
+    counts = dict.fromkeys(run.heads[columns], 0)
+    for block in blocks(len(run), description="single heads"):
+        logits = run.whole(block) @ classifier
+        for head, own, constant in zip(counts, run.stack(block, columns).swapaxes(0, 1), average):
             without = logits - (own - constant) @ classifier
-            right[head] += int((without.argmax(axis=1) == run["labels"][block]).sum())
-    return {head: 100 * count / len(run["labels"]) for head, count in right.items()}
+            counts[head] += int((without.argmax(axis=1) == run.labels[block]).sum())
+    return {head: 100 * count / len(run) for head, count in counts.items()}
+
+
+def layers_from_the_last(components: Sequence[Component]) -> dict[Component, list[int]]:
+    """The layers of a model in the order in which they are ablated cumulatively, and their columns: the embedding, then
+    from the last block back its MLP, its attention, whose heads are one layer, and its convolution (MaxViT)."""
+    blocks = sorted({part.layer for part in components if part.kind != "embed"}, reverse=True)
+    order = [Component("embed"), *(Component(kind, block) for block in blocks for kind in KINDS)]
+    columns = {layer: [column for column, part in enumerate(components)
+                       if (part.kind, part.layer) == (layer.kind, layer.layer)] for layer in order}
+    return {layer: own for layer, own in columns.items() if own}
+
+
+def cumulative(run: Run, layers: Sequence[Sequence[int]], weight: np.ndarray, bias: np.ndarray) -> list[float]:
+    """Accuracy in percent with nothing ablated, and after each of the layers, given by their columns, those before it
+    included.
+
+    `weight` [d, classes] and `bias` [classes] are the linear head's. What replaces a layer is its mean over the run.
+    """
+    def sums(description: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """What each layer wrote, [b, layers, d] in float64, in blocks of images."""
+        for block in blocks(len(run), SMALL_BLOCK, description):
+            terms = run.stack(block)
+            yield block, np.stack([terms[:, own].sum(axis=1, dtype=np.float64) for own in layers], axis=1)
+
+    means, right = sum(terms.sum(axis=0) for _, terms in sums("means")) / len(run), np.zeros(len(layers) + 1, int)
+    for block, terms in sums("ablations"):
+        left = terms.sum(axis=1)
+        for step in range(len(layers) + 1):
+            answers = (left.astype(np.float32) @ weight + bias).argmax(axis=1)
+            right[step] += int((answers == run.labels[block]).sum())
+            if step < len(layers):
+                left += means[step] - terms[:, step]
+    return (100 * right / len(run)).tolist()

@@ -1,7 +1,7 @@
 """Linear maps from the components of any decomposed model to a CLIP's joint space (arXiv 2406.01583).
 
-One map a component, W [k, d], and one bias, shared out evenly; the sum of the mapped components should have the direction of
-the CLIP's representation of the same image, and every map should be close to orthogonal.
+One map a component, W [k, d], and one bias, shared out evenly; the sum of the mapped components should have the
+direction of the CLIP's representation of the same image, and every map should be close to orthogonal.
 """
 import hashlib
 import importlib.metadata
@@ -22,8 +22,11 @@ from utils import cli
 from utils.cli import UserError
 from utils.models import names as models
 from utils.models.names import Vision
-from utils.runs import files, stored, terms
-from utils.runs.terms import Run
+from utils.runs import files
+from utils.runs.components import by_array
+from utils.runs.files import BLOCK, Place, blocks
+from utils.runs.run import Run
+from utils.runs.writer import RunWriter
 
 HELD_OUT = 0.1  # of the images, for validation
 RIDGE = 1e-3  # penalty of the ridge start, in units of the mean variance of a coordinate
@@ -39,22 +42,23 @@ class Maps:
     sha256: str     # of the file
 
 
-def same_images(manifest: dict, other: dict) -> None:
+def same_images(run: Run, another: Run) -> None:
     """Raises UserError unless two runs, by their manifests, are of the same images."""
+    manifest, other = run.manifest, another.manifest
     for key, what in (("images", "number of images"), ("skipped_indices", "skipped images"), ("classes", "classes")):
         if manifest[key] != other[key]:
-            raise UserError(f"the arrays of {manifest['model']} and {other['model']} differ in their {what}; make both with "
-                            "compute_prs.py from the same data set and split")
+            raise UserError(f"the arrays of {manifest['model']} and {other['model']} differ in their {what}; make both "
+                            "with compute_prs.py from the same data set and split")
 
 
 def stack(run: Run, rows: np.ndarray | slice) -> Tensor:
     """The components [b, c, k] of some images, float32."""
-    return torch.from_numpy(terms.stack(run, rows))
+    return torch.from_numpy(run.stack(rows))
 
 
 def sums(run: Run) -> Tensor:
     """Representations [b, k] of all images: the sums of their terms, float32."""
-    return torch.cat([stack(run, block).sum(dim=1) for block in stored.blocks(len(run["mlp"]), description="sums")])
+    return torch.cat([stack(run, block).sum(dim=1) for block in blocks(len(run), description="sums")])
 
 
 def hold_out(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +77,7 @@ def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean_x, mean_y = x.mean(dim=0, dtype=torch.float64), y.mean(dim=0, dtype=torch.float64)
     gram, cross = torch.zeros(x.shape[1], x.shape[1]).double(), torch.zeros(x.shape[1], y.shape[1]).double()
-    for block in stored.blocks(len(x), size=4096):
+    for block in blocks(len(x), size=4096):
         centred = x[block] - mean_x
         gram += centred.T @ centred
         cross += centred.T @ (y[block] - mean_y)
@@ -85,12 +89,13 @@ def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def start(kind: str, number: int, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Weights [c, k, d] and bias [d] to begin with, for `number` components and representations x [b, k] and y [b, d].
 
-    "ridge": the ridge solution for the whole representation, the same for all components, at the scale where the penalty is
-    least; the cosine does not depend on it. "random": normal numbers, W'W the identity in expectation.
+    "ridge": the ridge solution for the whole representation, the same for all components, at the scale where the
+    penalty is least; the cosine does not depend on it. "random": normal numbers, W'W the identity in expectation.
     """
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(number, x.shape[1], y.shape[1], generator=generator) * x.shape[1] ** -0.5, torch.zeros(y.shape[1])
+        weight = torch.randn(number, x.shape[1], y.shape[1], generator=generator) * x.shape[1] ** -0.5
+        return weight, torch.zeros(y.shape[1])
     weight, bias = ridge(x, y)
     gram = weight.T @ weight
     scale = (gram.trace() / gram.square().sum()).sqrt()
@@ -108,36 +113,36 @@ def cosines(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def penalty(weight: Tensor) -> Tensor:
-    """How far maps [c, k, d] are from orthogonal: d x mean((W'W - I)^2), averaged over components, so that its weight means
-    the same for models with few and with many of them."""
+    """How far maps [c, k, d] are from orthogonal: d x mean((W'W - I)^2), averaged over components, so that its weight
+    means the same for models with few and with many of them."""
     d = weight.shape[-1]
-    return d * (weight.transpose(1, 2) @ weight - torch.eye(d, dtype=weight.dtype, device=weight.device)).square().mean()
+    identity = torch.eye(d, dtype=weight.dtype, device=weight.device)
+    return d * (weight.transpose(1, 2) @ weight - identity).square().mean()
 
 
 def mean_cosine(weight: Tensor, bias: Tensor, run: Run, targets: Tensor, rows: np.ndarray) -> float:
     """Mean cosine over some images, read in blocks."""
     total = 0.0
     with torch.no_grad():
-        for block in stored.blocks(len(rows), description="cosines"):
+        for block in blocks(len(rows), description="cosines"):
             chosen = rows[block]
             x, y = stack(run, chosen).to(weight.device), targets[chosen].to(weight.device)
             total += cosines(weight, bias, x, y).double().sum().item()
     return total / len(rows)
 
 
-def train(run: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_size: int, penalty_weight: float, seed: int,
-          device) -> tuple[Tensor, Tensor, list[dict]]:
+def train(run: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_size: int, penalty_weight: float,
+          seed: int, device) -> tuple[Tensor, Tensor, list[dict]]:
     """Train maps of components `run` to representations `targets` [b, d] with Adam, from a `start` of that kind.
 
-    Images come in a new random order every epoch, read row by row from disk. Returns weights [c, k, d], bias [d] of the epoch
-    with the highest cosine on the images held out, and for the start (epoch 0) and every epoch its cosine on images trained
-    on (as many as are held out) and held out, and its penalty. Raises UserError where training diverges.
+    Images come in a new random order every epoch, read row by row from disk. Returns weights [c, k, d], bias [d] of the
+    epoch with the highest cosine on the images held out, and for the start (epoch 0) and every epoch its cosine on
+    images trained on (as many as are held out) and held out, and its penalty. Raises UserError where training diverges.
     """
     rows, held = hold_out(len(targets), seed)
     rng = np.random.default_rng(seed)
     shown = np.sort(rng.permutation(rows)[:len(held)])
-    number = sum(math.prod(shape[:-1]) for shape in terms.layout(run).values())
-    weight, bias = start(kind, number, sums(run)[rows], targets[rows], seed)
+    weight, bias = start(kind, len(run.components), sums(run)[rows], targets[rows], seed)
     weight, bias = weight.to(device).requires_grad_(), bias.to(device).requires_grad_()
     optimizer, history, best = torch.optim.Adam([weight, bias], lr=lr), [], None
     with tqdm(total=epochs * len(rows), desc="training", unit="image", delay=3) as progress:
@@ -161,12 +166,14 @@ def train(run: Run, targets: Tensor, kind: str, epochs: int, lr: float, batch_si
     return *best, history
 
 
-def describe_pair(manifest: dict, model: str, run: Run, other: dict, clip: str) -> dict:
-    """What maps of a run of `model` to one of `clip` hold about both, by which `check` knows where they belong."""
-    return {"model": model, "pretrained": manifest["pretrained"], "weights_sha256": manifest["weights_sha256"],
-            "clip": clip, "clip_option": other["model"], "clip_pretrained": other["pretrained"],
+def describe_pair(run: Run, target: Run) -> dict:
+    """What maps of a run to that of a CLIP hold about both, by which `check` knows where they belong."""
+    manifest, other = run.manifest, target.manifest
+    return {"model": run.place.model_name, "pretrained": manifest["pretrained"],
+            "weights_sha256": manifest["weights_sha256"],
+            "clip": target.place.model_name, "clip_option": other["model"], "clip_pretrained": other["pretrained"],
             "clip_weights_sha256": other["weights_sha256"],
-            "components": terms.layout(run),
+            "components": run.layout,
             "versions": {name: importlib.metadata.version(name) for name in (*files.PACKAGES, "safetensors")}}
 
 
@@ -189,20 +196,22 @@ def load(path: Path, instead: str = "leave --maps out to train them") -> Maps:
         return Maps(weight, bias, about, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def check(maps: Maps, model: str, clip: str, run: Run, manifest: dict, other: dict | None) -> None:
-    """Refuse maps that were trained for another model, layout of components, weights, or CLIP. `other` is the manifest of the
-    CLIP's run, where there is one."""
-    about, again = maps.about, "give the --maps that belong together, or leave --maps out to train them"
+def check(maps: Maps, run: Run, clip: str, target: Run | None) -> None:
+    """Refuse maps that were trained for another model, layout of components, weights, or `clip` (its name in file
+    names). `target` is the CLIP's run, where there is one."""
+    model, about = run.place.model_name, maps.about
+    again = "give the --maps that belong together, or leave --maps out to train them"
     for option, trained, given in (("model", about["model"], model), ("clip", about["clip"], clip)):
         if trained != given:
             raise UserError(f"--maps were trained with --{option} {trained}, and --{option} is {given}; {again}")
-    if about["components"] != terms.layout(run):
-        shapes = [", ".join(f"{what} {shape}" for what, shape in of.items()) for of in (about["components"], terms.layout(run))]
+    if about["components"] != run.layout:
+        shapes = [", ".join(f"{what} {shape}" for what, shape in layout.items())
+                  for layout in (about["components"], run.layout)]
         raise UserError(f"--maps were trained for components {shapes[0]}, and the arrays hold {shapes[1]}; {again}")
-    for name, trained, made in ((model, about["weights_sha256"], manifest), (clip, about["clip_weights_sha256"], other)):
-        if made and trained != made["weights_sha256"]:
+    for name, trained, made in ((model, about["weights_sha256"], run), (clip, about["clip_weights_sha256"], target)):
+        if made and trained != made.manifest["weights_sha256"]:
             raise UserError(f"--maps were trained with other weights of {name} than those of the arrays "
-                            f"({made['pretrained']}); {again}")
+                            f"({made.manifest['pretrained']}); {again}")
 
 
 def load_model(name: str, pretrained: str | None, maps: str | None, device, seed: int) -> tuple[Vision, Maps | None]:
@@ -228,8 +237,9 @@ def load_model(name: str, pretrained: str | None, maps: str | None, device, seed
 
 def text_side(about: dict) -> dict:
     """What the manifest of a mapped run says of the CLIP whose texts go with it, by what maps are about."""
-    return {"text_model": about["clip"], "text_option": about["clip_option"], "text_pretrained": about["clip_pretrained"],
-            "text_weights_sha256": about["clip_weights_sha256"], "source_weights_sha256": about["weights_sha256"]}
+    return {"text_model": about["clip"], "text_option": about["clip_option"],
+            "text_pretrained": about["clip_pretrained"], "text_weights_sha256": about["clip_weights_sha256"],
+            "source_weights_sha256": about["weights_sha256"]}
 
 
 def describe(maps: Maps | None, path: str | None) -> dict:
@@ -237,33 +247,31 @@ def describe(maps: Maps | None, path: str | None) -> dict:
     return {"maps": path, "maps_sha256": maps.sha256, **text_side(maps.about)} if maps else {}
 
 
-def apply(maps: Maps, run: Run, manifest: dict, names: dict | None, folder: str, name: str, targets: Run | None,
-          device) -> tuple[str, float | None]:
-    """Write the mapped components of a run as the run of a model of its own, `{model}-as-{clip}`; of an image, they sum to
-    unit length. `cls_attn` cannot be mapped: it is summed over heads, and every head has its own map.
+def apply(maps: Maps, run: Run, folder: str, target: Run | None, device, command: str) -> tuple[Place, float | None]:
+    """Write the mapped components of a run as the run of a model of its own, `{model}-as-{clip}`; of an image, they sum
+    to unit length. `cls_attn` cannot be mapped: it is summed over heads, and every head has its own map.
 
-    `names` are those of the components, where a file names them; `name` is the run's in file names; `targets` are the CLIP's
-    terms of the same images. Returns the model's name, and the mean cosine with the targets.
+    `target` is the CLIP's run of the same images, `command` what the manifest says made it. Returns where the mapped
+    run is, and the mean cosine with the target.
     """
     about, total = maps.about, 0.0
-    model = f"{about['model']}-as-{about['clip']}"
+    place = Place(folder, run.place.dataset, f"{about['model']}-as-{about['clip']}", run.place.split)
     weight, bias = maps.weight.to(device), maps.bias.to(device)
-    with files.Writer(files.manifest_path(folder, name, model)) as writer, torch.no_grad():
-        for block in stored.blocks(len(run["mlp"]), description="mapped images"):
+    with RunWriter(place.manifest, run.manifest.get("identity", {}), len(run), BLOCK) as writer, torch.no_grad():
+        for number, block in enumerate(blocks(len(run), description="mapped images")):
             found = mapped(weight, bias, stack(run, block).to(device))
             found = (found / found.sum(dim=1, keepdim=True).norm(dim=-1, keepdim=True)).cpu()
-            if targets:
-                total += F.cosine_similarity(found.sum(dim=1), stack(targets, block).sum(dim=1), dim=-1).double().sum().item()
-            shapes = {what: shape[:-1] for what, shape in about["components"].items()}
-            parts = found.split([math.prod(shape) for shape in shapes.values()], dim=1)
-            for (what, shape), part in zip(shapes.items(), parts):
-                writer.append(files.term_path(folder, name, what, model), part.unflatten(1, shape).numpy(),
-                              run[what].dtype.name)
-            writer.append(files.term_path(folder, name, "labels", model), run["labels"][block], "int64")
-        cosine = total / len(run["mlp"]) if targets else None
-        if names:
-            cli.save_result(files.term_path(folder, name, "components", model).with_suffix(".json"), names)
-        writer.finish({**manifest, "model": model, "weights_sha256": maps.sha256, "cosine": cosine,
+            if target:
+                wanted = stack(target, block).sum(dim=1)
+                total += F.cosine_similarity(found.sum(dim=1), wanted, dim=-1).double().sum().item()
+            terms = {place.path(what): (found[:, own].unflatten(1, run.layout[what][:-1]).numpy(), run.dtype.name)
+                     for what, own in run.columns.items()}
+            writer.write(number, len(found), {**terms, place.path("labels"): (run.labels[block], "int64")}, [])
+        cosine = total / len(run) if target else None
+        if not run.is_plain:
+            cli.save_result(place.path("components", ".json"), by_array(run.components))
+        writer.finish({**run.manifest, "model": place.model, "weights_sha256": maps.sha256, "cosine": cosine,
+                       "source_model": run.manifest["model"], "command": command,
                        "pretrained": f"{about['pretrained']}, mapped to {about['clip']} {about['clip_pretrained']}",
-                       **text_side(about)})
-    return model, cosine
+                       **text_side(about)}, {})
+    return place, cosine

@@ -5,7 +5,7 @@ import numpy as np
 
 from utils.cli import UserError
 from utils.data import datasets
-from utils.runs import files
+from utils.runs.run import Run
 
 FIGURES = ("overall", "average_of_groups", "worst_group")
 
@@ -16,19 +16,19 @@ def names(dataset: str) -> list[str]:
     return [f"{name} on {place}" for name in (datasets.class_names(dataset) if places else ()) for place in places]
 
 
-def of_images(dataset: str, data_path: str | None, split: str | None, labels: np.ndarray,
-              manifest: dict | None) -> np.ndarray | None:
-    """Group [b] of each image of a run, an index into `names`; None where the data set has no places.
+def of_images(run: Run, data_path: str | None) -> np.ndarray | None:
+    """Group [b] of each image of a run, an index into `names`; None where its data set has no places.
 
     Raises UserError where the images of `data_path` are not those of the run.
     """
+    dataset, labels = run.place.dataset, run.labels
     if dataset not in datasets.PLACES:
         return None
-    images = datasets.load_images(dataset, data_path, split=split)
-    rows = files.image_indices(manifest, len(labels), images)
+    images = datasets.load_images(dataset, data_path, split=run.place.split)
+    rows = run.indices(images)
     if not np.array_equal(np.asarray(images.samples.labels)[rows], labels):
-        raise UserError(f"the images of {dataset} have other labels than the arrays; give the --data_path and --split that "
-                        "they were made from, or make them again with compute_prs.py")
+        raise UserError(f"the images of {dataset} have other labels than the arrays; give the --data_path and --split "
+                        "that they were made from, or make them again with compute_prs.py")
     return np.asarray(labels) * len(datasets.PLACES[dataset]) + np.asarray(images.places)[rows]
 
 
@@ -61,7 +61,8 @@ def table(found: dict[str, dict], sizes: dict[str, int], columns: dict[str, str]
         lines.append([name, str(size), *(figure["groups"][name] for figure in figures)])
     for name in FIGURES if sizes else FIGURES[:1]:
         lines.append([name.replace("_", " "), "", *(figure[name] for figure in figures)])
-    cells = [["-" if cell is None else cell if isinstance(cell, str) else f"{cell:.1f}" for cell in line] for line in lines]
+    cells = [["-" if cell is None else cell if isinstance(cell, str) else f"{cell:.1f}" for cell in line]
+             for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
 
@@ -69,6 +70,19 @@ def table(found: dict[str, dict], sizes: dict[str, int], columns: dict[str, str]
 def goal(figures: dict) -> float:
     """What a choice of heads is judged by: the worst group's accuracy, or the overall one where there are no groups."""
     return figures["overall"] if figures["worst_group"] is None else figures["worst_group"]
+
+
+def compare(answers: Sequence[np.ndarray], group: np.ndarray | None, names: Sequence[str],
+            columns: Sequence[str]) -> tuple[dict[str, dict], int]:
+    """Figures of `accuracies` by column, and which random trial is best.
+
+    `answers` hold which images are right [b]: one for each column but the last two, then one for each random trial; the
+    last two columns are the trial with the best `goal`, and the mean of all.
+    """
+    figures = [accuracies(answer, group, names) for answer in answers]
+    fixed, random = figures[:len(columns) - 2], figures[len(columns) - 2:]
+    best = max(range(len(random)), key=lambda trial: goal(random[trial]))
+    return dict(zip(columns, (*fixed, random[best], average(random)))), best
 
 
 def average(trials: Sequence[dict]) -> dict:

@@ -5,7 +5,6 @@ its strength chosen on validation images.
 """
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -13,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 from utils.analysis import ablation
 from utils.cli import UserError
-from utils.models.names import file_name
 from utils.runs import files
-from utils.runs.terms import Run, layout
+from utils.runs.files import Place
+from utils.runs.run import Run
 
 EXPONENTS = (-6, 6)  # C is searched from 1e-6 to 1e6, as the published strengths 1 / C
 FIRST_STEP, LAST_STEP = 2, 1 / 8  # in decades
@@ -30,41 +29,34 @@ Labelled = tuple[np.ndarray, np.ndarray]  # features [b, d], labels [b]
 
 
 def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dict[str, Run]:
-    """Runs by what they are for: train, test (the `split` that is reported), and validation where arrays of val are there
-    and val is not what is reported. `model` is as it was given.
+    """Runs by what they are for: train, test (the `split` that is reported), and validation where arrays of val are
+    there and val is not what is reported. `model` is as it was given.
 
     Raises UserError where arrays are missing, or of different models or classes.
     """
-    def of(part: str | None) -> tuple[Run, dict | None]:
-        return files.open_run(folder, dataset, model, ("attn", "mlp"), part)
-
-    def name(part: str | None) -> str:
-        return files.run_name(dataset, part)
-
-    def path(part: str | None) -> Path:
-        return files.term_path(folder, name(part), "attn", file_name(model))
-
-    if name(split) == name("train"):
+    name = files.run_name(dataset, split)
+    if name == files.run_name(dataset, "train"):
         raise UserError("--split train: the probe is fitted on it; report another, such as --split test")
-    splits = {"test": split, "train": "train"}
-    if name("val") != name(split) and path("val").is_file():
+    splits, held_out = {"test": split, "train": "train"}, Place(folder, dataset, model, "val")
+    if held_out.name != name and held_out.path("attn").is_file():
         splits["validation"] = "val"
-    runs, manifests = {}, {}
+    runs = {}
     for part, own in splits.items():
-        runs[part], manifests[part] = of(own)
-        hint = files.command(folder, dataset, model, own)
-        files.same_weights(path(own), manifests[part], manifests["test"], hint)
-        if manifests[part] and manifests["test"] and manifests[part]["classes"] != manifests["test"]["classes"]:
-            raise UserError(f"{path(own)}: has other classes than {name(split)}; make both from one data set, each with its "
+        run = runs[part] = Run.open(folder, dataset, model, own)
+        test, path = runs["test"], run.place.path("attn")
+        run.same_weights(test)
+        if run.manifest and test.manifest and run.manifest["classes"] != test.manifest["classes"]:
+            raise UserError(f"{path}: has other classes than {name}; make both from one data set, each with its "
                             "--split")
-        if layout(runs[part]) != layout(runs["test"]) or runs[part]["attn"].heads != runs["test"]["attn"].heads:
-            raise UserError(f"{path(own)}: has other layers, heads or width than {name(split)}; make it again with: {hint}")
+        if run.layout != test.layout or run.heads != test.heads:
+            raise UserError(f"{path}: has other layers, heads or width than {name}; make it again with: "
+                            f"{run.place.command()}")
     return runs
 
 
 def rows(layers: int, kept: int) -> list[dict]:
-    """The representations that are probed: their names, and arguments of `features`. Of the attention layers the last `kept`
-    stay where early ones are ablated."""
+    """The representations that are probed: their names, and arguments of `features`. Of the attention layers the last
+    `kept` stay where early ones are ablated."""
     early = f"first {layers - kept} attention layers"
     return [{"name": "whole representation", "last_layers": None, "mlps": True},
             {"name": "all MLPs ablated", "last_layers": None, "mlps": False},
@@ -72,17 +64,15 @@ def rows(layers: int, kept: int) -> list[dict]:
             {"name": f"all MLPs and {early} ablated", "last_layers": kept, "mlps": False}]
 
 
-def features(run: Run, means: dict[str, np.ndarray], last_layers: int | None, mlps: bool) -> np.ndarray:
-    """Representations [b, d], float32, with parts replaced by their `means`, as `ablation.representations` takes them."""
-    found = np.empty((len(run["attn"]), run["attn"].shape[-1]), np.float32)
-    for block, values in ablation.representations(run, means, last_layers=last_layers, mlps=mlps):
-        found[block] = values
-    return found
+def features(run: Run, means: np.ndarray, last_layers: int | None, mlps: bool) -> np.ndarray:
+    """Representations [b, d], float32, with what `ablation.all_but` names replaced by its `means` [c, d]."""
+    ablated = ablation.all_but(run, last_layers, mlps)
+    return np.concatenate([values for _, values in ablation.representations(run, means, ablated)])
 
 
 def hold_out(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Which images [b] are held out to choose C: a tenth of every class, drawn from the seed; of a class of few images one,
-    of a class of one image none. Raises UserError where none can be."""
+    """Which images [b] are held out to choose C: a tenth of every class, drawn from the seed; of a class of few images
+    one, of a class of one image none. Raises UserError where none can be."""
     rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
@@ -95,8 +85,8 @@ def hold_out(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def fit(x: np.ndarray, labels: np.ndarray, c: float, *limits: int) -> tuple[LogisticRegression, int, bool]:
-    """A probe of features x [b, d], the iterations it took, and whether it converged. Where the first of the `limits` is
-    not enough, it goes on up to the next."""
+    """A probe of features x [b, d], the iterations it took, and whether it converged. Where the first of the `limits`
+    is not enough, it goes on up to the next."""
     probe, iterations = LogisticRegression(C=c, tol=TOLERANCE, warm_start=True), 0
     for limit in limits:
         with warnings.catch_warnings(record=True) as caught:
@@ -131,8 +121,8 @@ def evaluate(train: Labelled, validation: Labelled | None, test: Labelled, held:
              progress: Callable[[], object] = lambda: None) -> dict:
     """Fit a probe and report it.
 
-    C is chosen on `validation`, or, where that is None, on the images of train that are `held` out [b]; then the probe is
-    fitted to all of train. `progress` is called after every fit of the search. Returns accuracies in percent.
+    C is chosen on `validation`, or, where that is None, on the images of train that are `held` out [b]; then the probe
+    is fitted to all of train. `progress` is called after every fit of the search. Returns accuracies in percent.
     """
     x, labels = train
     fitted = (x, labels) if held is None else (x[~held], labels[~held])

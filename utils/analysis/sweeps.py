@@ -4,33 +4,32 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from utils.analysis import ablation, textspan
+from utils.analysis import textspan
 from utils.analysis.textspan import Span
 from utils.analysis.zeroshot import correct
-from utils.runs import terms
-from utils.runs.heads import Head
-from utils.runs.stored import blocks
-from utils.runs.terms import Run
+from utils.runs.components import Component
+from utils.runs.files import blocks
+from utils.runs.run import Run
 
-Spans = dict[Head, Span]
+Spans = dict[Component, Span]
 
 
 def accuracies(run: Run, classifier: np.ndarray, spans: dict[str, Spans],
                numbers: list[int]) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Zero-shot accuracies in percent: without texts, and for each pool `textspan.accuracy` of the first `numbers` texts.
+    """Zero-shot accuracies in percent: without texts, and for each pool `textspan.accuracy` of the first `numbers`
+    texts.
 
-    Without texts: `whole_model`, and `last_layers`, where only the heads of earlier layers are mean-ablated, which is what
-    texts come to when they span all that their heads write. `run` holds attn [b, c, d], mlp and perhaps conv, and labels
-    [b]; `classifier` is [d, classes]; `spans` are in the order of attn, and `numbers` ascend. A reconstruction of more texts
-    is that of fewer and what the further ones add, so that each text is applied once.
+    Without texts: `whole_model`, and `last_layers`, where only the heads of earlier layers are mean-ablated, which is
+    what texts come to when they span all that their heads write. `classifier` is [d, classes]; `spans` are in the order
+    of the run's heads, and `numbers` ascend. A reconstruction of more texts is that of fewer and what the further ones
+    add, so that each text is applied once.
     """
-    first = len(run["attn"].heads) - len(next(iter(spans.values())))
-    earlier = ablation.mean(run["attn"], slice(0, first)).sum(axis=0)  # [d]
+    first = len(run.heads) - len(next(iter(spans.values())))
+    earlier = run.means(slice(first)).sum(axis=0)  # [d]
     without, right = {"whole_model": 0, "last_layers": 0}, {name: [0] * len(numbers) for name in spans}
-    for block in blocks(len(run["labels"]), description="accuracies"):
-        labels = run["labels"][block]
-        rest = terms.rest(run, block)  # [b, d]
-        attn = run["attn"][block].astype(np.float32)
+    for block in blocks(len(run), description="accuracies"):
+        labels = run.labels[block]
+        rest, attn = run.rest(block), run.stack(block, run.columns["attn"])  # [b, d], [b, c, d]
         without["whole_model"] += correct(rest + attn.sum(axis=1), classifier, labels)
         without["last_layers"] += correct(rest + earlier + attn[:, first:].sum(axis=1), classifier, labels)
         for name, heads in spans.items():
@@ -45,7 +44,7 @@ def accuracies(run: Run, classifier: np.ndarray, spans: dict[str, Spans],
             for i, part in enumerate(added):
                 representations += part
                 right[name][i] += correct(representations.numpy(), classifier, labels)
-    percent = 100 / len(run["labels"])
+    percent = 100 / len(run)
     return ({name: count * percent for name, count in without.items()},
             {name: [count * percent for count in counts] for name, counts in right.items()})
 
@@ -54,10 +53,10 @@ def sweep(run: Run, classifier: np.ndarray, pools: dict[str, np.ndarray], last_l
           numbers: list[int], rank: int) -> tuple[dict[str, float], list[dict]]:
     """The `accuracies` without texts, and a row for each pool [m, d] and each of the ascending `numbers` of texts.
 
-    A row holds pool, texts_per_head, accuracy (percent), number_of_texts (distinct ones, of all heads) and explained (the
-    share of a head's variance that its texts explain, averaged over heads).
+    A row holds pool, texts_per_head, accuracy (percent), number_of_texts (distinct ones, of all heads) and explained
+    (the share of a head's variance that its texts explain, averaged over heads).
     """
-    spans = textspan.span_pools(run["attn"], pools, last_layers, numbers[-1], rank)
+    spans = textspan.span_pools(run, pools, last_layers, numbers[-1], rank)
     without, found = accuracies(run, classifier, spans, numbers)
     rows = []
     for name, heads in spans.items():

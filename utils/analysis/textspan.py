@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.analysis.ablation import mean as mean_over_images
 from utils.analysis.zeroshot import correct
-from utils.runs import terms
-from utils.runs.compact import CompactTerms, MomentTerms
-from utils.runs.heads import Head
-from utils.runs.stored import blocks
-from utils.runs.terms import HeadTerms, Run
+from utils.runs.components import Component
+from utils.runs.files import blocks
+from utils.runs.run import Run
 
 RANDOM_HEADS = 100  # against which a head's texts are compared
 EXHAUSTED = 1e-6  # what is left of a text's direction, relative to its length, below which nothing remains to pick
@@ -43,22 +40,6 @@ class Span:
         """Terms [b, d] with only what the texts span: the mean plus the part along the picked directions."""
         directions, mean = self.directions.to(x.dtype), self.mean.to(x.dtype)
         return mean + (x - mean) @ directions.T @ directions
-
-
-def moments(attn: np.ndarray | HeadTerms, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
-    """Mean [c, d] and uncentred second moment [c, d, d] of terms [b, c, d] over images, of these columns alone, in float64.
-
-    The array is read in blocks.
-    """
-    if isinstance(attn, CompactTerms | MomentTerms):
-        return attn.moments(columns)
-    heads, width = attn[:0, columns].shape[1:]
-    total, second = torch.zeros(heads, width, dtype=torch.float64), torch.zeros(heads, width, width, dtype=torch.float64)
-    for block in blocks(len(attn)):
-        x = torch.from_numpy(attn[block, columns].astype(np.float64)).transpose(0, 1)  # [c, b, d]
-        total += x.sum(dim=1)
-        second.baddbmm_(x.transpose(1, 2), x)
-    return total / len(attn), second / len(attn)
 
 
 def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, rank: int, eps: float) -> Span:
@@ -101,45 +82,44 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
     return Span(picks, shares, kept, total, mean, directions @ basis.T, spectrum)
 
 
-def span_pools(attn: HeadTerms, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
-               rank: int) -> dict[str, dict[Head, Span]]:
-    """TextSpan of every head of the last layers, from attn [b, c, d], for each pool of embeddings [m, d] by its name.
+def span_pools(run: Run, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
+               rank: int) -> dict[str, dict[Component, Span]]:
+    """TextSpan of every head of the last layers, for each pool of embeddings [m, d] by its name.
 
-    Returns for each pool the spans by head (layer, head), in the order of attn. attn is read once for all pools; one layer's
-    moments are in memory at a time.
+    Returns for each pool the spans by head, in order. Terms are read once for all pools; one layer's moments are in memory at
+    a time.
     """
     texts = {name: torch.tensor(pool, dtype=torch.float64) for name, pool in pools.items()}
-    spans: dict[str, dict[Head, Span]] = {name: {} for name in pools}
-    for layer in tqdm(attn.layers[len(attn.layers) - last_layers:], desc="layers", unit="layer"):
-        columns = attn.columns([layer])
-        means, seconds = moments(attn, columns)
+    spans: dict[str, dict[Component, Span]] = {name: {} for name in pools}
+    for layer in tqdm(run.layers[len(run.layers) - last_layers:], desc="layers", unit="layer"):
+        columns = run.layer(layer)
+        means, seconds = run.moments(columns)
         for name in pools:
-            for head, mean, second in zip(attn.heads[columns], means, seconds):
-                spans[name][head] = text_span(mean, second, texts[name], texts_per_head, rank, np.finfo(attn.dtype).eps)
+            for head, mean, second in zip(run.heads[columns], means, seconds):
+                spans[name][head] = text_span(mean, second, texts[name], texts_per_head, rank, np.finfo(run.dtype).eps)
     return spans
 
 
-def span_heads(attn: HeadTerms, pool: np.ndarray, last_layers: int, texts_per_head: int, rank: int) -> dict[Head, Span]:
+def span_heads(run: Run, pool: np.ndarray, last_layers: int, texts_per_head: int, rank: int) -> dict[Component, Span]:
     """`span_pools` of a single pool [m, d]: spans by head."""
-    return span_pools(attn, {"pool": pool}, last_layers, texts_per_head, rank)["pool"]
+    return span_pools(run, {"pool": pool}, last_layers, texts_per_head, rank)["pool"]
 
 
-def accuracy(run: Run, classifier: np.ndarray, spans: dict[Head, Span]) -> float:
+def accuracy(run: Run, classifier: np.ndarray, spans: dict[Component, Span]) -> float:
     """Zero-shot accuracy in percent with the spanned heads replaced by their reconstructions.
 
-    All earlier heads are mean-ablated, MLPs and convolution blocks kept. `run` holds attn [b, c, d], mlp and perhaps conv, and
-    labels [b]; `spans` cover all heads of the last layers, in the order of attn.
+    All earlier heads are mean-ablated, MLPs and convolution blocks kept. `spans` cover all heads of the last layers, in order.
     """
-    first = len(run["attn"].heads) - len(spans)
-    earlier = mean_over_images(run["attn"], slice(0, first)).sum(axis=0)  # [d]
+    first = len(run.heads) - len(spans)
+    earlier = run.means(slice(first)).sum(axis=0)  # [d]
     right = 0
-    for block in blocks(len(run["labels"])):
-        representations = torch.from_numpy(terms.rest(run, block) + earlier)
-        attn = torch.from_numpy(run["attn"][block, first:].astype(np.float32))
+    for block in blocks(len(run)):
+        representations = torch.from_numpy(run.rest(block) + earlier)
+        attn = torch.from_numpy(run.stack(block, slice(first, len(run.heads))))
         for own, span in zip(attn.unbind(1), spans.values()):
             representations += span.reconstruct(own)
-        right += correct(representations.numpy(), classifier, run["labels"][block])
-    return 100 * right / len(run["labels"])
+        right += correct(representations.numpy(), classifier, run.labels[block])
+    return 100 * right / len(run)
 
 
 def similarity(embeddings: Tensor) -> float:
@@ -148,7 +128,7 @@ def similarity(embeddings: Tensor) -> float:
     return ((embeddings.sum(dim=0).square().sum() - number) / (number * (number - 1))).item()
 
 
-def consistency(pool: np.ndarray, spans: dict[Head, Span], seed: int = 0) -> dict[Head, dict | None]:
+def consistency(pool: np.ndarray, spans: dict[Component, Span], seed: int = 0) -> dict[Component, dict | None]:
     """How much alike the texts of each head are: whether it has one role.
 
     `pool` [m, d] holds the texts' unit embeddings. Random sets of texts would not do for a comparison, since TextSpan

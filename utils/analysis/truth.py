@@ -1,10 +1,11 @@
 """What attention heads are really about, where the truth of every image is known.
 
-A head's truth: the share of its terms' variance over images, summed over the joint space, that lies between the groups of
-images that agree in an attribute (eta squared of a one-way analysis of variance), corrected for the number of groups
+A head's truth: the share of its terms' variance over images, summed over the joint space, that lies between the groups
+of images that agree in an attribute (eta squared of a one-way analysis of variance), corrected for the number of groups
 (epsilon squared), since many small groups explain something of pure noise, too.
 
-A head's reading: the attribute that its TextSpan texts are about, each text counted with its share of the head's variance.
+A head's reading: the attribute that its TextSpan texts are about, each text counted with its share of the head's
+variance.
 """
 import csv
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import UserError
-from utils.runs.stored import blocks
-from utils.runs.terms import HeadTerms
+from utils.runs.files import blocks
+from utils.runs.run import Run
 
 ATTRIBUTES = ("object", "style", "count", "position", "size", "color", "texture")
 
@@ -24,23 +25,22 @@ def codes(scenes: list) -> dict[str, np.ndarray]:
     return {name: np.unique([row[name] for row in truth], return_inverse=True)[1] for name in ATTRIBUTES}
 
 
-def explained(terms: np.ndarray | HeadTerms, groups: dict[str, np.ndarray],
-              columns: slice = slice(None)) -> dict[str, np.ndarray]:
-    """The share [c] of the variance of terms [b, c, d], of these columns alone, that each attribute explains, epsilon
-    squared, in float64.
+def explained(run: Run, groups: dict[str, np.ndarray], columns: slice = slice(None)) -> dict[str, np.ndarray]:
+    """The share [c] of the variance of what components write that each attribute explains, epsilon squared, in float64.
 
-    `groups` holds each image's group [b] by attribute. Shares of attributes that do not depend on each other sum to at most
-    1; what is missing is due to attributes together, and to what no attribute describes. A share may be below 0 by chance
-    alone; that of a constant head is 0. The array is read in blocks.
+    `groups` holds each image's group [b] by attribute. Shares of attributes that do not depend on each other sum to at
+    most 1; what is missing is due to attributes together, and to what no attribute describes. A share may be below 0 by
+    chance alone; that of a constant component is 0.
     """
-    images = len(terms)
-    first = terms[:1, columns][0].astype(np.float64)  # taken off, so that the squares do not drown in those of the mean
+    images = len(run)
+    # Taken off, so that the squares do not drown in those of the mean.
+    first = run.stack(slice(1), columns)[0].astype(np.float64)
     shape = first.shape
     numbers = {name: np.bincount(group) for name, group in groups.items()}
     sums = {name: np.zeros((len(number), *shape)) for name, number in numbers.items()}
     squares = np.zeros(shape)
     for block in blocks(images):
-        x = terms[block, columns].astype(np.float64) - first
+        x = run.stack(block, columns).astype(np.float64) - first
         squares += (x ** 2).sum(axis=0)
         for name, group in groups.items():
             np.add.at(sums[name], group[block], x)
@@ -48,7 +48,8 @@ def explained(terms: np.ndarray | HeadTerms, groups: dict[str, np.ndarray],
     for name, number in numbers.items():
         mean = sums[name].sum(axis=0) / images
         total = (squares - images * mean ** 2).sum(axis=-1)
-        between = ((sums[name] ** 2 / np.maximum(number, 1)[:, None, None]).sum(axis=0) - images * mean ** 2).sum(axis=-1)
+        of_groups = sums[name] ** 2 / np.maximum(number, 1)[:, None, None]
+        between = (of_groups.sum(axis=0) - images * mean ** 2).sum(axis=-1)
         there, spread = int((number > 0).sum()), np.where(total > 0, total, 1)
         share = 1 - (1 - between / spread) * (images - 1) / max(images - there, 1)
         found[name] = np.where(total > 0, share, 0.0)
@@ -56,16 +57,19 @@ def explained(terms: np.ndarray | HeadTerms, groups: dict[str, np.ndarray],
 
 
 def read_attributes(path: str) -> dict[str, str]:
-    """What each text of a pool is about: a CSV with the columns text and attribute. Raises UserError for anything else."""
+    """What each text of a pool is about: a CSV with the columns text and attribute. Raises UserError for anything
+    else."""
     if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; it is a CSV with the columns text,attribute, one line for each text of the pool")
+        raise UserError(f"{path} does not exist; it is a CSV with the columns text,attribute, one line for each text "
+                        "of the pool")
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or set(rows[0]) != {"text", "attribute"}:
         raise UserError(f"{path}: should have the columns text,attribute")
     wrong = next((row for row in rows if row["attribute"] not in ATTRIBUTES), None)
     if wrong:
-        raise UserError(f"{path}: {wrong['text']!r} is about {wrong['attribute']!r}; choose from {', '.join(ATTRIBUTES)}")
+        raise UserError(f"{path}: {wrong['text']!r} is about {wrong['attribute']!r}; choose from "
+                        f"{', '.join(ATTRIBUTES)}")
     return {row["text"]: row["attribute"] for row in rows}
 
 
@@ -77,7 +81,8 @@ def reading(texts: list[dict], attributes: dict[str, str]) -> dict[str, float]:
     found = dict.fromkeys(ATTRIBUTES, 0.0)
     for entry in texts:
         if entry["text"] not in attributes:
-            raise UserError(f"{entry['text']!r} is not among the texts whose attribute is known; add it to --text_attributes")
+            raise UserError(f"{entry['text']!r} is not among the texts whose attribute is known; add it to "
+                            "--text_attributes")
         found[attributes[entry["text"]]] += entry["share"]
     return found
 
@@ -90,5 +95,6 @@ def score(truth: list[str], said: list[str], variances: list[float]) -> dict[str
     right = np.array([a == b for a, b in zip(truth, said, strict=True)])
     chance = sum(truth.count(name) * said.count(name) for name in ATTRIBUTES) / len(truth) ** 2
     kappa = 1.0 if chance == 1 else float(cohen_kappa_score(truth, said))
-    return {"agreement": 100 * right.mean(), "agreement_by_variance": 100 * float(right @ variances / np.sum(variances)),
-            "chance": 100 * chance, "kappa": kappa}
+    by_variance = 100 * float(right @ variances / np.sum(variances))
+    return {"agreement": 100 * right.mean(), "agreement_by_variance": by_variance, "chance": 100 * chance,
+            "kappa": kappa}

@@ -2,6 +2,8 @@
 
 On a GPU, terms are copied to the CPU and written while the next batch is computed, so that neither waits for the other.
 """
+import shlex
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -18,11 +20,11 @@ from utils.cli import UserError
 from utils.data import datasets
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
-from utils.decompose.terms import ARRAYS, Terms
+from utils.decompose.terms import Terms
 from utils.runs import files
-from utils.runs.compact import Moments
-from utils.runs.components import Component
-from utils.runs.writer import Rows
+from utils.runs.components import Component, by_array
+from utils.runs.storage import MomentSums
+from utils.runs.writer import RunWriter
 
 
 class Clock:
@@ -101,17 +103,18 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
     storage, save_dtype = (about["options"][key] for key in ("storage", "save_dtype"))
     clock, fingerprint = Clock(state.device), datasets.fingerprint(images)
     whole = {} if storage == "full" else {"readout": decomposer.readout().cpu().numpy()}  # arrays without images
-    moments = Moments() if storage == "moments" else None
+    moments = MomentSums() if storage == "moments" else None
 
     def path(what: str) -> Path:
         return files.term_path(folder, name, what, decomposer.model.name)
 
     manifest = files.manifest_path(folder, name, decomposer.model.name)
     identity = {**about, "split": name, "data_sha256": fingerprint}  # the usual split by its name is the usual split
-    with Rows(manifest, identity, len(images.samples), batch_size, state, resume) as rows:
-        if rows.complete:
+    identity.pop("command", None)  # which may say the same in other words
+    with RunWriter(manifest, identity, len(images.samples), batch_size, state, resume) as writer:
+        if writer.complete:
             return None
-        numbers = cli.own_batches(rows.left, state)
+        numbers = cli.own_batches(writer.left, state)
         batches = datasets.batches(images, decomposer.model.preprocess, batch_size, num_workers, skip_bad_images, numbers)
         waiting: deque = deque()  # batches whose terms are on their way
         begun = time.perf_counter()
@@ -129,9 +132,9 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
                 if arrays:
                     arrays[path("labels")] = labels, "int64"
             with clock.counting("write"):
-                rows.write(number, len(labels), arrays, bad)
+                writer.write(number, len(labels), arrays, bad)
             if number == numbers[0]:
-                rows.check_room()
+                writer.check_room()
 
         for number, (pixels, labels, bad) in zip(tqdm(numbers, "batches", unit="batch", disable=not state.is_main_process),
                                                  clock.over(batches, "decode")):
@@ -156,12 +159,13 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
             raise UserError("--data_path: changed while it was read; begin anew, without --resume")
         if state.is_main_process and (names := names_of(decomposer.components)):
             cli.save_result(path("components").with_suffix(".json"), names)
-        whole |= moments.means() if moments else {}
-        count, skipped = rows.finish(about, {path(what): values for what, values in whole.items()})
+        whole |= moments.arrays() if moments else {}
+        count, skipped = writer.finish(about, {path(what): values for what, values in whole.items()})
     if state.is_main_process:
         both = clock.seconds["model and decomposition"]
         cli.save_result(path("time").with_suffix(".json"), {
-            "images": count, "processes": state.num_processes, "device": str(state.device), "cost_over_a_plain_forward_pass": cost,
+            "command": shlex.join(sys.orig_argv), "images": count, "processes": state.num_processes,
+            "device": str(state.device), "cost_over_a_plain_forward_pass": cost,
             "seconds": {"decode": clock.seconds["decode"], "model": both / cost, "decomposition": both - both / cost,
                         "write": clock.seconds["write"]}, "loop_seconds": loop})
     return count, skipped
@@ -182,8 +186,7 @@ def names_of(components: list[Component]) -> dict[str, list[dict]] | None:
     layers = [component.layer for component in components if component.kind == "attn"]
     if len({layers.count(layer) for layer in layers}) == 1 and all(component.kind != "conv" for component in components):
         return None
-    return {what: listed for what, kinds in ARRAYS.items()
-            if (listed := [component.to_dict() for component in components if component.kind in kinds])}
+    return by_array(components)
 
 
 def check_finite(finite: np.ndarray, images: Images, indices: list[int]) -> None:

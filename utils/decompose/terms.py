@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from utils.cli import UserError
-from utils.runs.components import Component
-
-ARRAYS = {"attn": ("attn",), "mlp": ("embed", "mlp"), "conv": ("conv",)}  # kinds of components by the array that keeps them
+from utils.runs.components import ARRAYS, Component
 
 
 @dataclass

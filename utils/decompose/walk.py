@@ -24,8 +24,8 @@ from utils.cli import UserError
 from utils.decompose import readouts
 from utils.decompose.readouts import Axis, Readout, contract, lay, reading, refuse
 from utils.decompose.recorder import FROZEN, Edge, Node, Recorder
-from utils.decompose.terms import ARRAYS, Terms
-from utils.runs.components import Component
+from utils.decompose.terms import Terms
+from utils.runs.components import ARRAYS, Component
 
 KINDS = [kind for kinds in ARRAYS.values() for kind in kinds]  # in the order of components
 MOST_PATHS = 4  # times the operations of the pass may the walk have steps; a stream that branches at every block needs more

@@ -47,9 +47,7 @@ def kept_image_means(folder: str, dataset: str, vlm: Vlm, images: datasets.Image
     if manifest.is_file() and description.items() <= files.read_manifest(manifest).items():
         return np.load(path)
     means = image_means(vlm, images)
-    with files.Writer(manifest) as writer:
-        writer.append(path, means)
-        writer.finish(description)
+    files.write_arrays(manifest, {path: means}, description)
     return means
 
 

@@ -57,8 +57,8 @@ def cumulative_ablation(curves: dict[str, list[dict]], ylabel: str, title: str, 
 
 def component_scores(components: list, scores: dict[str, np.ndarray], title: str, path: Path) -> None:
     """For each feature, the scores [c] of all components: a panel with a row for each block, and columns for its heads,
-    convolution and MLP; the embedding is below. `components` are those of utils/runs/terms.py."""
-    blocks = sorted({part.block for part in components})[::-1]
+    convolution and MLP; the embedding is below. `components` are those of a run."""
+    blocks = sorted({part.layer for part in components})[::-1]
     heads = 1 + max(part.head or 0 for part in components if part.kind == "attn")
     others = [kind for kind in ("conv", "mlp") if any(part.kind == kind for part in components)]
     place = {kind: heads + i for i, kind in enumerate(others)}
@@ -74,7 +74,7 @@ def component_scores(components: list, scores: dict[str, np.ndarray], title: str
     for axes, (feature, values) in zip(grid.flat, scores.items()):
         table = np.full((len(blocks), heads + len(others)), np.nan)
         for part, value in zip(components, values):
-            table[blocks.index(part.block), place.get(part.kind, part.head or 0)] = value
+            table[blocks.index(part.layer), place.get(part.kind, part.head or 0)] = value
         drawn = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
         axes.set_title(feature, fontsize=9)
         axes.set_xticks(*zip(*ticks, *((place[kind], kind) for kind in others)), fontsize=7)

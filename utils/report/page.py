@@ -1,4 +1,5 @@
-"""What the page of make_report.py shows: results are read and checked, images are scored, pictures and page are written.
+"""What the page of make_report.py shows: results are read and checked, images are scored, pictures and page are
+written.
 
 The page is page.html.j2; page.css and page.js are put into it, so that it needs nothing but its pictures.
 """
@@ -23,9 +24,9 @@ from utils.cli import UserError
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.models import names
-from utils.runs import files, stored, terms
-from utils.runs.heads import Head, name
-from utils.runs.terms import HeadTerms, Run
+from utils.runs import files
+from utils.runs.components import Component
+from utils.runs.run import Run
 
 HERE = Path(__file__).resolve().parent
 RECORD = "report.json"  # by which a folder is known as a report
@@ -45,71 +46,67 @@ def load_clip(args, manifest: dict | None) -> names.Clip | None:
     return names.load_same(args, manifest)
 
 
-def commands(args, manifest: dict | None, options: dict) -> dict[str, str]:
-    """The commands that make what a report reads, and the report, by script. `options` are further ones of
-    compute_complete_text_set.py."""
-    manifest = manifest or {}
-    mapped = "text_model" in manifest
-    text_model = manifest["text_option"] if mapped else args.model
-    made = manifest["text_pretrained"] if mapped else manifest.get("pretrained", args.pretrained)
-    weights = [("pretrained", None if made == text_model else made)]
-    if made and made.startswith("random weights"):
-        weights = [("pretrained", "none"), ("seed", made.split()[-1])]
-    stored = manifest.get("options", {}).get("save_dtype", "float32")
-    model, texts, path = [("model", args.model)], [("model", text_model)], [("data_path", args.data_path)]
-    data = [("dataset", args.dataset), ("split", args.split)]
-    read, write = [("input_dir", _folder(args))], [("output_dir", _folder(args))]
-    where = [("text_dir", None if Path(args.text_dir) == Path("text_descriptions") else args.text_dir)]
-    pool = [("text_descriptions", args.text_descriptions), ("texts_per_head", args.texts_per_head)]
-    lines = {
-        "compute_prs": [*model, *weights, *data, *path, ("save_dtype", None if stored == "float32" else stored),
-                        ("skip_bad_images", bool(manifest.get("skipped_indices")) or None), *write],
-        "compute_text_projection": [*texts, *weights, data[0], *path, *write],
-        "compute_text_set_projection": [
-            *texts, *weights, ("data_path", Path(args.text_dir) / f"{args.text_descriptions}.txt"), *write],
-        "compute_ablations": [*model, *data, *read],
-        "compute_complete_text_set": [*model, *data, *where, *pool, *options.items(), *read, *write],
-        "compute_head_truth": [*model, *data, *pool, *read],
-        "make_report": [*model, *([] if mapped else weights), *data, *path, *where, *pool,
-                        ("images_per_head", args.images_per_head), ("heat_maps", args.heat_maps),
-                        ("thumbnail_size", args.thumbnail_size), *read, ("output_dir", args.output_dir)]}
-    if mapped:
-        source, _, clip = args.model.partition("-as-")
-        first = {"compute_alignment": [("model", source), ("clip", clip), data[0], ("apply", args.split), *read, *write]}
-        lines = first | {script: given for script, given in lines.items() if script != "compute_prs"}
-    return {script: _line(script, given) for script, given in lines.items()}
+def hints(run: Run, pool: str, texts_per_head: int, text_dir: str) -> dict[str, str]:
+    """How the results that a report reads are made, by script, for those that are missing."""
+    place = run.place
+    common = [("model", place.model), ("dataset", place.dataset), ("split", place.split), ("input_dir", _folder(place))]
+    texts = [("text_descriptions", pool), ("texts_per_head", texts_per_head)]
+    where = [("text_dir", None if Path(text_dir) == Path("text_descriptions") else text_dir),
+             ("num_of_last_layers", min(4, len(run.layers))), ("output_dir", _folder(place))]
+    return {"compute_ablations": _line("compute_ablations", common),
+            "compute_complete_text_set": _line("compute_complete_text_set", common + texts + where),
+            "compute_head_truth": _line("compute_head_truth", common + texts)}
 
 
-def _folder(args) -> str | None:
+def commands(run: Run, pool: str, results: dict, own: str) -> list[str]:
+    """The commands that made what a report reads, in order, as manifests and results keep them, and the report's `own`.
+
+    Those that write to --output_dir, which is not kept, name the folder of the run.
+    """
+    place, text_model = run.place, (run.manifest or {}).get("text_model", run.place.model_name)
+    paths = [files.manifest_path(place.folder, *parts) for parts in (
+        (place.dataset, "classifier", text_model), (pool, text_model))]
+    made = [run.manifest or {}, *(files.read_manifest(path) or {} for path in paths), results["texts"]]
+    *arrays, texts = (found.get("command") and found["command"] + _options([("output_dir", _folder(place))])
+                      for found in made)
+    return [line for line in (*arrays, results["ablations"].get("command"), texts,
+                              (results["truth"] or {}).get("command"), own) if line]
+
+
+def _folder(place: files.Place) -> str | None:
     """Where the arrays are, if elsewhere than by default."""
-    return None if Path(args.input_dir) == Path("output_dir") else args.input_dir
+    return None if Path(place.folder) == Path("output_dir") else str(place.folder)
 
 
 def _line(script: str, options: list[tuple]) -> str:
-    """A command with those of the options that are given; True stands for an option without a value."""
+    return f"python {script}.py" + _options(options)
+
+
+def _options(options: list[tuple]) -> str:
+    """Those of the options that are given; True stands for an option without a value."""
     words = [str(word) for option, value in options if value is not None
              for word in ((f"--{option}",) if value is True else (f"--{option}", value))]
-    return shlex.join(["python", f"{script}.py", *words])
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def read_results(args, model: str, attn: HeadTerms, texts: list[str], hints: dict[str, str]) -> dict:
-    """What compute_ablations.py, compute_complete_text_set.py and, where it is there, compute_head_truth.py wrote about the
-    run with these `attn` [b, c, d] and the pool of those texts: `ablations`, `texts`, and `truth` or None.
+def read_results(run: Run, pool: str, texts_per_head: int, texts: list[str], hints: dict[str, str]) -> dict:
+    """What compute_ablations.py, compute_complete_text_set.py and, where it is there, compute_head_truth.py wrote about
+    a run and the pool of that name with those texts: `ablations`, `texts`, and `truth` or None.
 
-    Raises UserError, with the command in `hints`, for a file that is missing, or about other arrays or texts. A truth about
-    other texts is left out, with a warning.
+    Raises UserError, with the command in `hints`, for a file that is missing, or about other arrays or texts. A truth
+    about other texts is left out, with a warning.
     """
-    folder, run, images = Path(args.input_dir), files.run_name(args.dataset, args.split), len(attn)
-    spans = files.spans_path(args.input_dir, run, args.text_descriptions, args.texts_per_head, model).with_suffix(".json")
-    ablations = _read(folder / f"{run}_ablations_{model}.json", images, hints["compute_ablations"])
+    place, images = run.place, len(run)
+    spans = place.path(files.texts_of_heads(pool, texts_per_head), ".json")
+    ablations = _read(place.path("ablations", ".json"), images, hints["compute_ablations"])
     found = _read(spans, images, hints["compute_complete_text_set"])
-    wanted = attn.heads[attn.last(found["num_of_last_layers"])]
-    if [(head["layer"], head["head"]) for head in found["heads"]] != wanted or any(
+    wanted = run.heads[run.last(found["num_of_last_layers"])]
+    if [Component("attn", head["layer"], head["head"]) for head in found["heads"]] != wanted or any(
             texts[entry["index"]:entry["index"] + 1] != [entry["text"]] for head in found["heads"] for entry in head["texts"]):
         raise UserError(f"{spans}: is about other heads or texts; make it again with: {hints['compute_complete_text_set']}")
-    path = folder / f"{run}_head_truth_{model}.json"
+    path = place.path("head_truth", ".json")
     truth = _read(path, images, hints["compute_head_truth"]) if path.is_file() else None
-    if truth and ((truth["pool"], truth["texts_per_head"]) != (args.text_descriptions, args.texts_per_head)
+    if truth and ((truth["pool"], truth["texts_per_head"]) != (pool, texts_per_head)
                   or [head["variance"] for head in truth["heads"]] != [head["variance"] for head in found["heads"]]):
         print(f"warning: {path} is about other texts, and left out; make it again with: {hints['compute_head_truth']}",
               file=sys.stderr)
@@ -135,25 +132,23 @@ def score_images(run: Run, classifier: np.ndarray, pool: np.ndarray, results: di
                  hints: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """What each head that the page shows adds to each image's cosine similarity with the head's first text.
 
-    `run` holds attn [b, c, d], mlp and perhaps conv, and labels [b], and is read in blocks; `pool` [m, d] are the texts'
-    embeddings. Returns each head's average over images [k], and the scores [k, b] above it or below; 0 for a head without
-    texts. On the way, the heads' variance and the accuracy are compared with those in `results`: raises UserError where
-    they differ, since then the arrays have been made anew.
+    `pool` [m, d] are the texts' embeddings. Returns each head's average over images [k], and the scores [k, b] above it
+    or below; 0 for a head without texts. On the way, the heads' variance and the accuracy are compared with those in
+    `results`: raises UserError where they differ, since then the arrays have been made anew.
     """
     heads = results["texts"]["heads"]
-    images, first = len(run["labels"]), len(run["attn"].heads) - len(heads)
+    images, first = len(run), len(run.heads) - len(heads)
     directions = np.stack([pool[head["texts"][0]["index"]] if head["texts"] else np.zeros_like(pool[0]) for head in heads])
     scores = np.empty((len(heads), images), np.float32)
-    origin = run["attn"][:1, first:][0].astype(np.float64)  # taken off: squares would drown in the mean's
+    shown = slice(first, len(run.heads))
+    origin = run.stack(slice(1), shown)[0].astype(np.float64)  # taken off: squares would drown in the mean's
     sums, squares, right = np.zeros(directions.shape), np.zeros(len(heads)), 0
-    for block in stored.blocks(images, description="scores"):
-        attn = run["attn"][block]
-        shown = attn[:, first:].astype(np.float32)                                                    # [b, k, d]
-        scores[:, block] = np.einsum("bkd,kd->kb", shown, directions)
-        moved = shown - origin
+    for block in files.blocks(images, description="scores"):
+        terms = run.stack(block, shown)                                                               # [b, k, d]
+        scores[:, block] = np.einsum("bkd,kd->kb", terms, directions)
+        moved = terms - origin
         sums, squares = sums + moved.sum(axis=0), squares + np.einsum("bkd,bkd->k", moved, moved)
-        whole = attn.sum(axis=1, dtype=np.float32) + terms.rest(run, block)
-        right += correct(whole, classifier, run["labels"][block])
+        right += correct(run.whole(block), classifier, run.labels[block])
     variances = squares / images - np.square(sums / images).sum(axis=1)
     said = np.array([head["variance"] for head in heads])
     if not np.allclose(variances, said, rtol=1e-3, atol=1e-3 * said.max()):
@@ -166,19 +161,19 @@ def score_images(run: Run, classifier: np.ndarray, pool: np.ndarray, results: di
 
 
 def extremes(scores: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images with the highest scores [b], highest first, and with the lowest, lowest first; at most `number` of each, and
-    none that is in both."""
+    """Images with the highest scores [b], highest first, and with the lowest, lowest first; at most `number` of each,
+    and none that is in both."""
     order = np.argsort(-scores, kind="stable")
     highest = order[:min(number, -(-len(order) // 2))]
     return highest, order[len(highest):][::-1][:number]
 
 
-def describe_heads(results: dict, scored: tuple[np.ndarray, np.ndarray], alone: dict[Head, float], number: int,
+def describe_heads(results: dict, scored: tuple[np.ndarray, np.ndarray], alone: dict[Component, float], number: int,
                    indices: np.ndarray, labels: np.ndarray, images: Images, root: str | None) -> list[dict]:
     """What the page shows of each head, the newest layer's first.
 
-    `scored` is what `score_images` returns, `alone` the accuracy without each head, `number` how many images of the highest
-    and of the lowest scores are named; `indices` [b] are the images' in the data set, and `root` its folder.
+    `scored` is what `score_images` returns, `alone` the accuracy without each head, `number` how many images of the
+    highest and of the lowest scores are named; `indices` [b] are the images' in the data set, and `root` its folder.
     """
     def image(row: int, score: float) -> dict:
         index, label = int(indices[row]), images.classes[labels[row]]
@@ -188,10 +183,10 @@ def describe_heads(results: dict, scored: tuple[np.ndarray, np.ndarray], alone: 
     heads, largest = [], max(head["variance"] for head in results["texts"]["heads"]) or 1.0
     truths = results["truth"]["heads"] if results["truth"] else [None] * len(scored[0])
     for head, truth, average, scores in zip(results["texts"]["heads"], truths, *scored):
-        key = head["layer"], head["head"]
+        key = Component("attn", head["layer"], head["head"])
         highest, lowest = extremes(scores, number) if head["texts"] else ([], [])
         heads.append({
-            **head, "name": name(key), "id": f"head-{key[0]}-{key[1]}", "consistency": head.get("consistency"),
+            **head, "name": str(key), "id": f"head-{key.layer}-{key.head}", "consistency": head.get("consistency"),
             "relative_variance": head["variance"] / largest, "accuracy": alone[key],
             "change": alone[key] - results["ablations"]["baseline"], "average": float(average),
             "highest": [image(row, scores[row]) for row in highest], "lowest": [image(row, scores[row]) for row in lowest],
@@ -209,8 +204,8 @@ def read_picture(images: Images, index: int, label: str) -> Image.Image:
 
 
 def save_thumbnails(heads: list[dict], images: Images, size: int, clip: names.Clip | None, folder: Path) -> tuple[int, int]:
-    """Write each image that a head names once, its longer side `size` pixels, framed as the model sees it; without a model,
-    its middle square. Returns width and height."""
+    """Write each image that a head names once, its longer side `size` pixels, framed as the model sees it; without a
+    model, its middle square. Returns width and height."""
     mode, (height, width) = ("shortest", (1, 1)) if clip is None else (clip.model.visual.preprocess_cfg["resize_mode"],
                                                                       clip.image_size)
     shape = round(size * width / max(height, width)), round(size * height / max(height, width))
@@ -257,8 +252,8 @@ def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Ima
 
 
 def overlay(picture: Image.Image, patches: np.ndarray, limit: float) -> Image.Image:
-    """Patches [rows, columns] in blue (-limit) to red (limit) over a pale grey copy of a picture, the stronger the less of
-    the picture is left."""
+    """Patches [rows, columns] in blue (-limit) to red (limit) over a pale grey copy of a picture, the stronger the less
+    of the picture is left."""
     shares = np.clip(np.abs(patches) / (limit or 1.0), 0, 1)[..., None]
     colors = np.where(patches[..., None] < 0, BLUE, RED)
     layer = Image.fromarray((255 * np.concatenate([colors, 0.9 * shares], axis=-1)).round().astype(np.uint8), "RGBA")
@@ -266,22 +261,22 @@ def overlay(picture: Image.Image, patches: np.ndarray, limit: float) -> Image.Im
     return Image.alpha_composite(pale, layer.resize(picture.size, Image.Resampling.NEAREST)).convert("RGB")
 
 
-def describe_run(args, manifest: dict | None, results: dict, heads: list[dict], lines: dict[str, str], **figures) -> dict:
+def describe_run(args, run: Run, results: dict, heads: list[dict], lines: list[str], **figures) -> dict:
     """All that the page shows: what it was made from, figures of the whole model, and the heads."""
-    manifest, texts, truth = manifest or {}, results["texts"], results["truth"]
+    manifest, texts, truth = run.manifest or {}, results["texts"], results["truth"]
     layers = len(results["ablations"]["attention_ablated"]) - 1
     together = _line("compute_use_specific_heads", [
         ("model", args.model), ("dataset", args.dataset), ("split", args.split), ("data_path", args.data_path),
-        ("input_dir", _folder(args)), ("keep_last_layers", layers), ("keep_mlps", True)]) + " --heads {heads}"
+        ("input_dir", _folder(run.place)), ("keep_last_layers", layers), ("keep_mlps", True)]) + " --heads {heads}"
     return {
         "model": args.model, "dataset": args.dataset, "split": args.split, "pool": args.text_descriptions,
         "pretrained": manifest.get("pretrained"), "weights_sha256": manifest.get("weights_sha256"),
         "versions": manifest.get("versions", {}), "images": texts["images"], "layers": layers, **figures,
         "texts_per_head": args.texts_per_head, "num_of_last_layers": texts["num_of_last_layers"],
-        "number_of_texts": texts["number_of_texts"], "texts_accuracy": texts["accuracy"], "ablations": results["ablations"],
-        "truth": {key: value for key, value in truth.items() if key != "heads"} if truth else None,
-        "commands": [line for script, line in lines.items() if truth or script != "compute_head_truth"],
-        "command_for_several": together, "heads": heads}
+        "number_of_texts": texts["number_of_texts"], "texts_accuracy": texts["accuracy"], 
+        "ablations": {key: value for key, value in results["ablations"].items() if key != "command"},
+        "truth": {key: value for key, value in truth.items() if key not in ("heads", "command")} if truth else None,
+        "commands": lines, "command_for_several": together, "heads": heads}
 
 
 def check_folder(folder: Path) -> None:

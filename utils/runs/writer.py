@@ -12,7 +12,6 @@ behind the arrays, never before them: what it lists is there, whatever happens n
 """
 import contextlib
 import fcntl
-import importlib.metadata
 import io
 import json
 import os
@@ -24,25 +23,31 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.cli import UserError, save_result
 from utils.runs import files
 
 EVERY = 1  # second from one time that what is written is forced to the disk, and listed in the journal, to the next
 BLOCK = 1 << 24  # bytes that are copied at a time
 
 
-class Rows:
-    """The arrays of a run while they are written; used with `with`.
+class RunWriter:
+    """Writes the arrays of a run, batch by batch; used with `with`.
 
     `manifest` is the manifest's path, `identity` what the run is made from, `images` their number, in batches of
-    `batch_size`; `state` is that of cli.start_processes. With `resume` a run that was cut off goes on, and one that is
-    complete is `complete`; without, everything begins anew. `left` are the batches that are not there yet, by number.
+    `batch_size`; `state` is that of cli.start_processes (None: one process). With `resume` a run that was cut off goes
+    on, and one that is complete is `complete`; without, everything begins anew; None: what is cut off is removed.
+    `left` are the batches that are not there yet, by number.
 
-    Raises UserError where another process writes the same run, and where `resume` finds one that is made from something else.
+    Raises UserError where another process writes the same run, and where `resume` finds one that is made from something
+    else.
     """
 
-    def __init__(self, manifest: Path, identity: dict, images: int, batch_size: int, state, resume: bool):
-        self.manifest, self.images, self.batch_size, self.state = manifest, images, batch_size, state
+    def __init__(self, manifest: Path, identity: dict, images: int, batch_size: int, state=None,
+                 resume: bool | None = None):
+        self.manifest, self.images, self.batch_size = manifest, images, batch_size
+        self.leads = state is None or state.is_main_process
+        self.wait = state.wait_for_everyone if state else lambda: None
+        self.batches, self.kept = range(-(-images // batch_size)), resume is not None
         self.identity = json.loads(json.dumps(identity))  # as it is read again
         self.begun = self._beside("run")
         self.files: dict[str, int] = {}
@@ -51,23 +56,23 @@ class Rows:
         self.told = False                  # whether the journal has the layout
         self.journal, self.lock, self.synced = None, None, time.monotonic()
         manifest.parent.mkdir(parents=True, exist_ok=True)
-        if state.is_main_process:
+        if self.leads:
             self._take_lock()
         goes_on = resume and self.begun.exists()
         self.complete = resume and not goes_on and self._is_complete()
         if goes_on:
             self._check(self.begun, json.loads(self.begun.read_text(encoding="utf-8")))
-        elif state.is_main_process and not self.complete:
+        elif self.leads and not self.complete:
             self._remove_partials()
-            files.write_json(self.begun, self.identity)
-        state.wait_for_everyone()
+            save_result(self.begun, self.identity)
+        self.wait()
         done = self._done()
-        self.left = [] if self.complete else [number for number in range(-(-images // batch_size)) if number not in done]
-        if done and state.is_main_process:
+        self.left = [] if self.complete else [number for number in self.batches if number not in done]
+        if done and self.leads:
             print(f"resuming at image {sum(map(self._size, done))} of {images}", file=sys.stderr)
-        state.wait_for_everyone()  # nobody writes before all have read
+        self.wait()  # nobody writes before all have read
 
-    def __enter__(self) -> "Rows":
+    def __enter__(self) -> "RunWriter":
         return self
 
     def __exit__(self, *_) -> None:
@@ -78,7 +83,7 @@ class Rows:
         if self.journal:
             self.journal.close()
         if self.lock:
-            if not self._done():  # nothing to go on with
+            if not (self.kept and self._done()):  # nothing to go on with
                 self._remove_partials()
             Path(self.lock.name).unlink(missing_ok=True)
             self.lock.close()
@@ -90,17 +95,18 @@ class Rows:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            raise UserError(f"{self.manifest.parent}: another run is writing {self.manifest.stem} there; wait for it, or choose "
-                            "another --output_dir") from error
+            raise UserError(f"{self.manifest.parent}: another run is writing {self.manifest.stem} there; wait for it, "
+                            "or choose another --output_dir") from error
         self.lock = lock
 
     def _check(self, path: Path, found: dict) -> None:
         """Refuse to go on with a run that is made from something else."""
         for name, wanted in self.identity.items():
             if found.get(name) != wanted:
-                was, is_now = (value if len(str(value)) < 80 else "something else" for value in (found.get(name), wanted))
-                raise UserError(f"{path}: --resume goes on with the same options and data alone, but {name} was {was} and is "
-                                f"{is_now}; give the same, or leave --resume out to begin anew")
+                was, is_now = (value if len(str(value)) < 80 else "something else"
+                               for value in (found.get(name), wanted))
+                raise UserError(f"{path}: --resume goes on with the same options and data alone, but {name} was {was} "
+                                f"and is {is_now}; give the same, or leave --resume out to begin anew")
 
     def _is_complete(self) -> bool:
         """Whether the run is there, with all its arrays."""
@@ -113,7 +119,8 @@ class Rows:
         return all((self.manifest.parent / entry["file"]).is_file() for entry in found["arrays"])
 
     def _done(self) -> dict[int, dict]:
-        """What the journals say of the batches that are on the disk, by number. A line that was cut off does not count."""
+        """What the journals say of the batches that are on the disk, by number. A line that was cut off does not
+        count."""
         found = {}
         for path in self._all("journal.*"):
             for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
@@ -145,9 +152,10 @@ class Rows:
             "shape": (rows, *layout["shape"])})
         return buffer.getvalue()
 
-    def write(self, number: int, rows: int, values: dict[Path, tuple[np.ndarray, str]], skipped: list[tuple[int, str]]) -> None:
-        """Write a batch: how many images it has, for each array their rows [b, ...] and the type to store them in, and the
-        indices and errors of images that were left out."""
+    def write(self, number: int, rows: int, values: dict[Path, tuple[np.ndarray, str]],
+              skipped: list[tuple[int, str]]) -> None:
+        """Write a batch: how many images it has, for each array their rows [b, ...] and the type to store them in, and
+        the indices and errors of images that were left out."""
         for path, (batch, dtype) in values.items():
             batch, name = np.ascontiguousarray(batch, dtype), path.name
             if name not in self.files:
@@ -186,24 +194,26 @@ class Rows:
     def finish(self, description: dict, whole: dict[Path, np.ndarray]) -> tuple[int, list]:
         """Give every array its final name, and write the manifest last, when all processes have written their batches.
 
-        `whole` are arrays without images, which are written here. Returns the number of images, and of those left out the
-        indices and errors. Raises UserError where none is left.
+        `whole` are arrays without images, which are written here. Returns the number of images, and of those left out
+        the indices and errors. Raises UserError where none is left.
         """
         self.sync()
-        self.state.wait_for_everyone()
+        self.wait()
         done = self._done()
-        if len(done) < -(-self.images // self.batch_size):
-            raise UserError(f"{self.manifest.parent}: another process ended before its batches were done; go on with --resume")
-        entries = [done[number] for number in range(-(-self.images // self.batch_size))]
-        count, skipped = sum(entry["rows"] for entry in entries), [tuple(pair) for entry in entries for pair in entry["skipped"]]
+        if len(done) < len(self.batches):
+            raise UserError(f"{self.manifest.parent}: another process ended before its batches were done; go on with "
+                            "--resume")
+        entries = [done[number] for number in self.batches]
+        count = sum(entry["rows"] for entry in entries)
+        skipped = [tuple(pair) for entry in entries for pair in entry["skipped"]]
         if not count:
             raise UserError(f"none of the {self.images} images can be read; the first is {skipped[0][1]}")
-        if self.state.is_main_process:
-            self._publish(entries, count, whole, {
-                **description, "images": count, "skipped_images": [error for _, error in skipped],
-                "skipped_indices": [index for index, _ in skipped], "identity": self.identity,
-                "versions": {name: importlib.metadata.version(name) for name in files.PACKAGES}})
-        self.state.wait_for_everyone()
+        if self.leads:
+            made = {"images": count, "skipped_images": [error for _, error in skipped],
+                    "skipped_indices": [index for index, _ in skipped], "identity": self.identity}
+            made = {key: value for key, value in made.items() if key not in description}  # a mapped run knows its own
+            self._publish(entries, count, whole, {**description, **made})
+        self.wait()
         return count, skipped
 
     def _publish(self, entries: list[dict], count: int, whole: dict[Path, np.ndarray], description: dict) -> None:
@@ -222,17 +232,8 @@ class Rows:
                 os.fsync(file.fileno())
         described = [{"file": name, "shape": [count, *layout["shape"]], "dtype": layout["dtype"]}
                      for name, layout in self.layout.items()]
-        described += [{"file": path.name, "shape": list(values.shape), "dtype": values.dtype.name}
-                      for path, values in whole.items()]
-        manifest = self._beside("manifest")
-        try:
-            files.write_json(manifest, {**description, "arrays": described})  # a full disk shows before any renaming
-            self.manifest.unlink(missing_ok=True)  # from here on it would describe arrays that are being replaced
-            for final, partial in ready.items():
-                os.replace(partial, final)
-            os.replace(manifest, self.manifest)
-        finally:
-            manifest.unlink(missing_ok=True)
+        described += [files.describe(path, values) for path, values in whole.items()]
+        files.publish(self.manifest, description, described, ready)
         self._remove_partials()
 
     def _packed(self, name: str, partial: Path, entries: list[dict]) -> Path:
@@ -252,8 +253,10 @@ class Rows:
 
     def check_room(self) -> None:
         """Refuse, once the first batch has shown how large the arrays are, to fill a disk that is too small."""
-        needed = sum(self._place(name, self.images) - os.stat(file).st_blocks * 512 for name, file in self.files.items())
+        needed = sum(self._place(name, self.images) - os.stat(file).st_blocks * 512
+                     for name, file in self.files.items())
         free = shutil.disk_usage(self.manifest.parent).free
         if needed > free:
-            raise UserError(f"{self.manifest.parent}: the arrays need {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are "
-                            "free; free some space, choose another --output_dir, or store less with --save_dtype float16")
+            raise UserError(f"{self.manifest.parent}: the arrays need {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} "
+                            "GB are free; free some space, choose another --output_dir, or store less with "
+                            "--save_dtype float16")

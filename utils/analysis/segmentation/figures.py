@@ -177,11 +177,10 @@ def save(folder: str, method: str, model: str, scores: dict[str, Scores], about:
     published = PUBLISHED.get((about["dataset"], about["model"], about["pretrained"]), {})
     figures = {name: score.figures() | {"published_percent": published.get(name)} for name, score in scores.items()}
     path = files.manifest_path(folder, about["dataset"], "segmentation", method, model)
-    with files.Writer(path) as writer:
-        for score in scores.values():
-            for what, values in zip(("precision", "recall"), score.curve()):
-                writer.append(files.term_path(folder, about["dataset"], f"{method}_{what}", model), values[None])
-        writer.finish({**about, "methods": figures, "definitions": DEFINITIONS})
+    curves = np.array([score.curve() for score in scores.values()], np.float32)  # [methods, 2, thresholds]
+    arrays = {files.term_path(folder, about["dataset"], f"{method}_{what}", model): curves[:, i]
+              for i, what in enumerate(("precision", "recall"))}
+    files.write_arrays(path, arrays, {**about, "methods": figures, "definitions": DEFINITIONS})
     return path, figures
 
 

@@ -1,5 +1,5 @@
-"""How much a component has to do with a feature, which is a set of texts (arXiv 2406.01583, section 4), and how far to
-trust that: against rankings of images, and against the truth where it is known.
+"""Scores: how much a component has to do with a feature, which is a set of texts (arXiv 2406.01583, section 4), and how
+far to trust that: against rankings of images, and against the truth where it is known.
 
 A file of features is YAML with lines `feature: [text, text, ...]`, such as configs/features.yaml.
 """
@@ -8,22 +8,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from utils.analysis import alignment, truth, zeroshot
+from utils.analysis import alignment, zeroshot
 from utils.cli import UserError, read_yaml
 from utils.models import names
-from utils.runs import files, stored, terms
-from utils.runs.terms import Component, Run
+from utils.runs.files import Place, blocks
+from utils.runs.run import SMALL_BLOCK, Run
 
 CONSTANT = 16 * np.finfo(np.float32).eps  # spread over images, relative to the size, that is rounding noise
 TEXTS_AT_ONCE = 256
 RANKED = 6400  # images, of which components make rankings, as published
-
-
-def label(component: Component) -> str:
-    """How a component is called: attn 5.3 (block and head, counted from 0), mlp 4, conv 2, embed."""
-    if component.kind == "embed":
-        return "embed"
-    return f"{component.kind} {component.block}" + ("" if component.head is None else f".{component.head}")
 
 
 def read(path: str) -> dict[str, list[str]]:
@@ -32,9 +25,10 @@ def read(path: str) -> dict[str, list[str]]:
     if not found:
         raise UserError(f"{path}: names no feature; write lines such as 'color: [red, green]'")
     for name, texts in found.items():
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"{path}: {name}: should be a list of texts, such as [red, green]; quote those that are no text for "
-                            "YAML, such as 'yes' and '4'")
+        if not isinstance(texts, list) or not texts or not all(
+                isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"{path}: {name}: should be a list of texts, such as [red, green]; quote those that are no "
+                            "text for YAML, such as 'yes' and '4'")
         if len(set(texts)) < len(texts):
             raise UserError(f"{path}: {name}: repeats {max(texts, key=texts.count)!r}; remove one of them")
     return {str(name): texts for name, texts in found.items()}
@@ -43,11 +37,12 @@ def read(path: str) -> dict[str, list[str]]:
 def feature_scores(terms: Iterable[np.ndarray], features: Sequence[np.ndarray]) -> np.ndarray:
     """How much each component has to do with each feature: [features, c], from -1 to 1.
 
-    `terms` are blocks [b, c, d] of components whose sum is the whole representation, `features` the embeddings [m, d] of
-    each one's texts. For each direction of the orthonormalised texts (QR), the correlation over images between the
-    component's score and the whole's; averaged over directions. What does not vary over images counts 0.
+    `terms` are blocks [b, c, d] of all components, `features` the embeddings [m, d] of each one's texts. For each
+    direction of the orthonormalised texts (QR), the correlation over images between the component's score and the
+    whole's; averaged over directions. What does not vary over images counts 0.
     """
-    directions = np.concatenate([np.linalg.qr(np.asarray(texts, np.float64).T)[0] for texts in features], axis=1)  # [d, r]
+    bases = [np.linalg.qr(np.asarray(texts, np.float64).T)[0] for texts in features]
+    directions = np.concatenate(bases, axis=1)                                       # [d, r]
     images, first, sums = 0, None, None
     for block in terms:
         scores = np.asarray(block, np.float64) @ directions                          # [b, c, r]
@@ -84,40 +79,42 @@ def embed(args, manifest: dict | None, features: Sequence[Sequence[str]], width:
     return [zeroshot.embed_texts(clip, texts, TEXTS_AT_ONCE) for texts in features]
 
 
-def target(folder: str, dataset: str, split: str | None, run: Run, manifest: dict) -> tuple[Run, str]:
-    """The run whose whole representation ranks images, and its model: of a mapped run the CLIP that it was mapped to, where
-    that one's arrays are in the folder, and otherwise the run itself.
+def target(run: Run) -> Run:
+    """The run whose whole representation ranks images: of a mapped run that of the CLIP it was mapped to, where its
+    arrays are in the folder, and otherwise the run itself.
 
     Raises UserError where the arrays of the CLIP are of other images or weights.
     """
-    clip = manifest.get("text_model")
-    if clip is None or not files.manifest_path(folder, files.run_name(dataset, split), clip).is_file():
-        return run, manifest["model"]
-    found, own, _ = files.open_terms(folder, dataset, manifest["text_option"], split)
-    alignment.same_images(manifest, own)
-    if own["weights_sha256"] != manifest["text_weights_sha256"]:
-        raise UserError(f"{folder}: the arrays of {clip} have other weights ({own['pretrained']}) than those that "
-                        f"{manifest['model']} was mapped to; make either again")
-    return found, clip
+    clip, manifest = run.manifest.get("text_option"), run.manifest
+    if clip is None or not Place(run.place.folder, run.place.dataset, clip, run.place.split).manifest.is_file():
+        return run
+    found = Run.open(run.place.folder, run.place.dataset, clip, run.place.split, needs="components")
+    alignment.same_images(run, found)
+    if found.manifest["weights_sha256"] != manifest["text_weights_sha256"]:
+        raise UserError(f"{run.place.folder}: the arrays of {found.place.model_name} have other weights "
+                        f"({found.manifest['pretrained']}) than those that {manifest['model']} was mapped to; make "
+                        "either again")
+    return found
 
 
 def agreements(run: Run, whole: Run, features: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
-    """How far each component ranks images as a representation does: [features, c], from -1 to 1, and the number of images.
+    """How far each component ranks images as a representation does: [features, c], from -1 to 1, and the number of
+    images.
 
     Images are ranked by their inner product with a text, for the component and for the sum of the terms of `whole`; the
-    Spearman correlation of the two rankings over images is averaged over the texts of a feature, embeddings [m, d]. What
-    ranks all images alike counts 0. At most 6,400 images are taken, evenly spaced; of them all inner products are in memory,
-    4 bytes for each image, component and text.
+    Spearman correlation of the two rankings over images is averaged over the texts of a feature, embeddings [m, d].
+    What ranks all images alike counts 0. At most 6,400 images are taken, evenly spaced; of them all inner products are
+    in memory, 4 bytes for each image, component and text.
     """
     texts = np.concatenate(features).astype(np.float32)
-    images = len(run["attn"])
+    images = len(run)
     rows = np.linspace(0, images - 1, min(images, RANKED)).round().astype(int)
     own, wanted = None, np.empty((len(texts), len(rows)), np.float32)
-    for block in stored.blocks(len(rows), terms.SMALL_BLOCK, "rankings"):
-        products = terms.stack(run, rows[block]) @ texts.T                               # [b, c, m]
+    for block in blocks(len(rows), SMALL_BLOCK, "rankings"):
+        products = run.stack(rows[block]) @ texts.T                               # [b, c, m]
         own = np.empty((len(texts), products.shape[1], len(rows)), np.float32) if own is None else own
         own[..., block] = products.transpose(2, 1, 0)
-        wanted[:, block] = texts @ terms.stack(whole, rows[block]).sum(axis=1).T
+        wanted[:, block] = texts @ whole.stack(rows[block]).sum(axis=1).T
     pairs = tqdm(zip(own, wanted), "texts", len(texts), unit="text", delay=3, leave=False)
     found = np.stack([_rank_correlations(*pair) for pair in pairs])                      # [m, c]
     ends = np.cumsum([len(texts) for texts in features])[:-1]
@@ -133,20 +130,12 @@ def _rank_correlations(many: np.ndarray, one: np.ndarray) -> np.ndarray:
     return np.divide(ranks @ other, size, out=np.zeros(len(ranks)), where=size > 0)
 
 
-def shares(run: Run, groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The share [c] of each component's variance that each attribute explains, epsilon squared (`truth.explained`).
-
-    `groups` holds each image's group [b] by attribute.
-    """
-    parts = [truth.explained(run[what], groups) for what in terms.WHAT if what in run]
-    return {name: np.concatenate([part[name] for part in parts]) for name in groups}
-
-
 def rank_correlation(scores: np.ndarray, others: np.ndarray) -> dict:
-    """Spearman correlation over components between scores [c] for a feature and other figures [c] of the same components.
+    """Spearman correlation over components between scores [c] for a feature and other figures [c] of the same
+    components.
 
-    Components that do not vary along the feature's texts, whose score is exactly 0, are left out and counted as constant.
-    The correlation is None where fewer than two components are left, or either figure is the same for all.
+    Components that do not vary along the feature's texts, whose score is exactly 0, are left out and counted as
+    constant. The correlation is None where fewer than two components are left, or either figure is the same for all.
     """
     from scipy.stats import spearmanr
 

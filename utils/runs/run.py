@@ -1,0 +1,244 @@
+"""A run: the terms of the images of a data set, whatever the storage."""
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.data.datasets import Images
+from utils.models.names import file_name
+from utils.runs import files
+from utils.runs.components import ARRAYS, Component
+from utils.runs.files import Place, blocks
+from utils.runs.storage import CompactHeads, FullTerms, MomentHeads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALL_BLOCK = 64  # images whose every component is in memory at a time
+AXES = {"attn": (3, 4), "heads": (4,), "scalars": (2,), "mlp": (3,), "conv": (3,), "cls_attn": (3,), "labels": (1,)}
+Rows = slice | Sequence[int] | np.ndarray
+
+
+class Run:
+    """What each component of a model wrote for each image of a data set: terms, whose sum is the representation.
+
+    `components` are the heads, layer by layer, then the embedding and the MLPs, then convolution blocks; a column is a
+    place among them, and `columns` are those of each array. `heads` are the components that are heads, and `layers` the
+    blocks that have some. `labels` [b] are the images' classes, `cls_attn` [b, l, d] is the part of the heads' terms
+    that comes from the class token (None where it is not known). `manifest` says what made the run (None for foreign
+    arrays), `place` where it is. Only the rows and columns that are asked for are read.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], components: Sequence[Component] | None = None,
+                 labels: np.ndarray | None = None, manifest: dict | None = None, place: Place | None = None):
+        """`arrays` are attn [b, l, h, d] or [b, c, d], or what another storage has in its place, mlp [b, m, d], the
+        embedding first, and where there are such conv [b, n, d] and cls_attn. Without `components`, they are a plain
+        transformer's.
+        """
+        self.labels, self.manifest, self.place, self.cls_attn = labels, manifest, place, arrays.get("cls_attn")
+        if "attn" in arrays:
+            heads = FullTerms(arrays["attn"])
+        elif "heads" in arrays:
+            heads = CompactHeads(arrays["heads"], arrays["scalars"], arrays["readout"])
+        else:
+            heads = MomentHeads(arrays["mean"], arrays["second"], arrays["readout"])
+        self.has_images = "mean" not in arrays  # or the moments of its heads alone
+        self._parts = {"attn": heads} | {what: FullTerms(arrays[what]) for what in ("mlp", "conv") if what in arrays}
+        self._images = len(heads.terms) if self.has_images else manifest["images"]
+        # Shapes as they are stored, without images.
+        self.layout = {what: list(part.layout) for what, part in self._parts.items()}
+        self.dtype, self.width = heads.dtype, heads.layout[-1]
+        if components is None:
+            components = [Component("attn", *key) for key in np.ndindex(*heads.layout[:2])]
+            if "attn" in arrays and "mlp" in arrays:  # other storages keep all MLPs as one
+                components += [Component("embed"), *(Component("mlp", i) for i in range(arrays["mlp"].shape[1] - 1))]
+        self.components = list(components)
+        ends = np.cumsum([0, *(math.prod(part.layout[:-1]) for part in self._parts.values())]).tolist()
+        self.columns = {what: slice(first, last) for what, first, last in zip(self._parts, ends, ends[1:])}
+        self.is_plain = len(heads.layout) == 3 and "conv" not in arrays  # shapes say which term is whose
+        self.heads = [part for part in self.components if part.kind == "attn"]
+        self.layers = sorted({head.layer for head in self.heads})
+
+    def __len__(self) -> int:
+        return self._images
+
+    @classmethod
+    def open(cls, folder: str, dataset: str, model: str, split: str | None = None, needs: str = "whole") -> "Run":
+        """The run of that data set, model (as it was given) and split; its arrays stay on disk, and are read as they
+        are needed.
+
+        `needs` is what the caller asks of it: "moments" of its heads, or with images also the whole; its "heads" alone;
+        heads and the "whole"; or all "components" and a manifest. Raises UserError where that is not there, and for
+        arrays that are incomplete or of different runs.
+        """
+        place = Place(folder, dataset, model, split)
+        manifest = files.read_manifest(place.manifest) if place.manifest.is_file() else None
+        storage = (manifest or {}).get("options", {}).get("storage", "full")
+
+        def array(what: str) -> files.Stored:
+            return files.open_array(place.path(what), None if what == "labels" else manifest, place.command())
+
+        if storage == "moments":
+            run = cls({what: array(what) for what in ("mean", "second", "readout")}, manifest=manifest, place=place)
+            if needs != "moments":
+                run.stack(slice(0, 0))  # which says that there are no single images
+            return run
+        arrays = {what: array(what) for what in (("attn",) if storage == "full" else ("heads", "scalars"))}
+        images = len(next(iter(arrays.values())))
+        if needs != "heads":
+            arrays["mlp"] = array("mlp")
+        if manifest is None:
+            files.read_manifest(place.manifest)  # which warns that there is none
+        listed = [entry["file"] for entry in (manifest or {}).get("arrays", [])]
+        if needs != "heads" and (place.path("conv").name in listed if manifest else place.path("conv").is_file()):
+            arrays["conv"] = array("conv")
+        if place.path("cls_attn").is_file():
+            arrays["cls_attn"] = array("cls_attn")
+        if dataset == "imagenet" and not place.path("labels").is_file() and images == 50_000:
+            labels = np.arange(images) // 50  # the published runs wrote none
+        else:
+            labels = np.asarray(array("labels"))
+        _check(place, arrays | {"labels": labels})
+        named = storage == "full" and (arrays["attn"].ndim == 3 or "conv" in arrays)  # shapes do not say which is whose
+        components = _read_components(place, arrays) if named else None
+        if storage == "compact":
+            arrays["readout"] = array("readout")
+        if needs == "components" and storage == "compact":
+            raise UserError(f"{folder}: the arrays of {dataset} and {model} were made with --compact, which keeps all "
+                            "MLPs as one, and this step needs each; make them without it")
+        if needs == "components" and manifest is None:
+            raise UserError(f"{place.manifest} does not exist, and without it nobody knows which weights made the "
+                            f"arrays; make them again with: {place.command()}")
+        return cls(arrays, components, labels, manifest, place)
+
+    def last(self, number: int) -> slice:
+        """The columns of the heads of the last `number` layers."""
+        kept = self.layers[len(self.layers) - number:]
+        return slice(sum(head.layer not in kept for head in self.heads), len(self.heads))
+
+    def layer(self, layer: int) -> slice:
+        """The columns of a layer's heads, which follow on each other."""
+        columns = [column for column, head in enumerate(self.heads) if head.layer == layer]
+        return slice(columns[0], columns[-1] + 1)
+
+    def _read(self, rows: Rows, columns: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What some columns wrote, array by array: which of the columns these are, and their terms [b, c, d],
+        float32."""
+        columns = np.arange(max(own.stop for own in self.columns.values()))[columns]
+        for what, part in self._parts.items():
+            first, last = self.columns[what].start, self.columns[what].stop
+            own = np.flatnonzero((columns >= first) & (columns < last))
+            if len(own) or what == "attn":  # of no columns at all, terms [b, 0, d]
+                yield own, part.read(rows, _as_slice(columns[own] - first))
+
+    def stack(self, rows: Rows, columns: Rows = slice(None)) -> np.ndarray:
+        """What components wrote for some images: [b, c, d], float32."""
+        places, parts = zip(*self._read(rows, columns))
+        found, places = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), np.concatenate(places)
+        return found if np.array_equal(places, np.arange(len(places))) else found[:, places.argsort()]
+
+    def stacks(self, description: str) -> Iterator[np.ndarray]:
+        """The `stack` of all components, of a block of images at a time."""
+        return (self.stack(block) for block in blocks(len(self), SMALL_BLOCK, description))
+
+    def whole(self, rows: Rows, columns: Rows = slice(None), dtype: type = np.float32) -> np.ndarray:
+        """The sum of what all components wrote for some images, their representations [b, d]; or of some components."""
+        return sum(terms.sum(axis=1, dtype=dtype) for _, terms in self._read(rows, columns))
+
+    def rest(self, rows: Rows, dtype: type = np.float32) -> np.ndarray:
+        """The sum of what all but the heads wrote: the embedding, MLPs and convolution blocks [b, d]."""
+        return self.whole(rows, slice(len(self.heads), None), dtype)
+
+    def means(self, columns: Rows = slice(None)) -> np.ndarray:
+        """The mean over all images of what components wrote [c, d], float32, summed in float64."""
+        total = 0
+        for block in blocks(len(self)):
+            total = total + self.stack(block, columns).sum(axis=0, dtype=np.float64)
+        return (total / len(self)).astype(np.float32)
+
+    def moments(self, columns: Rows) -> tuple["Tensor", "Tensor"]:
+        """Mean [c, d] and uncentred second moment [c, d, d] over all images of what heads wrote, float64."""
+        return self._parts["attn"].moments(columns)
+
+    def classifier(self) -> np.ndarray:
+        """The zero-shot classifier [d, classes] of the data set, by the model whose texts go with the run. Raises
+        UserError where it is missing, or does not belong to it."""
+        return files.open_classifier(self.place.folder, self.place.dataset, self.place.model, self.manifest, self.width)
+
+    def texts(self, pool: str, lines: list[str]) -> np.ndarray:
+        """Embeddings [m, d] of the text pool of that name with these lines, float32, likewise."""
+        folder, (model, weights) = self.place.folder, files.text_side(self.place.model, self.manifest)
+        hint = (f"python compute_text_set_projection.py --data_path text_descriptions/{pool}.txt --model {model} "
+                f"--output_dir {folder}")
+        path = files.text_path(folder, pool, file_name(model))
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; make it with: {hint}")
+        manifest = files.read_manifest(files.manifest_path(folder, pool, file_name(model)))
+        array = files.open_array(path, manifest, hint)
+        if array.shape != (len(lines), self.width):
+            raise UserError(f"{path}: has shape {array.shape}, and {len(lines)} texts and terms of width {self.width} "
+                            f"need {(len(lines), self.width)}; make it again with: {hint}")
+        if manifest and manifest["texts_sha256"] != files.texts_hash(lines):
+            raise UserError(f"{path}: was made from other texts than {pool}.txt holds now; make it again with: {hint}")
+        files.same_weights(path, manifest, weights, hint)
+        return np.asarray(array, dtype=np.float32)
+
+    def same_weights(self, other: "Run") -> None:
+        """Refuse a run that was made with other weights than the `other`, of the same model."""
+        files.same_weights(self.place.path("attn"), self.manifest, other.manifest, self.place.command())
+
+    def indices(self, images: Images) -> np.ndarray:
+        """For each image its index [b] in the data set, whose `images` are those there now. Raises UserError where they
+        do not belong together."""
+        number, again = len(images.samples), "that they were made from, or make them again with compute_prs.py"
+        indices = np.delete(np.arange(number), (self.manifest or {}).get("skipped_indices", []))
+        if len(indices) != len(self):
+            raise UserError(f"the data set has {number} images, and the arrays hold {len(self)} of "
+                            f"{number - len(indices) + len(self)}; give the --data_path and --split {again}")
+        if self.manifest and self.manifest["classes"] != images.classes:
+            raise UserError(f"the data set has other classes than the arrays; give the --data_path {again}")
+        return indices
+
+
+def _as_slice(columns: np.ndarray) -> Rows:
+    """Columns that follow on each other as a slice, of which less is copied."""
+    steps = slice(columns[0], columns[-1] + 1) if len(columns) else slice(0, 0)
+    return steps if np.array_equal(columns, np.arange(steps.start, steps.stop)) else columns
+
+
+def _check(place: Place, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse arrays that are not those of one run."""
+    (first, *_), hint = arrays, place.command()
+    for what, array in arrays.items():
+        if array.ndim not in AXES[what]:
+            raise UserError(f"{place.path(what)}: has shape {array.shape}, which is not that of {what}")
+        if len(array) != len(arrays[first]):
+            raise UserError(f"{place.path(what)}: holds {len(array)} images and {place.path(first).name} holds "
+                            f"{len(arrays[first])}; they are of different runs, make them again with: {hint}")
+    widths = {array.shape[-1] for what, array in arrays.items() if what in ("attn", "mlp", "conv", "cls_attn")}
+    if len(widths) > 1:
+        raise UserError(f"{place.folder}: the arrays of {place.name} and {place.model} have different widths "
+                        f"{sorted(widths)}; make them again with: {hint}")
+
+
+def _read_components(place: Place, arrays: dict[str, np.ndarray]) -> list[Component]:
+    """The components of a run from the file that names them. Raises UserError where there are not as many as the arrays
+    hold."""
+    path, hint = place.path("components", ".json"), place.command()
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, which names the components of the arrays; make it with: {hint}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        named = {what: [Component.from_dict(entry) for entry in content[what]] for what in ARRAYS if what in arrays}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not name the components of the arrays; make it again with: {hint}") from error
+    for what, components in named.items():
+        if len(components) != math.prod(arrays[what].shape[1:-1]):
+            raise UserError(f"{path}: names {len(components)} components of {what}, which has shape "
+                            f"{arrays[what].shape}; make both again with: {hint}")
+    # Attention whose heads cannot be told apart counts as one head.
+    return [replace(part, head=part.head or 0) if part.kind == "attn" else part for part in sum(named.values(), [])]
