@@ -105,7 +105,12 @@ def test_a_model_without_a_text_side_is_refused(tmp_path):
         names.load_vlm(str(tmp_path), CPU)
 
 
-def test_the_name_of_every_kind_is_split_at_its_first_colon():
-    names.check_vlm_name("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp1b")
-    names.check_vlm_name("r-open-clip:hf-hub:apple/DFN5B-CLIP-ViT-H-14-384")
-    names.check_vlm_name("openai/clip-vit-large-patch14")
+@pytest.mark.parametrize("name, wrong, message", [
+    ("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp1b", "r-open-clip:ViT-bigG-14-CLIPA-336:datacomp", "has no weights 'datacomp'"),
+    ("r-open-clip:hf-hub:apple/DFN5B-CLIP-ViT-H-14-384", "r-open-clip:hub:apple/DFN5B-CLIP-ViT-H-14-384",
+     "no open_clip model 'hub'"),
+    ("openai/clip-vit-large-patch14", "clip-vit-large-patch14", "neither a folder nor a hub name")])
+def test_the_name_of_every_kind_is_split_at_its_first_colon(name, wrong, message):
+    names.check_vlm_name(name)
+    with pytest.raises(UserError, match=message):
+        names.check_vlm_name(wrong)
