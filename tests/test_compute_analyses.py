@@ -43,14 +43,16 @@ def test_ablations_print_the_published_lines_and_equal_the_literal_ones(run_scri
         assert written[name] == pytest.approx(value), name
     assert len(written["attention_ablated"]) == load(emoji_run, "attn").shape[1] + 1
     picture = Image.open(tmp_path / "imagefolder_ablations_emojiclip.png")
-    assert picture.format == "PNG" and picture.width > 600
+    assert picture.format == "PNG"
+    assert picture.width > 600
 
 
 def test_ablations_without_a_class_token(run_script, own_run):
     (own_run / "out" / "imagefolder_cls_attn_emojiclip.npy").unlink()
     code, out, err = run_script("compute_ablations", *arguments(own_run))
     assert code == 0, err
-    assert [line.split(": ")[0] for line in out.strip().splitlines()] == ["Baseline", "+ MLPs ablation", "Attention ablations"]
+    assert [line.split(": ")[0] for line in out.strip().splitlines()] == ["Baseline", "+ MLPs ablation",
+                                                                          "Attention ablations"]
     assert json.loads((own_run / "out" / "imagefolder_ablations_emojiclip.json").read_text())["cls_ablated"] is None
 
 
@@ -62,10 +64,13 @@ def test_the_report_of_textspan_has_the_published_form(run_script, emoji_run, tm
     report = (tmp_path / f"{name}.txt").read_text().splitlines()
     found = json.loads((tmp_path / f"{name}.json").read_text())
     rule = "-" * 18
-    assert report[:3] == [rule, "Layer 4, Head 0", rule] and report[6:9] == [rule, "Layer 4, Head 1", rule]
+    assert report[:3] == [rule, "Layer 4, Head 0", rule]
+    assert report[6:9] == [rule, "Layer 4, Head 1", rule]
     assert report[-3] == rule
-    assert report[-2] == f"Current accuracy: {found['accuracy']}" and report[-1] == f"Number of texts: {found['number_of_texts']}"
-    assert report[-2] in out and report[-1] in out
+    assert report[-2] == f"Current accuracy: {found['accuracy']}"
+    assert report[-1] == f"Number of texts: {found['number_of_texts']}"
+    assert report[-2] in out
+    assert report[-1] in out
     assert len(report) == 12 * 6 + 3
     assert report[3:6] == [entry["text"] for entry in found["heads"][0]["texts"]]
     assert found["number_of_texts"] == len({entry["text"] for head in found["heads"] for entry in head["texts"]})
@@ -74,7 +79,8 @@ def test_the_report_of_textspan_has_the_published_form(run_script, emoji_run, tm
     attn, pool = load(emoji_run, "attn"), np.load(emoji_run / "out" / "pool_emojiclip.npy")
     lines = (emoji_run / "texts" / "pool.txt").read_text().splitlines()
     for head in found["heads"]:
-        picks, _, shares, kept = literal.text_span(attn[:, head["layer"], head["head"]], pool, 3, 80, np.finfo(np.float32).eps)
+        picks, _, shares, kept = literal.text_span(attn[:, head["layer"], head["head"]], pool, 3, 80,
+                                                   np.finfo(np.float32).eps)
         assert head["rank_used"] == kept
         assert [entry["text"] for entry in head["texts"]] == [lines[pick] for pick in picks]
         assert [entry["share"] for entry in head["texts"]] == pytest.approx(shares, abs=1e-6)
@@ -83,8 +89,9 @@ def test_the_report_of_textspan_has_the_published_form(run_script, emoji_run, tm
 def test_more_texts_explain_more(run_script, emoji_run, tmp_path):
     explained = []
     for number in (1, 8):
-        run_script("compute_complete_text_set", *texts_of(emoji_run, "--output_dir", tmp_path, "--num_of_last_layers", 1,
-                                                          "--texts_per_head", number))
+        run_script("compute_complete_text_set",
+                   *texts_of(emoji_run, "--output_dir", tmp_path, "--num_of_last_layers", 1,
+                             "--texts_per_head", number))
         found = json.loads((tmp_path / f"imagefolder_completeness_pool_top_{number}_heads_emojiclip.json").read_text())
         explained.append([head["explained"] for head in found["heads"]])
     assert all(few < many <= 1 + 1e-6 for few, many in zip(*explained))
@@ -115,18 +122,23 @@ def test_published_arrays_without_manifests_are_read_with_a_warning(run_script, 
     for path in (own_run / "out").glob("*.json"):
         path.unlink()
     code, out, err = run_script("compute_ablations", *arguments(own_run))
-    assert code == 0 and out.startswith("Baseline: ") and err.count("warning: no manifest") == 2
+    assert code == 0
+    assert out.startswith("Baseline: ")
+    assert err.count("warning: no manifest") == 2
 
 
 def test_the_summary_names_heads_and_files_and_draws_them(run_script, emoji_run):
     run_script("compute_ablations", *arguments(emoji_run))
-    run_script("compute_complete_text_set", *texts_of(emoji_run, "--output_dir", emoji_run / "out", "--num_of_last_layers", 2))
+    run_script("compute_complete_text_set",
+               *texts_of(emoji_run, "--output_dir", emoji_run / "out", "--num_of_last_layers", 2))
     code, out, err = run_script("scripts.show_results", "--model", "emojiclip", "--dataset", "imagefolder",
                                 "--input_dir", emoji_run / "out", "--text_descriptions", "pool",
                                 "--data_path", emoji_run / "images")
     assert code == 0, err
     assert Image.open(emoji_run / "out" / "imagefolder_heads_emojiclip.png").format == "PNG"
-    assert "whole model" in out and "layer 5, head " in out and str(emoji_run) in out
+    assert "whole model" in out
+    assert "layer 5, head " in out
+    assert str(emoji_run) in out
 
 
 def test_a_summary_of_nothing_is_one_line(refused, tmp_path):

@@ -74,13 +74,15 @@ def test_scripts_read_the_test_split_unless_asked(tmp_path, name):
     for split, expected in ((None, "test"), ("train", "train")):
         images = datasets.load_images(name, str(tmp_path), split=split)
         assert images.paths == [str(tmp_path / path) for path, _ in TRUTH[name][expected]]
-        assert images.samples[0][1] == TRUTH[name][expected][0][1] and images.samples[0][0].size == (4, 4)
+        assert images.samples[0][1] == TRUTH[name][expected][0][1]
+        assert images.samples[0][0].size == (4, 4)
     assert datasets.class_names(name, str(tmp_path)) == images.classes
 
 
 def test_splits_of_the_other_data_sets():
     train, test = (datasets.load_images("emoji_spurious", split=split) for split in ("train", "test"))
-    assert (len(train.samples), len(test.samples)) == (1200, 800) and train.scenes[:800] != test.scenes
+    assert (len(train.samples), len(test.samples)) == (1200, 800)
+    assert train.scenes[:800] != test.scenes
     assert datasets.load_images("emoji_spurious").scenes == test.scenes
     with pytest.raises(UserError, match="emoji_seg has no split 'train'; there are test$"):
         datasets.load_images("emoji_seg", split="train")
@@ -97,7 +99,8 @@ def test_as_torchvision_reads_class_folders(tmp_path):
     (tmp_path / "b_b" / "a_link").symlink_to(tmp_path / "elsewhere")
     expected = ImageFolder(str(tmp_path))
     files, classes = layouts.imagefolder(tmp_path, "")
-    assert files == expected.samples and classes == [name.replace("_", " ") for name in expected.classes]
+    assert files == expected.samples
+    assert classes == [name.replace("_", " ") for name in expected.classes]
     assert any(path.endswith("a_link/linked.png") for path, _ in files)
     assert layouts.SUFFIXES == IMG_EXTENSIONS
 
@@ -167,7 +170,8 @@ def test_each_missing_piece_is_named_with_its_archive(tmp_path, name, piece, arc
     with pytest.raises(UserError) as refused:
         layouts.LAYOUTS[name].read(tmp_path, "train")
     message = str(refused.value)
-    assert message.startswith(f"{path} does not exist; get {archive} from") and "\n" not in message
+    assert message.startswith(f"{path} does not exist; get {archive} from")
+    assert "\n" not in message
 
 
 def test_the_labels_of_the_cars_test_images_are_asked_for(tmp_path):

@@ -71,7 +71,8 @@ def type_words(driver, words):
 def expected(page, words):
     """Heads with a text in which each of the words begins a word."""
     return [head["id"] for head in read_report(page)["heads"] if any(
-        all(re.search(rf"\b{word}", entry["text"], re.IGNORECASE) for word in words.split()) for entry in head["texts"])]
+        all(re.search(rf"\b{word}", entry["text"], re.IGNORECASE) for word in words.split())
+        for entry in head["texts"])]
 
 
 def switch(driver, head):
@@ -91,11 +92,13 @@ def choose(driver, select, value):
 
 def test_the_page_shows_the_texts_without_an_error(opened, page):
     body = find(opened, "body")[0].text
-    assert find(opened, "html.js") and opened.title == "Heads of emojiclip on imagefolder"
+    assert find(opened, "html.js")
+    assert opened.title == "Heads of emojiclip on imagefolder"
     for head in read_report(page)["heads"]:
         assert f"Layer {head['layer']}, head {head['head']}" in body
         for entry in head["texts"]:
-            assert entry["text"] in body and f"{100 * entry['share']:.1f}%" in body
+            assert entry["text"] in body
+            assert f"{100 * entry['share']:.1f}%" in body
     assert "12 of 12 heads" in body
     assert [entry for entry in opened.get_log("browser") if entry["level"] != "INFO"] == []
 
@@ -103,8 +106,12 @@ def test_the_page_shows_the_texts_without_an_error(opened, page):
 def test_every_picture_is_loaded_and_has_an_alternative(opened, page):
     opened.execute_async_script("""
         const done = arguments[0], pictures = [...document.images];
-        (async () => { for (const picture of pictures) { picture.scrollIntoView(); await picture.decode(); } done(); })();""")
-    found = opened.execute_script("return [...document.images].map(i => [i.naturalWidth, i.naturalHeight, i.width, i.alt])")
+        (async () => {
+            for (const picture of pictures) { picture.scrollIntoView(); await picture.decode(); }
+            done();
+        })();""")
+    found = opened.execute_script(
+        "return [...document.images].map(i => [i.naturalWidth, i.naturalHeight, i.width, i.alt])")
     assert len(found) == 12 * (4 + 2 + 4)
     assert all(size[:2] == [192, 192] and size[2] == 96 and "image " in size[3] for size in found)
     assert [entry for entry in opened.get_log("browser") if entry["level"] != "INFO"] == []
@@ -125,7 +132,8 @@ def test_words_leave_the_heads_with_a_text_that_has_them_all(opened, page):
         assert find(opened, "#nothing")[0].is_displayed() == (not wanted)
     assert 0 < len(expected(page, longest[1])) < 12
     type_words(opened, "")
-    assert visible(opened) == everything and not find(opened, "mark")
+    assert visible(opened) == everything
+    assert not find(opened, "mark")
     assert [element.text for element in find(opened, "article .text-of-head")] == texts
 
 
@@ -144,9 +152,11 @@ def test_heads_are_sorted_and_chosen_by_layer(opened, page):
         choose(opened, "order", order)
         assert visible(opened) == [head["id"] for head in sorted(heads, key=key)], order
     choose(opened, "layer", "4")
-    assert visible(opened) == [f"head-4-{head}" for head in range(6)] and find(opened, "#count")[0].text == "6 of 12 heads"
+    assert visible(opened) == [f"head-4-{head}" for head in range(6)]
+    assert find(opened, "#count")[0].text == "6 of 12 heads"
     type_words(opened, heads[-1]["texts"][0]["text"])
-    assert "head-4-5" in visible(opened) and not {id for id in visible(opened) if id.startswith("head-5")}
+    assert "head-4-5" in visible(opened)
+    assert not {id for id in visible(opened) if id.startswith("head-5")}
     choose(opened, "layer", "")
 
 
@@ -157,10 +167,14 @@ def test_a_head_that_is_switched_off_shows_the_accuracy_without_it(opened, page)
     for head in (found["heads"][1], found["heads"][7]):
         box = switch(opened, head["id"])
         said = f"without layer {head['layer']}, head {head['head']}: {head['accuracy']:.1f}% ("
-        assert said in bar.text and bar.is_displayed() and not command.is_displayed()
+        assert said in bar.text
+        assert bar.is_displayed()
+        assert not command.is_displayed()
         assert find(opened, f"#{head['id']}.off")
         restore.click()
-        assert "with all heads on" in bar.text and not box.is_selected() and not restore.is_displayed()
+        assert "with all heads on" in bar.text
+        assert not box.is_selected()
+        assert not restore.is_displayed()
 
 
 def test_several_heads_show_the_command_that_computes_them(opened, page):
@@ -171,7 +185,8 @@ def test_several_heads_show_the_command_that_computes_them(opened, page):
     assert command.text == read_report(page)["command_for_several"].replace("{heads}", "5.4,4.0")
     assert "--keep_last_layers 6 --keep_mlps --heads 5.4,4.0" in command.text
     switch(opened, "head-5-4")
-    assert "without layer 4, head 0" in bar.text and not command.is_displayed()
+    assert "without layer 4, head 0" in bar.text
+    assert not command.is_displayed()
 
 
 @pytest.mark.parametrize("width", (1400, 900, 380))
@@ -195,7 +210,9 @@ def test_every_control_has_a_name_and_headings_do_not_skip(opened):
             !e.textContent.trim()).length""")
     levels = opened.execute_script("return [...document.querySelectorAll('h1, h2, h3')].map(e => Number(e.tagName[1]))")
     ids = opened.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
-    assert unnamed == 0 and levels.count(1) == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:]))
+    assert unnamed == 0
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:]))
     assert len(ids) == len(set(ids))
     assert opened.execute_script("return document.documentElement.lang") == "en"
 
@@ -204,7 +221,8 @@ def contrast(driver, selector):
     """Ratio of an element's text colour to the page's colour, as WCAG 2 defines it."""
     colors = driver.execute_script("""
         const page = document.documentElement, element = document.querySelector(arguments[0]);
-        return [getComputedStyle(element)[element.closest("svg") ? "fill" : "color"], getComputedStyle(page).backgroundColor]
+        const own = getComputedStyle(element)[element.closest("svg") ? "fill" : "color"];
+        return [own, getComputedStyle(page).backgroundColor]
         """, selector)
 
     def luminance(color):
@@ -222,7 +240,8 @@ def test_text_stands_out_in_light_and_in_dark(opened, scheme):
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     for selector in ("h1", ".aside", ".text-of-head", ".index b", "dt", "summary", "svg text"):
         assert contrast(opened, selector) >= 4.5, selector
-    dark = opened.execute_script("return getComputedStyle(document.documentElement).backgroundColor") != "rgb(255, 255, 255)"
+    shown = opened.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
+    dark = shown != "rgb(255, 255, 255)"
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert dark == (scheme == "dark")
 
@@ -232,11 +251,13 @@ def test_everything_is_readable_without_javascript(page):
     try:
         driver.get((page / "index.html").as_uri())
         body = find(driver, "body")[0].text
-        assert not find(driver, "html.js") and visible(driver, ".js-only") == []
+        assert not find(driver, "html.js")
+        assert visible(driver, ".js-only") == []
         for head in read_report(page)["heads"]:
             part = find(driver, f"#{head['id']}")[0].text
             assert all(entry["text"] in part and f"{100 * entry['share']:.1f}%" in part for entry in head["texts"])
-            assert f"{head['accuracy']:.1f}%" in part and "points" in part
+            assert f"{head['accuracy']:.1f}%" in part
+            assert "points" in part
             assert head["texts"][1]["text"] in find(driver, f"#index-{head['id']} a")[0].text
         assert f"{read_report(page)['ablations']['mlp_ablated']:.1f}%" in body
         find(driver, "#index-head-4-3 a")[0].click()

@@ -17,7 +17,8 @@ def test_the_pack_is_complete_and_small():
     concepts = scenes.concepts()
     assert 200 <= len(concepts) <= 450
     assert len({c["name"] for c in concepts}) == len(concepts)
-    assert len(scenes.styles()) == 6 and scenes.styles(seen=False) == ["fluent"]
+    assert len(scenes.styles()) == 6
+    assert scenes.styles(seen=False) == ["fluent"]
     assert sum(file.stat().st_size for file in Path(scenes.PACK).iterdir()) < 12e6
     for style in scenes.styles() + scenes.styles(seen=False):
         full = scenes.drawings(style)[0]
@@ -36,10 +37,12 @@ def test_scenes_depend_on_the_seed_alone():
 def test_a_scene_looks_the_same_alone_and_in_a_batch(size):
     drawn = scenes.sample_scenes(12, 3)
     images, masks = scenes.draw(drawn, size)
-    assert images.shape == (12, 3, size, size) and masks.shape == (12, size, size)
+    assert images.shape == (12, 3, size, size)
+    assert masks.shape == (12, size, size)
     assert images.dtype == masks.dtype == torch.uint8
     alone, mask = scenes.draw(drawn[5:6], size)
-    assert torch.equal(alone[0], images[5]) and torch.equal(mask[0], masks[5])
+    assert torch.equal(alone[0], images[5])
+    assert torch.equal(mask[0], masks[5])
 
 
 def scene(**changes):
@@ -53,8 +56,10 @@ def test_position_moves_the_object_as_it_says():
             _, masks = scenes.draw([scene(position=position, count=count, size="small")], 96)
             rows, columns = masks[0].nonzero(as_tuple=True)
             x, y = columns.float().mean().item() / 96, rows.float().mean().item() / 96
-            assert ("left" in position) == (x < 0.45) and ("right" in position) == (x > 0.55), (position, count, x)
-            assert ("top" in position) == (y < 0.45) and ("bottom" in position) == (y > 0.55), (position, count, y)
+            assert ("left" in position) == (x < 0.45), (position, count, x)
+            assert ("right" in position) == (x > 0.55), (position, count, x)
+            assert ("top" in position) == (y < 0.45), (position, count, y)
+            assert ("bottom" in position) == (y > 0.55), (position, count, y)
 
 
 def test_size_and_count_change_the_area_as_they_say():
@@ -111,7 +116,8 @@ def test_captions_are_true():
 
 def test_data_sets_are_balanced_and_of_the_promised_size():
     drawn, labels, _ = datasets.embedded_scenes("emoji")
-    assert len(drawn) >= 1000 and len(set(labels)) >= 100
+    assert len(drawn) >= 1000
+    assert len(set(labels)) >= 100
     assert np.bincount(labels).min() == np.bincount(labels).max()
     assert {s.style for s in drawn} == set(scenes.styles())
     unseen, *_ = datasets.embedded_scenes("emoji_unseen_style")

@@ -70,16 +70,19 @@ def parquet(drawn, tmp_path):
 
 
 def same(images, drawn):
-    assert len(images.samples) == len(drawn) and images.classes == ["owl", "hermit crab", "cat"]
+    assert len(images.samples) == len(drawn)
+    assert images.classes == ["owl", "hermit crab", "cat"]
     for i, (image, label) in enumerate(drawn):
         found, number = images.read(i)
-        assert number == label and np.array_equal(np.asarray(found), np.asarray(image))
+        assert number == label
+        assert np.array_equal(np.asarray(found), np.asarray(image))
 
 
 def test_shards_give_images_labels_and_names(shards, drawn):
     images = datasets.load_images("webdataset", str(shards), split="test")
     same(images, drawn)
-    assert images.paths[7] == f"{shards}/test/0001.tar/s1001.png" and len(images.files) == 2
+    assert images.paths[7] == f"{shards}/test/0001.tar/s1001.png"
+    assert len(images.files) == 2
     assert datasets.class_names("webdataset", str(shards / "test")) == ["owl", "hermit crab", "cat"]
 
 
@@ -88,7 +91,8 @@ def test_a_saved_data_set_and_a_stream_give_the_same(table, parquet, drawn):
     same(datasets.load_images("huggingface", str(parquet), split="test"), drawn)
     stream = datasets.load_images("huggingface", str(parquet), split="test", streaming=True)
     same(stream, drawn)
-    assert stream.samples[9][1] == 0 and stream.samples[2][1] == 2  # on, and back
+    assert stream.samples[9][1] == 0
+    assert stream.samples[2][1] == 2  # on, and back
 
 
 def test_all_sources_make_the_same_arrays(run_script, shards, table, parquet, tmp_path):
@@ -102,7 +106,8 @@ def test_all_sources_make_the_same_arrays(run_script, shards, table, parquet, tm
         assert code == 0, err
         made[name] = {path.name.partition("_")[2].removeprefix("test_"): path.read_bytes()
                       for path in (tmp_path / name).glob("*.npy")}
-    assert made["shards"] == made["table"] == made["stream"] and len(made["stream"]) == 4
+    assert made["shards"] == made["table"] == made["stream"]
+    assert len(made["stream"]) == 4
 
 
 def test_a_bad_image_in_a_shard_is_named(refused, shards, tmp_path):
