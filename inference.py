@@ -142,10 +142,9 @@ def score(args, images, rows: list[dict]) -> None:
         raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions "
                         "with --eval_dataset, and leave --num_concepts out")
     vlm = models.load_vlm(args.score, cli.pick_device(args.device), args.vlm_16bit)
-    index = {name: i for i, name in enumerate(images.classes)}
     means = rewards.image_means(vlm, images)
-    for row, reward in zip(rows, rewards.score(vlm, means, [row["description"] for row in rows],
-                                               [index[row["concept"]] for row in rows])):
+    texts, labels = [row["description"] for row in rows], [images.classes.index(row["concept"]) for row in rows]
+    for row, reward in zip(rows, rewards.score(vlm, means, texts, labels)):
         row["reward"] = reward
 
 

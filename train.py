@@ -92,8 +92,8 @@ def main(args) -> None:
     # What can be wrong is found before the long work.
     if args.batch_size % args.num_generations or args.batch_size % args.per_device_batch_size:
         raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations "
-                        f"{args.num_generations} and of --per_device_batch_size {args.per_device_batch_size} (times the "
-                        "processes)")
+                        f"{args.num_generations} and of --per_device_batch_size {args.per_device_batch_size} (times "
+                        "the processes)")
     questions = descriptions.read_questions(args.questions)
     images = datasets.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
                                     args.num_images_for_reward)

@@ -1,4 +1,4 @@
-"""Descriptions of concepts: the questions they answer, signs that a model games its reward, the files that hold them.
+"""Descriptions of concepts: the questions they answer, signs of a collapse, the files that hold them.
 
 X.json is a list (concepts) of lists (descriptions), X.jsonl has a line each, X.manifest.json says what made them.
 """
@@ -45,7 +45,7 @@ def fill(question: str, concept: str) -> str:
     return question.replace("{concept}", concept)
 
 
-# Signs of reward hacking: repetition, copying, one phrase for all.
+# Signs of collapse, where a model games its reward: repetition, copying, one phrase for all.
 
 def words(text: str) -> list[str]:
     """Words of a text, in lower case, without punctuation."""
@@ -59,7 +59,7 @@ def phrases(text: str, length: int) -> list[tuple[str, ...]]:
 
 
 def measures(descriptions: list[str], queries: list[str]) -> dict[str, float]:
-    """Measures of a batch of descriptions and the queries (which name the concept) that they answer.
+    """Measures of a batch of descriptions, at least one, and the queries (which name the concept) that they answer:
 
     - `mean_words`: words a description.
     - `duplicates`: share of descriptions that say, word for word, what an earlier one of the batch says.
@@ -96,7 +96,7 @@ def sums(rows: list[dict]) -> dict:
 
 
 def summary(rows: list[dict]) -> list[str]:
-    """Lines about rows for the screen: the mean reward, and the signs of reward hacking."""
+    """Lines about rows for the screen: the mean reward, and the signs of collapse."""
     summed = sums(rows)
     lines = ["words a description: {mean_words:.1f}; duplicates {duplicates:.1%}, repeated phrases "
              "{repeated_phrases:.1%}, copies of the question {copies:.1%}, commonest phrase in "
@@ -116,7 +116,7 @@ def lines_path(path: str) -> Path:
 
 
 def read(path: str) -> tuple[list[dict], dict]:
-    """Rows of X.jsonl, by its own name or that of X.json, each with all of KEYS; and its manifest, {} where it has none.
+    """Rows of X.jsonl, by its own name or that of X.json, each with all of KEYS; and the manifest, {} where none is.
 
     Raises UserError for a file that inference.py did not write.
     """
@@ -140,8 +140,8 @@ def read(path: str) -> tuple[list[dict], dict]:
 
 
 def write(path: str, rows: list[dict], manifest: dict) -> None:
-    """Write the three files, and remove what `kept` kept. Concepts stand in the order of their first row.
-    The manifest gets the mean reward with its standard error, and the signs of reward hacking."""
+    """Write the three files of rows that have all of KEYS, and remove the record of `kept`. Concepts stand in the order
+    of their first row. The manifest gets `sums`."""
     output, lists = Path(path), {}
     for row in rows:
         lists.setdefault(row["concept"], []).append(row["description"])

@@ -13,8 +13,8 @@ TEXT_BATCH = 256  # descriptions a pass of the text encoder
 def image_means(vlm: Vlm, images: datasets.Images, batch_size: int = 64, num_workers: int | None = None) -> np.ndarray:
     """Mean unit embedding [concepts, d] of each concept's images, float32; labels number the concepts.
 
-    It is all that the reward needs of the images: the mean of cosines is the cosine's sum taken with the
-    mean of unit embeddings. Raises UserError for an embedding that is not finite.
+    It is all that the reward needs of the images: the mean of the cosines with a description is its product with the
+    mean of the unit embeddings. Raises UserError for an embedding that is not finite.
     """
     from tqdm import tqdm
 
@@ -37,7 +37,8 @@ def image_means(vlm: Vlm, images: datasets.Images, batch_size: int = 64, num_wor
 
 
 def kept_image_means(folder: str, dataset: str, vlm: Vlm, images: datasets.Images, description: dict) -> np.ndarray:
-    """`image_means`, computed once and kept in `folder` with a manifest that says what it was computed from."""
+    """`image_means` [concepts, d], computed once and kept in `folder` with a manifest that says of what; `description`
+    is what else they depend on."""
     name = file_name(vlm.name)
     path = files.term_path(folder, dataset, "image_means", name)
     manifest = files.manifest_path(folder, dataset, "image_means", name)
@@ -52,11 +53,11 @@ def kept_image_means(folder: str, dataset: str, vlm: Vlm, images: datasets.Image
 
 
 def score(vlm: Vlm, means: np.ndarray, descriptions: list[str], concepts: list[int]) -> list[float | None]:
-    """Rewards of descriptions of the concepts with these numbers (rows of `means` [concepts, d]).
+    """Rewards of descriptions of the concepts with these numbers, rows of `means` [concepts, d] (EX2, section 3).
 
-    The mean over the concept's images of the cosine between image and description, times the VLM's
-    logit scale. A description without a word says nothing: its reward is 0, as for a text at right
-    angles to all images. None where the VLM's embedding is not finite (16 bits can overflow).
+    A reward is the mean over the concept's images of the cosine between image and description, times the VLM's logit
+    scale. A description without a word says nothing: its reward is 0, as for a text at right angles to all images.
+    None where the VLM's embedding is not finite (16 bits can overflow).
     """
     rewards: list[float | None] = [0.0] * len(descriptions)
     worded = [i for i, description in enumerate(descriptions) if description.strip()]

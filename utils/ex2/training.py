@@ -41,7 +41,7 @@ def prompts(concepts: list[str], questions: list[str], tokenizer, number: int, s
 def reward_function(score: Callable[[list[str], list[int]], list], concepts: list[str], recent: list[dict]) -> Callable:
     """A reward function as TRL calls it, around `score(descriptions, concept indices)`.
 
-    Every call logs the signs of reward hacking, and leaves its descriptions in `recent` for the log of the best.
+    Every call logs the signs of collapse, and leaves its descriptions in `recent` for the log of the best.
     """
     def vlm_reward(completions, query, concept, log_metric, **_):
         said = [text if isinstance(text, str) else text[0]["content"] for text in completions]

@@ -139,7 +139,9 @@ def agreement(files: list[dict]) -> dict[str, dict]:
     for inspector in dict.fromkeys(file["header"]["inspector"] for file in files):
         pairs = {}  # (concept, description) to (verdicts, labels): a description counts once
         for file in files:
-            for verdicts in file["judged"] if file["header"]["inspector"] == inspector else []:
+            if file["header"]["inspector"] != inspector:
+                continue
+            for verdicts in file["judged"]:
                 key = verdicts["concept"], verdicts["description"]
                 if key in labels:
                     pairs[key] = verdicts, judge(labels[key], labels[key], file["header"])

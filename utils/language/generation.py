@@ -88,7 +88,7 @@ class GumbelNoise(LogitsProcessor):
 
 def with_transformers(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
                       batch_size: int, device) -> Iterator[list[str]]:
-    """Generate with transformers, `batch_size` texts at a time."""
+    """Generate with transformers, `batch_size` texts at a time. Raises UserError as `load_with_adapter` does."""
     model = loading.load_with_adapter(base, adapter, torch.bfloat16).to(device)
     tokenizer = loading.load_tokenizer(base)
     ends = model.generation_config.eos_token_id
@@ -140,7 +140,8 @@ def served_model(base_url: str) -> str:
 
 def with_server(base_url: str, model: str, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
                 batch_size: int) -> Iterator[list[str]]:
-    """Generate with an OpenAI-compatible server's completions, IN_FLIGHT requests at a time."""
+    """Generate with an OpenAI-compatible server's completions, IN_FLIGHT requests at a time. Raises UserError for what
+    the server refuses."""
     from concurrent.futures import ThreadPoolExecutor
 
     import openai

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.cli import UserError, describe
+from utils.cli import UserError, complete, describe
 
 # Models that a package registry carries: name -> (module, command that installs it).
 PACKAGES = {
@@ -33,10 +33,8 @@ def _gguf(name: str) -> Path | None:
 
             path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gemma3-270m" / "gemma3-270m.gguf"
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
-                assemble(partial)
-                partial.replace(path)
+                with complete(path) as partial:
+                    assemble(partial)
             return path
         return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     if not name.endswith(".gguf"):
@@ -67,7 +65,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def load_tokenizer(name: str):
-    """The tokenizer of a language model, with a pad token, padding on the left."""
+    """The tokenizer of a language model, with a pad token, padding on the left. Raises UserError as `load_model`."""
     from transformers import AutoTokenizer
 
     with _named(name):
@@ -102,7 +100,8 @@ def _mend_pieces(tokenizer) -> None:
 
 
 def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
-    """Refuse what train.py cannot do here, or not with this language model."""
+    """Raises UserError for what train.py cannot do here, or not with this language model; `quantization` as of
+    `load_model`."""
     import torch
 
     option = f"--load_in_{quantization}" if quantization else "--use_vllm" if use_vllm else None
@@ -114,7 +113,10 @@ def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
 
 
 def load_model(name: str, dtype, quantization: str | None = None):
-    """A causal language model in `dtype`. `quantization` is "8bit", "4bit" (CUDA only) or None."""
+    """A causal language model in `dtype`; `quantization` is "8bit", "4bit" (CUDA only) or None.
+
+    Raises UserError for a name that is none, and for weights that cannot be fetched or read.
+    """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
@@ -151,7 +153,7 @@ def prompt_ids(tokenizer, query: str) -> list[int]:
 
 
 def base_of(adapter: str, base: str | None) -> str:
-    """The base model of an adapter folder, checked against the one asked for."""
+    """The base model of an adapter folder. Raises UserError for another folder, and where another base is asked for."""
     path = Path(adapter) / "adapter_config.json"
     if not path.is_file() or not (path.parent / "adapter_model.safetensors").is_file():
         raise UserError(f"{adapter}: no adapter there (adapter_config.json, adapter_model.safetensors); "
@@ -168,7 +170,10 @@ def base_of(adapter: str, base: str | None) -> str:
 
 
 def resolve(name: str, base: str | None) -> tuple[str, str | None]:
-    """The language model behind a name, and its adapter: the name itself where it is one, else None."""
+    """The language model behind a name, and its adapter: the name itself where it is one, else None.
+
+    Raises UserError as `base_of` does.
+    """
     if (Path(name) / "config.json").is_file() or not Path(name).is_dir():
         return name, None
     return base_of(name, base), name
@@ -180,7 +185,10 @@ def adapter_hash(adapter: str | None) -> str | None:
 
 
 def load_with_adapter(base: str, adapter: str | None, dtype):
-    """A language model in `dtype`, its adapter merged into the weights."""
+    """A language model in `dtype`, in eval mode, its adapter merged into the weights.
+
+    Raises UserError as `load_model` does, and for an adapter that is damaged or of another model.
+    """
     model = load_model(base, dtype)
     if adapter:
         from peft import PeftModel, get_peft_model_state_dict
@@ -199,7 +207,8 @@ def load_with_adapter(base: str, adapter: str | None, dtype):
 
 
 def save_merged(base: str, adapter: str | None, dtype, folder: str) -> None:
-    """Write a model, its adapter merged, and its tokenizer as a folder of safetensors that any engine can load."""
+    """Write a model, its adapter merged, and its tokenizer as a folder of safetensors that any engine can load. Raises
+    UserError as `load_with_adapter` does."""
     load_with_adapter(base, adapter, dtype).save_pretrained(folder)
     load_tokenizer(base).save_pretrained(folder)
 
