@@ -15,7 +15,8 @@ def says(text, **message):
     """A well-formed response with that text as the model's answer."""
     return lambda handler: handler.reply(200, {
         "id": "1", "object": "chat.completion", "created": 0, "model": "judge",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text} | message}]})
+        "choices": [{"index": 0, "finish_reason": "stop",
+                     "message": {"role": "assistant", "content": text} | message}]})
 
 
 def status(number, message="injected", headers=(), code=None):
@@ -55,8 +56,9 @@ def no_schema(number):
 class FaultServer:
     """Used with `with`. `script`: what the first chat requests meet, one after the other (None: a good answer).
 
-    `answer(request)` makes the text of a good answer, where given; `delay` is what each takes, in seconds. `chats` holds
-    (time, headers, body) of all chat requests, in the order of their arrival, `lists` the number of requests for models.
+    `answer(request)` makes the text of a good answer, where given; `delay` is what each takes, in seconds. `chats`
+    holds (time, headers, body) of all chat requests, in the order of their arrival, `lists` the number of requests for
+    models.
     """
 
     def __init__(self, script=(), answer=None, delay=0.0, models=("judge",)):
@@ -121,7 +123,8 @@ class Handler(BaseHTTPRequestHandler):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         try:
             self.send_response(code)
-            for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | dict(headers)).items():
+            own = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+            for name, value in (own | dict(headers)).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)

@@ -19,8 +19,8 @@ from utils.ex2 import descriptions
 from utils.language import generation
 
 SCRIPT = "scripts.build_class_descriptions"
-QUESTIONS = ["Which colors does {concept} have? At most ten words.", "What is {concept}?", "Where is {concept} usually seen?",
-             "What does a close-up of {concept} show?"]
+QUESTIONS = ["Which colors does {concept} have? At most ten words.", "What is {concept}?",
+             "Where is {concept} usually seen?", "What does a close-up of {concept} show?"]
 QUESTION = "Which colors does sea lion have? Answer with a phrase of at most ten words."
 NAMES = datasets.class_names("emoji")
 
@@ -100,8 +100,9 @@ def test_the_repository_s_questions_ask_for_a_short_phrase_each():
 def options(tiny_lm, tmp_path):
     """Options of a run that takes a moment; its files go to a folder of their own."""
     (tmp_path / "questions.txt").write_text("\n".join(QUESTIONS))
-    return ["--dataset", "emoji", "--num_classes", 3, "--model_name", tiny_lm, "--questions", tmp_path / "questions.txt",
-            "--max_new_tokens", 5, "--batch_size", 2, "--output_filepath", tmp_path / "out" / "pool.txt"]
+    return ["--dataset", "emoji", "--num_classes", 3, "--model_name", tiny_lm,
+            "--questions", tmp_path / "questions.txt", "--max_new_tokens", 5, "--batch_size", 2,
+            "--output_filepath", tmp_path / "out" / "pool.txt"]
 
 
 HF = ["--backend", "hf", "--device", "cpu"]
@@ -126,7 +127,8 @@ def test_a_pool_of_the_first_classes_by_transformers(run_script, options, tiny_l
     for name, value in {"model_name": tiny_lm, "backend": "hf", "dataset": "emoji", "concepts": NAMES[:3],
                         "questions": QUESTIONS, "seed": 0, "max_new_tokens": 5, "most_words": 20}.items():
         assert manifest[name] == value, name
-    assert out.startswith("12 answers; dropped: empty ") and f"{len(texts)} texts -> {tmp_path / 'out' / 'pool.txt'}" in out
+    assert out.startswith("12 answers; dropped: empty ")
+    assert f"{len(texts)} texts -> {tmp_path / 'out' / 'pool.txt'}" in out
 
     again = files(tmp_path / "out")
     assert run_script(SCRIPT, *options, *HF)[0] == 0 and files(tmp_path / "out") == again
@@ -135,13 +137,14 @@ def test_a_pool_of_the_first_classes_by_transformers(run_script, options, tiny_l
 
 
 ANSWERS = ["1. Red fur with white tips.", '"Long, thin tail"', "I'm sorry, but I can't see pictures.",
-           "As an AI, I have no eyes.", "red fur with WHITE tips", "", f"Where is {NAMES[1]} usually seen?", "word " * 25,
+           "As an AI, I have no eyes.", "red fur with WHITE tips", "", f"Where is {NAMES[1]} usually seen?",
+           "word " * 25,
            "Sure! Here is a phrase:\n- Curled tail and round ears. They are brown.", f"A {NAMES[2]}.",
            "Green leaves\nBrown bark", "..."]
 
 
 def test_a_server_s_answers_become_a_pool(run_script, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(fault_server, "question_of", lambda request: "completion")  # it takes chats, and here completions
+    monkeypatch.setattr(fault_server, "question_of", lambda request: "completion")  # it takes chats, here completions
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     def answer(handler):

@@ -55,7 +55,8 @@ def test_shared_phrase():
 
 def test_a_phrase_that_one_description_says_is_not_shared():
     assert measure(["It has black and white stripes."])["shared_phrase"] == 0
-    assert measure(["It has black and white stripes.", "a striped horse", "A wild animal of the plains."])["shared_phrase"] == 0
+    said = ["It has black and white stripes.", "a striped horse", "A wild animal of the plains."]
+    assert measure(said)["shared_phrase"] == 0
 
 
 def test_all_measures_at_once():
@@ -70,7 +71,8 @@ def test_the_warning_begins_above_the_threshold():
     assert descriptions.warning(fine | {"mean_words": 500.0}) is None
     for name in ("duplicates", "repeated_phrases", "copies", "shared_phrase"):
         assert descriptions.warning(fine | {name: 0.31}) == f"the reward may be gamed: {name.replace('_', ' ')} 31%"
-    assert descriptions.warning(fine | {"copies": 1.0, "duplicates": 0.5}) == "the reward may be gamed: duplicates 50%, copies 100%"
+    assert descriptions.warning(fine | {"copies": 1.0, "duplicates": 0.5}) == (
+        "the reward may be gamed: duplicates 50%, copies 100%")
     missing = fine | {"copies": float("nan")}  # a measure that a log line lacks
     assert descriptions.warning(missing) is None
 

@@ -145,7 +145,8 @@ def test_a_name_with_dots_keeps_them(tmp_path):
 
 @pytest.mark.parametrize("content", [
     "", "\n", "no json\n", "[1, 2]\n", "null\n", "{}\n", "[[\"a\"]]\n", '"text"\n', b"\xff\xfe{}\n",
-    '{"concept": "cat"}\n', '{"concept": 1, "question": "a", "description": "b"}\n', '{"concept": "a", "description": "b"}'])
+    '{"concept": "cat"}\n', '{"concept": 1, "question": "a", "description": "b"}\n',
+    '{"concept": "a", "description": "b"}'])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "d.json").write_text("[[]]")
     with pytest.raises(UserError, match=r"d.jsonl does not exist; .*python inference.py --output_filepath .*d.json"):
@@ -234,7 +235,8 @@ def test_the_summary():
     rows = rows_of(["It has black and white stripes.", "A pet that purrs at night."], rewards=(20.0, 24.0))
     lines = descriptions.summary(rows)
     assert lines[0] == "mean reward: 22.00 +- 2.00 (standard error)"
-    assert lines[1].startswith("words a description: 6.0; duplicates 0.0%, repeated phrases 0.0%, copies of the question 0.0%")
+    assert lines[1].startswith("words a description: 6.0; duplicates 0.0%, repeated phrases 0.0%, copies of the "
+                               "question 0.0%")
     same = descriptions.summary(rows_of(["It is what it is"] * 4))
     assert len(same) == 2 and same[0].startswith("words")
     assert same[1].startswith("warning: the reward may be gamed: duplicates 75%")
@@ -256,8 +258,8 @@ def compare(capsys, tmp_path, before, after, *more):
 def test_two_files_are_compared(tmp_path, capsys):
     before = rows_of([f"some thing {i}" for i in range(8)], rewards=(1.0, 3.0))
     after = rows_of(["a | b\nc", *(f"other thing {i}" for i in range(7))], rewards=(5.0, None))
-    lines = compare(capsys, tmp_path, before, after[:6] + rows_of([f"x {i}" for i in range(8)], rewards=(7.0, None))[6:],
-                    "--num_examples", "4")
+    after = after[:6] + rows_of([f"x {i}" for i in range(8)], rewards=(7.0, None))[6:]
+    lines = compare(capsys, tmp_path, before, after, "--num_examples", "4")
     assert lines[2].startswith("| before (8) | 2.00 +- 0.38 | 3.0 | 0.0% |")
     assert lines[3].startswith("| after (8) | 5.50 +- 0.50 |")
     assert lines[5] == "Difference: 3.50, 5.6 standard errors."  # 3.5 / sqrt(8/7/8 + 1/4)
@@ -269,7 +271,8 @@ def test_two_files_are_compared(tmp_path, capsys):
 
 def test_files_without_rewards_or_without_common_questions(tmp_path, capsys):
     scored, bare = rows_of(["a b", "c d"], rewards=(1.0, 3.0)), rows_of(["a b", "c d"])
-    with pytest.raises(UserError, match="after.json is not scored; run: python inference.py --score VLM_NAME --descriptions"):
+    with pytest.raises(UserError, match="after.json is not scored; run: python inference.py --score VLM_NAME "
+                                        "--descriptions"):
         compare(capsys, tmp_path, scored, bare)
     assert len(compare(capsys, tmp_path, scored, rows_of(["a b", "c d"], ("x", "y"), (1.0, 4.0)))) == 9
 

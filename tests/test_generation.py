@@ -41,7 +41,8 @@ def test_one_seed_gives_one_stream_of_samples():
     logits = torch.tensor([1.0, -0.5, 0.3, 2.0, -2.0])
     noise = generation.GumbelNoise([5], CPU)
     drawn = torch.stack([noise(None, logits[None]) for _ in range(4000)]).argmax(dim=-1).flatten()
-    assert stats.chisquare(torch.bincount(drawn, minlength=5).numpy(), 4000 * logits.softmax(0).double().numpy()).pvalue > 1e-3
+    expected = 4000 * logits.softmax(0).double().numpy()
+    assert stats.chisquare(torch.bincount(drawn, minlength=5).numpy(), expected).pvalue > 1e-3
 
 
 def test_the_noise_of_a_row_depends_on_its_own_seed_alone():
@@ -62,7 +63,8 @@ def test_logits_of_sixteen_bits_are_not_rounded_with_their_noise():
 
 # transformers.
 
-QUERIES = ["What is a cat?", "Describe the colors that a very careful painter would see on a cat.", "Why?", "How large is a cat?"]
+QUERIES = ["What is a cat?", "Describe the colors that a very careful painter would see on a cat.", "Why?",
+           "How large is a cat?"]
 
 
 @pytest.fixture
@@ -73,7 +75,8 @@ def prompts(tiny_lm):
 
 def generate(base, prompts, seeds, batch_size=4, adapter=None, max_new_tokens=8):
     chunks = list(generation.with_transformers(base, adapter, prompts, seeds, max_new_tokens, batch_size, CPU))
-    assert [len(chunk) for chunk in chunks] == [len(prompts[i:i + batch_size]) for i in range(0, len(prompts), batch_size)]
+    assert [len(chunk) for chunk in chunks] == [
+        len(prompts[i:i + batch_size]) for i in range(0, len(prompts), batch_size)]
     return [text for chunk in chunks for text in chunk]
 
 
@@ -108,7 +111,8 @@ def test_a_description_does_not_depend_on_its_batch(tiny_lm, prompts, exact):
 
 
 def test_the_adapter_speaks(tiny_lm, tiny_adapter, prompts):
-    plain, adapted = generate(tiny_lm, prompts, [0, 1, 2, 3]), generate(tiny_lm, prompts, [0, 1, 2, 3], adapter=tiny_adapter)
+    plain = generate(tiny_lm, prompts, [0, 1, 2, 3])
+    adapted = generate(tiny_lm, prompts, [0, 1, 2, 3], adapter=tiny_adapter)
     assert plain != adapted == generate(tiny_lm, prompts, [0, 1, 2, 3], adapter=tiny_adapter)
 
 
@@ -169,7 +173,8 @@ def test_without_a_gpu_transformers_is_picked():
 
 
 @pytest.mark.parametrize("installed, gpu, cpu, reason", [
-    (True, True, False, None), (True, False, True, None), (True, False, False, "CUDA build needs a GPU; .*setup_vllm_cpu.sh"),
+    (True, True, False, None), (True, False, True, None),
+    (True, False, False, "CUDA build needs a GPU; .*setup_vllm_cpu.sh"),
     (False, True, False, "vLLM is not installed")])
 def test_vllm_is_picked_where_it_runs(monkeypatch, installed, gpu, cpu, reason):
     monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: object() if installed else None)
@@ -218,7 +223,8 @@ def completions(monkeypatch):
         seed = handler.request_body["seed"]
         time.sleep(0.02 * (seed % 3))  # so that answers come in another order
         handler.reply(200, {"id": "1", "object": "text_completion", "created": 0, "model": "judge",
-                            "choices": [{"index": 0, "finish_reason": "length", "logprobs": None, "text": f"  said {seed}\n"}]})
+                            "choices": [{"index": 0, "finish_reason": "length", "logprobs": None,
+                                         "text": f"  said {seed}\n"}]})
 
     return answer
 
@@ -231,21 +237,22 @@ def test_a_server_is_asked_for_samples_with_those_seeds(completions):
     assert [len(chunk) for chunk in chunks] == [16, 16, 8]
     assert [text for chunk in chunks for text in chunk] == [f"said {i}" for i in range(40)]
     requests = sorted((request for _, _, request in server.chats), key=lambda request: request["seed"])
-    assert requests == [{"model": "judge", "prompt": [1, 2, i], "seed": i, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
-                         "max_tokens": 9} for i in range(40)]
+    assert requests == [{"model": "judge", "prompt": [1, 2, i], "seed": i, "temperature": 1.0, "top_p": 1.0,
+                         "top_k": -1, "max_tokens": 9} for i in range(40)]
 
 
 def test_what_a_server_refuses_ends_in_one_line_and_keeps_what_is_done(completions):
     with FaultServer(script=[completions] * 2 + [status(400, "too long\nfor me")] * 2) as server:
         chunks = generation.with_server(server.url, "judge", [[1], [2], [3], [4]], [0, 1, 2, 3], 9, 2)
         assert next(chunks) == ["said 0", "said 1"]
-        with pytest.raises(UserError, match="--base_url http.*: .*too long.*; what is done is kept, run the same") as problem:
+        with pytest.raises(UserError, match="--base_url http.*: .*too long.*; what is done is kept, ") as problem:
             next(chunks)
     assert "\n" not in str(problem.value)
 
 
 def test_a_server_s_faults_that_pass_are_tried_again(completions):
-    with FaultServer(script=[status(503, headers=[("retry-after-ms", "10")]), fault_server.reset] + [completions] * 2) as server:
+    faults = [status(503, headers=[("retry-after-ms", "10")]), fault_server.reset]
+    with FaultServer(script=faults + [completions] * 2) as server:
         assert list(generation.with_server(server.url, "judge", [[1], [2]], [0, 1], 9, 2)) == [["said 0", "said 1"]]
     assert Counter(request["seed"] for _, _, request in server.chats).total() == 4
 
@@ -258,8 +265,8 @@ def test_no_server_is_found_out_at_once(monkeypatch):
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
     start = time.monotonic()
-    with pytest.raises(UserError, match=f"--base_url {url}: no OpenAI-compatible server answers there .*; start one, for "
-                                        "example: vllm serve FOLDER"):
+    with pytest.raises(UserError, match=f"--base_url {url}: no OpenAI-compatible server answers there .*; start one, "
+                                        "for example: vllm serve FOLDER"):
         generation.served_model(url)
     assert time.monotonic() - start < 20
     with FaultServer(models=()) as server, pytest.raises(UserError, match="the server there has no model"):

@@ -30,7 +30,8 @@ def questions(tmp_path):
 def options(tiny_lm, questions, tmp_path):
     """Options of a run that takes a moment."""
     return ["--model_name", tiny_lm, "--num_concepts", 2, "--num_images_for_reward", 3, "--questions", questions,
-            "--max_new_tokens", 5, "--device", "cpu", "--batch_size", 2, "--output_filepath", tmp_path / "out" / "d.json"]
+            "--max_new_tokens", 5, "--device", "cpu", "--batch_size", 2,
+            "--output_filepath", tmp_path / "out" / "d.json"]
 
 
 @pytest.fixture
@@ -126,16 +127,17 @@ def test_descriptions_are_scored_as_they_are_made_or_later(run_script, options, 
     before = {path.name: path.read_bytes() for path in plain.parent.iterdir()}
     for name in ("load_tokenizer", "load_model"):
         monkeypatch.setattr(loading, name, None)  # no language model is needed any more
-    later = ["--descriptions", plain, "--score", JUDGE, "--num_concepts", 2, "--num_images_for_reward", 3, "--device", "cpu"]
+    later = ["--descriptions", plain, "--score", JUDGE, "--num_concepts", 2, "--num_images_for_reward", 3,
+             "--device", "cpu"]
     code, out, err = run_script("inference", *later, "--output_filepath", tmp_path / "scored.json")
     assert code == 0, err
     assert descriptions.read(str(tmp_path / "scored.json"))[0] == rows
     assert {path.name: path.read_bytes() for path in plain.parent.iterdir()} == before
     assert run_script("inference", *later)[0] == 0  # in place
     assert descriptions.read(str(plain)) == (rows, manifest)
-    assert json.loads(plain.read_text()) == [[row["description"] for row in rows[:3]], [row["description"] for row in rows[3:]]]
+    assert json.loads(plain.read_text()) == [[row["description"] for row in part] for part in (rows[:3], rows[3:])]
 
-    assert run_script("inference", *later, "--split", "test", "--num_images_for_reward", 2)[0] == 0  # other images, again
+    assert run_script("inference", *later, "--split", "test", "--num_images_for_reward", 2)[0] == 0  # other images
     again, manifest = descriptions.read(str(plain))
     assert [row["reward"] for row in again] == pytest.approx(score(rows, 2, "test"), abs=1e-4)
     assert [row["reward"] for row in again] != [row["reward"] for row in rows]
@@ -143,10 +145,11 @@ def test_descriptions_are_scored_as_they_are_made_or_later(run_script, options, 
 
 
 def test_a_file_about_some_of_the_concepts_is_scored(run_script, tmp_path):
-    rows = [{"concept": NAMES[1], "question": "?", "description": text, "seed": 0, "reward": None} for text in ("one", "two")]
+    rows = [{"concept": NAMES[1], "question": "?", "description": text, "seed": 0, "reward": None}
+            for text in ("one", "two")]
     descriptions.write(str(tmp_path / "d.json"), rows, {"dataset": "emoji"})
-    code, _, err = run_script("inference", "--descriptions", tmp_path / "d.json", "--score", JUDGE, "--num_images_for_reward", 2,
-                              "--device", "cpu")
+    code, _, err = run_script("inference", "--descriptions", tmp_path / "d.json", "--score", JUDGE,
+                              "--num_images_for_reward", 2, "--device", "cpu")
     assert code == 0, err
     assert [row["reward"] for row in read(tmp_path / "d.jsonl")] == pytest.approx(score(rows, 2), abs=1e-3)
 
@@ -213,8 +216,10 @@ def test_the_wrong_adapter_is_found_by_its_weights(refused, run_script, options,
 # What the user can mend: each ends in one line.
 
 def test_what_is_missing_is_said(refused, tiny_lm, tmp_path):
-    assert "name an adapter or a language model with --model_name" in refused("inference", "--output_filepath", "d.json")
-    assert "--descriptions FILE is for scoring; add --score VLM_NAME" in refused("inference", "--descriptions", "d.json")
+    assert "name an adapter or a language model with --model_name" in refused(
+        "inference", "--output_filepath", "d.json")
+    assert "--descriptions FILE is for scoring; add --score VLM_NAME" in refused(
+        "inference", "--descriptions", "d.json")
     assert "--output_filepath X.json is missing" in refused("inference", "--model_name", tiny_lm)
 
 
@@ -227,8 +232,8 @@ def test_an_adapter_of_another_model_is_refused(refused, options, tiny_lm, tiny_
 
 def test_a_data_set_that_is_not_there_is_refused(refused, options, tmp_path, generated):
     (tmp_path / "empty").mkdir()
-    for name, expected in (("cub", "images.txt does not exist; get CUB_200_2011.tgz"), ("stanford_dogs", "does not exist; get "),
-                           ("imagefolder", "expected folders, one a class")):
+    for name, expected in (("cub", "images.txt does not exist; get CUB_200_2011.tgz"),
+                           ("stanford_dogs", "does not exist; get "), ("imagefolder", "expected folders, one a class")):
         assert expected in refused("inference", *options, "--eval_dataset", name, "--data_root", tmp_path / "empty")
     assert not generated
 
@@ -242,8 +247,8 @@ def test_a_concept_without_images_is_refused_before_the_long_work(refused, optio
     assert "expected folders, one a class, with images in each; dog has none" in refused(
         "inference", *options, *data, "--score", JUDGE)
     WRITERS["stanford_cars"](tmp_path / "cars")
-    line = refused("inference", *options, "--eval_dataset", "stanford_cars", "--data_root", tmp_path / "cars", "--split", "test",
-                   "--score", JUDGE)
+    line = refused("inference", *options, "--eval_dataset", "stanford_cars", "--data_root", tmp_path / "cars",
+                   "--split", "test", "--score", JUDGE)
     assert "no images of 'Ram C/V Van 2012' in the split 'test'; choose another --split" in line
     assert not generated and not (tmp_path / "out").exists()
 
@@ -273,7 +278,8 @@ def test_a_server_that_is_not_there_is_refused(refused, options, tmp_path):
         "inference", *options, "--backend", "server", "--base_url", url)
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or generation.cpu_build(), reason="vLLM runs here: its absence was not covered")
+@pytest.mark.skipif(torch.cuda.is_available() or generation.cpu_build(),
+                    reason="vLLM runs here: its absence was not covered")
 def test_vllm_where_it_cannot_run_is_refused(refused, options):
     assert "--backend vllm cannot run here" in refused("inference", *options, "--backend", "vllm")
 
@@ -281,7 +287,10 @@ def test_vllm_where_it_cannot_run_is_refused(refused, options):
 def test_the_repository_s_questions_are_the_default(run_script, options, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     place = options.index("--questions")
-    code, _, err = run_script("inference", *options[:place], *options[place + 2:], "--num_concepts", 1, "--max_new_tokens", 1)
+    code, _, err = run_script("inference", *options[:place], *options[place + 2:], "--num_concepts", 1,
+                              "--max_new_tokens", 1)
     assert code == 0, err
-    expected = [descriptions.fill(question, NAMES[0]) for question in descriptions.read_questions("configs/questions.txt")]
-    assert [row["question"] for row in read(tmp_path / "out" / "d.jsonl")] == expected and len(expected) == 25
+    questions = descriptions.read_questions("configs/questions.txt")
+    assert len(questions) == 25
+    assert [row["question"] for row in read(tmp_path / "out" / "d.jsonl")] == [
+        descriptions.fill(question, NAMES[0]) for question in questions]

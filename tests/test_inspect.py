@@ -21,7 +21,8 @@ from utils.language import chat, jsonl
 
 SHEET = yaml.safe_load((ROOT / "configs/inspection.yaml").read_text())
 STDLIB = sysconfig.get_path("stdlib")
-SAYS_WHERE = "import inspect, sys; assert inspect is sys.modules['inspect'] and inspect.signature(len); print(inspect.__file__)"
+SAYS_WHERE = "import inspect, sys; assert inspect is sys.modules['inspect'] and inspect.signature(len); " \
+             "print(inspect.__file__)"
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,8 @@ def quick(monkeypatch):
 
 
 def write_descriptions(path, concepts=("zebra", "puffin"), each=2, vlm="clip-a", dataset="birds"):
-    lines = [{"concept": concept, "question": "What is it?", "description": f"{concept} fact {i}", "seed": i, "reward": 1.5}
-             for concept in concepts for i in range(each)]
+    lines = [{"concept": concept, "question": "What is it?", "description": f"{concept} fact {i}", "seed": i,
+              "reward": 1.5} for concept in concepts for i in range(each)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     path.with_name(f"{path.stem}.manifest.json").write_text(json.dumps({"dataset": dataset, "vlm_name": vlm}))
     return path
@@ -77,7 +78,8 @@ def test_every_script_finds_the_standard_library_s_inspect_and_answers_help(name
 
 
 def test_run_as_a_script_the_file_is_ours():
-    found = subprocess.run([sys.executable, "inspect.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "inspect.py", "--help"], cwd=ROOT, capture_output=True, text=True,
+                           timeout=60)
     assert found.returncode == 0 and "--summarize" in found.stdout and "default: gpt-3.5-turbo-1106" in found.stdout
     assert inspect.__file__ == f"{STDLIB}/inspect.py"
 
@@ -102,7 +104,7 @@ def test_every_question_is_asked_once_and_recorded(run_script, descriptions, mon
                     "parsed": json.loads(GOOD["knowledge"]), "status": "answered", "attempts": 1, "error": None}
     _, headers, request = server.chats[0]
     assert headers["Authorization"] == "Bearer sk-of-mine"
-    assert (request["model"], request["temperature"], request["top_p"], request["max_tokens"]) == ("judge", 0.1, 0.1, 128)
+    assert [request[name] for name in ("model", "temperature", "top_p", "max_tokens")] == ["judge", 0.1, 0.1, 128]
     assert request["response_format"]["json_schema"]["strict"] is True
     assert [message["role"] for message in request["messages"]] == ["system", "user", "assistant", "user"]
     assert request["messages"][-1]["content"] == "Concept: zebra\nSnippet: zebra fact 0"
@@ -110,7 +112,8 @@ def test_every_question_is_asked_once_and_recorded(run_script, descriptions, mon
 
 @pytest.mark.parametrize("fault", [
     status(429), status(500), status(503), status(408), reset, slow(4), body(b'{"choices": [{"mess'),
-    body(b"<html>", "text/html"), body({"choices": None}), body([1, 2]), body({"choices": [{"message": {"content": ["a"]}}]}),
+    body(b"<html>", "text/html"), body({"choices": None}), body([1, 2]),
+    body({"choices": [{"message": {"content": ["a"]}}]}),
     says('{"explanation": "It tells of str'), says(""), says("   "), says(None, refusal="no"), says("yes"),
     says('{"explanation": 3, "increases_knowledge": 1}'), says('{"increases_knowledge": "perhaps"}'),
     says('["increases_knowledge", "yes"]')],
@@ -122,7 +125,8 @@ def test_what_fails_once_is_asked_again(run_script, tmp_path, fault):
     assert code == 0 and "2 of 2 questions answered" in out, err
     assert [question for question, _ in server.asked()] == ["knowledge", "knowledge", "attributes"]
     _, lines = read_lines(tmp_path / "d_inspection.jsonl")
-    assert [(line["attempts"], line["status"], line["error"]) for line in lines] == [(2, "answered", None), (1, "answered", None)]
+    assert [(line["attempts"], line["status"], line["error"]) for line in lines] == [
+        (2, "answered", None), (1, "answered", None)]
 
 
 def test_a_slow_trickle_ends_at_the_timeout(run_script, tmp_path):
@@ -163,7 +167,8 @@ def test_a_retry_after_without_sense_is_left_alone(run_script, tmp_path, value):
 
 def test_what_cannot_be_read_is_recorded_as_unanswered_and_asked_again_by_the_next_run(run_script, descriptions):
     path = descriptions.with_name("d_inspection.jsonl")
-    with FaultServer([says("Stripes!"), says(""), says('{"increases_knowledge": "no'), status(500), status(500)]) as server:
+    faults = [says("Stripes!"), says(""), says('{"increases_knowledge": "no'), status(500), status(500)]
+    with FaultServer(faults) as server:
         code, out, _ = run_script("inspect", *options(descriptions, server, "--concurrency", 1, "--max_retries", 2))
         assert code == 0 and "7 of 8 questions answered, 1 asked in vain; 12 requests sent" in out
         line = read_lines(path)[1][0]
@@ -231,7 +236,8 @@ def test_the_key_is_in_no_file_and_no_message(run_script, refused, descriptions,
         assert "key *** met a fault" in read_lines(descriptions.with_name("d_inspection.jsonl"))[1][0]["error"]
     for fault in (status(401, "sk-secret-1 is wrong"), status(500, "sk-secret-1 is wrong")):
         with FaultServer(models=fault) as server:
-            assert "sk-secret-1" not in refused("inspect", *options(descriptions, server, "--output_filepath", tmp_path / "e"))
+            assert "sk-secret-1" not in refused(
+                "inspect", *options(descriptions, server, "--output_filepath", tmp_path / "e"))
             assert not server.chats
     assert not any(b"sk-secret-1" in path.read_bytes() for path in tmp_path.iterdir())
 
@@ -294,9 +300,11 @@ def test_the_list_of_lists_stands_for_the_lines_beside_it(run_script, descriptio
 def test_a_dry_run_sends_and_writes_nothing(run_script, descriptions):
     with FaultServer() as server:
         code, out, _ = run_script("inspect", *options(descriptions, server, "--dry_run", "--max_tokens", 100))
-        assert code == 0 and "8 requests for 4 descriptions, two each, 0 answered before" in out and "at most 800 to write" in out
-        chats = [inspection.messages(SHEET, question, json.loads(line)) for line in descriptions.read_text().splitlines()
-                 for question in inspection.QUESTIONS]
+        assert code == 0
+        assert "8 requests for 4 descriptions, two each, 0 answered before" in out
+        assert "at most 800 to write" in out
+        chats = [inspection.messages(SHEET, question, json.loads(line))
+                 for line in descriptions.read_text().splitlines() for question in inspection.QUESTIONS]
         assert f"about {sum(map(inspection.estimate_tokens, chats)):,} tokens to read" in out
         assert not server.chats and not server.lists and len(list(descriptions.parent.iterdir())) == 2
 
@@ -321,7 +329,8 @@ def test_the_budget_is_kept_to_the_request(run_script, descriptions):
 
 def test_a_killed_run_goes_on_without_loss_and_without_asking_twice(tmp_path):
     path, record = write_descriptions(tmp_path / "d.jsonl", ["owl", "gull"], 15), tmp_path / "d_inspection.jsonl"
-    command = [sys.executable, "inspect.py", *map(str, options(path, server := FaultServer(delay=0.05), "--concurrency", "4"))]
+    server = FaultServer(delay=0.05)
+    command = [sys.executable, "inspect.py", *map(str, options(path, server, "--concurrency", "4"))]
     with server:
         first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         while len(server.chats) < 25:
@@ -354,8 +363,9 @@ def test_half_a_line_is_dropped_and_asked_again(run_script, descriptions):
 
 @pytest.mark.parametrize("change", ["inspector", "temperature", "vlm_name", "inspection_sha256", "descriptions_sha256"])
 def test_a_record_of_another_inspection_is_refused(refused, run_script, descriptions, tmp_path, change):
-    more = {"inspector": ["--model", "other"], "temperature": ["--temperature", "0.2"], "vlm_name": ["--vlm_name", "clip-b"],
-            "inspection_sha256": ["--inspection", tmp_path / "s.yaml"], "descriptions_sha256": []}[change]
+    more = {"inspector": ["--model", "other"], "temperature": ["--temperature", "0.2"],
+            "vlm_name": ["--vlm_name", "clip-b"], "inspection_sha256": ["--inspection", tmp_path / "s.yaml"],
+            "descriptions_sha256": []}[change]
     with FaultServer(models=("judge", "other")) as server:
         run_script("inspect", *options(descriptions, server))
         before = descriptions.with_name("d_inspection.jsonl").read_bytes()
@@ -430,7 +440,8 @@ def test_half_a_character_and_other_scripts_come_through(run_script, tmp_path):
         code, _, err = run_script("inspect", *options(path, server, "--concurrency", 1, "--output_format", "published"))
     assert code == 0, err
     found = inspection.read_answers(tmp_path / "d_inspection.jsonl")[1]
-    assert found[0, "knowledge"]["raw"] == [text] and found[0, "knowledge"]["parsed"]["explanation"] == "\ud83d 梟\u2028\x00"
+    assert found[0, "knowledge"]["raw"] == [text]
+    assert found[0, "knowledge"]["parsed"]["explanation"] == "\ud83d 梟\u2028\x00"
     assert found[0, "attributes"]["concept"] == "größe\u2028梟"
     assert json.loads((tmp_path / "d_inspection.json").read_text()) == [[text]]
 
@@ -439,15 +450,17 @@ def test_half_a_character_and_other_scripts_come_through(run_script, tmp_path):
 
 def write_record(path, judged, header=None, descriptions=None):
     """A record with (concept, description, increases_knowledge or None, (attributes, spurious) or None) each."""
-    header = {"inspector": "judge", "vlm_name": "clip-a", "dataset": "birds", "descriptions": descriptions or len(judged),
+    header = {"inspector": "judge", "vlm_name": "clip-a", "dataset": "birds",
+              "descriptions": descriptions or len(judged),
               **{kind: list(SHEET[kind]) for kind in inspection.KINDS}} | (header or {})
     lines = [{"header": header}]
     for i, (concept, description, informative, names) in enumerate(judged):
         both = {"knowledge": informative and {"explanation": "", "increases_knowledge": informative},
                 "attributes": names and {"attributes": names[0], "spurious": names[1], "unknown": []}}
         for question, parsed in both.items():
-            lines.append({"index": i, "concept": concept, "description": description, "question": question, "parsed": parsed,
-                          "raw": [], "status": "answered" if parsed else "unanswered", "attempts": 1, "error": None})
+            lines.append({"index": i, "concept": concept, "description": description, "question": question,
+                          "parsed": parsed, "raw": [], "status": "answered" if parsed else "unanswered", "attempts": 1,
+                          "error": None})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -455,7 +468,8 @@ def write_record(path, judged, header=None, descriptions=None):
 JUDGED = [("owl", "brown feathers", "yes", (["color"], [])), ("owl", "hunts at night", "yes", (["behavior"], [])),
           ("owl", "brown, from Asia", "yes", (["color", "origin_or_history"], [])),
           ("owl", "photo", "no", ([], ["photo_wording"])),
-          ("gull", "white\nand grey", "yes", (["color"], ["watermark", "photo_wording"])), ("gull", "a gull", "no", ([], [])),
+          ("gull", "white\nand grey", "yes", (["color"], ["watermark", "photo_wording"])),
+          ("gull", "a gull", "no", ([], [])),
           ("gull", "big", "no", (["size"], [])), ("gull", "at sea", "yes", (["habitat_or_place"], [])),
           ("gull", "half asked", "yes", None), ("gull", "in vain", None, None)]
 
@@ -481,19 +495,23 @@ def test_shares_and_intervals(tmp_path):
     assert row["attributes"]["size"]["share"] == 1 / 8 and row["attributes"]["use"]["count"] == 0
     assert [found["description"] for found in row["examples"]["informative_visual"]] == [
         "brown feathers", "brown, from Asia", "white\nand grey"]
-    assert [found["description"] for found in row["examples"]["informative_only_nonvisual"]] == ["hunts at night", "at sea"]
+    assert [found["description"] for found in row["examples"]["informative_only_nonvisual"]] == [
+        "hunts at night", "at sea"]
     assert [found["description"] for found in row["examples"]["spurious"]] == ["photo", "white\nand grey"]
 
 
 def test_the_summary_on_screen_and_on_disk(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "LABELS", tmp_path / "labels.jsonl")
-    records = [write_record(tmp_path / "a.jsonl", JUDGED), write_record(tmp_path / "b.jsonl", JUDGED[:5], {"vlm_name": "clip-b"}),
+    records = [write_record(tmp_path / "a.jsonl", JUDGED),
+               write_record(tmp_path / "b.jsonl", JUDGED[:5], {"vlm_name": "clip-b"}),
                write_record(tmp_path / "c.jsonl", JUDGED[8:], {"vlm_name": "clip-c"}),
                write_record(tmp_path / "d.jsonl", JUDGED, {"inspector": "oracle", "dataset": "dogs"})]
     code, out, err = run_script("inspect", "--summarize", *records, "--output_dir", tmp_path / "sum")
     assert code == 0, err
-    assert "Verdicts of judge" in out and "Verdicts of oracle" in out and "labels.jsonl, the descriptions labelled" in out
-    table = {line.split()[0]: line for line in out.splitlines() if line.startswith("clip-") and "," not in line.split()[0]}
+    for part in ("Verdicts of judge", "Verdicts of oracle", "labels.jsonl, the descriptions labelled"):
+        assert part in out
+    table = {line.split()[0]: line for line in out.splitlines()
+             if line.startswith("clip-") and "," not in line.split()[0]}
     low, high = wilson(5, 8)
     assert f"62.5 [{100 * low:.1f}, {100 * high:.1f}]" in table["clip-a"]
     assert table["clip-c"].split()[2:] == ["2", "0"] + 5 * ["-"]
@@ -502,7 +520,8 @@ def test_the_summary_on_screen_and_on_disk(run_script, tmp_path, monkeypatch):
     assert "visual: color 37.5, size 12.5" in out and "spurious: photo_wording 25.0, watermark 12.5" in out
     rows = list(csv.DictReader((tmp_path / "sum/summary.csv").open()))
     line = next(row for row in rows if (row["vlm_name"], row["dataset"], row["name"]) == ("clip-a", "birds", "color"))
-    assert [line[name] for name in ("kind", "count", "share", "answered", "inspector")] == ["visual", "3", "0.375", "8", "judge"]
+    assert [line[name] for name in ("kind", "count", "share", "answered", "inspector")] == [
+        "visual", "3", "0.375", "8", "judge"]
     assert float(line["low"]) == pytest.approx(wilson(3, 8)[0])
     assert [row["count"] for row in rows if row["vlm_name"] == "clip-c"] == [""]
     content = json.loads((tmp_path / "sum/summary.json").read_text())
@@ -523,9 +542,10 @@ def test_summing_up_needs_no_openai(tmp_path):
 
 
 def write_labels(path, labels):
-    path.write_text("".join(json.dumps({"concept": concept, "question": "q", "description": description, "seed": 0, "reward": 1.0,
-                                        "labels": {"increases_knowledge": informative, "attributes": used, "spurious": spurious}})
-                            + "\n" for concept, description, informative, (used, spurious) in labels))
+    lines = [{"concept": concept, "question": "q", "description": description, "seed": 0, "reward": 1.0,
+              "labels": {"increases_knowledge": informative, "attributes": used, "spurious": spurious}}
+             for concept, description, informative, (used, spurious) in labels]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_agreement_with_labels(run_script, tmp_path, monkeypatch):
@@ -567,7 +587,8 @@ def test_what_cannot_be_summed_up_is_refused(refused, tmp_path, monkeypatch, des
     monkeypatch.setattr(verdicts, "LABELS", tmp_path / "labels.jsonl")
     a, b = write_record(tmp_path / "a.jsonl", JUDGED), write_record(tmp_path / "b.jsonl", JUDGED)
     assert "is not a file of inspect.py's answers" in refused("inspect", "--summarize", descriptions)
-    assert "does not exist; make it with: python inspect.py" in refused("inspect", "--summarize", tmp_path / "none.jsonl")
+    assert "does not exist; make it with: python inspect.py" in refused(
+        "inspect", "--summarize", tmp_path / "none.jsonl")
     assert "both hold answers of judge on clip-a, birds" in refused("inspect", "--summarize", a, b)
     verdicts.LABELS.write_text('{"concept": "owl", "description": "a"}\n')
     assert "labels.jsonl, line 1: expected is" in refused("inspect", "--summarize", a)
@@ -578,8 +599,8 @@ def test_a_labels_file_can_be_inspected(run_script, tmp_path, monkeypatch):
     write_labels(verdicts.LABELS, JUDGED[:4])
     with FaultServer() as server:
         out = tmp_path / "out" / "labelled.jsonl"
-        assert run_script("inspect", *options(verdicts.LABELS, server, "--dataset_name", "labelled", "--vlm_name", "any",
-                                              "--output_filepath", out))[0] == 0
+        more = ["--dataset_name", "labelled", "--vlm_name", "any", "--output_filepath", out]
+        assert run_script("inspect", *options(verdicts.LABELS, server, *more))[0] == 0
     code, text, _ = run_script("inspect", "--summarize", out)
     assert code == 0 and "by 4 descriptions labelled by hand" in text
 

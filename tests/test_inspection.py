@@ -32,7 +32,8 @@ def test_instructions_name_every_attribute():
 @pytest.mark.parametrize("change, message", [
     ({"message": None}, "wrong place"), ({"visual": {"Colour tone": "x"}}, "'Colour tone' cannot be a name"),
     ({"spurious": {"color": "x"}}, "'color' cannot be a name"), ({"questions": {"knowledge": {}}}, "wrong place"),
-    ({"questions": SHEET["questions"] | {"attributes": SHEET["questions"]["knowledge"]}}, "the example's answer to attributes")])
+    ({"questions": SHEET["questions"] | {"attributes": SHEET["questions"]["knowledge"]}},
+     "the example's answer to attributes")])
 def test_a_sheet_that_is_not_one_is_refused(tmp_path, change, message):
     path = tmp_path / "sheet.yaml"
     path.write_text(yaml.safe_dump(SHEET | change))
@@ -50,8 +51,9 @@ def test_a_sheet_that_is_not_one_is_refused(tmp_path, change, message):
     ('The format {"explanation": "..."} asks for: {"Increases Knowledge": "no"}', "no"),
     ('{"answer": {"increases_knowledge": "yes"}}', "yes"), ("{explanation: fine, increases_knowledge: yes}", "yes"),
     ('{"explanation": ["a"], "increases_knowledge": "yes"}', "yes"),
-    ('{"increases_knowledge": "yes"', None), ('{"increases_knowledge": "yes or no"}', None), ('{"increases_knowledge": 1}', None),
-    ('{"increases_knowledge": null}', None), ("yes", None), ("", None), ("{" * 5000, None), ('{"a":' * 3000, None), ("}{", None),
+    ('{"increases_knowledge": "yes"', None), ('{"increases_knowledge": "yes or no"}', None),
+    ('{"increases_knowledge": 1}', None), ('{"increases_knowledge": null}', None), ("yes", None), ("", None),
+    ("{" * 5000, None), ('{"a":' * 3000, None), ("}{", None),
     ("{!!timestamp a: b}", None), ("{a: !!bool x}", None), ("{[1]: 2}", None), ("{&a [*a]: 1}", None)])
 def test_reading_whether_it_increases_knowledge(text, verdict):
     found = inspection.read_answer(text, "knowledge", SHEET)
@@ -115,8 +117,9 @@ def test_a_file_that_was_cut_off_in_its_first_line_is_begun_again(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"not ours\n", "another kind"), (b"\xff\n", "another kind"), (b'{"header": 1}', "another kind"), (b"[1]\n{}\n", "another kind"),
-    (b'{"header": {"a": 1}}\nnot ours\n', "line 2: damaged"), (b'{"header": {"a": 2}}\n', r"another a \(2, now 1\)"),
+    (b"not ours\n", "another kind"), (b"\xff\n", "another kind"), (b'{"header": 1}', "another kind"),
+    (b"[1]\n{}\n", "another kind"), (b'{"header": {"a": 1}}\nnot ours\n', "line 2: damaged"),
+    (b'{"header": {"a": 2}}\n', r"another a \(2, now 1\)"),
     (b'{"header": {"a": 1, "b": 1}}\n', "another b")])
 def test_what_a_run_cannot_go_on_with_is_left_alone(tmp_path, content, message):
     path = tmp_path / "r.jsonl"

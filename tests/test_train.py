@@ -19,7 +19,8 @@ from utils.ex2 import rewards
 from utils.language import loading
 
 SMALL = ["--dataset_name", "emoji", "--num_concepts", 3, "--num_images_for_reward", 4, "--steps", 4, "--batch_size", 8,
-         "--per_device_batch_size", 4, "--num_generations", 2, "--epochs_per_batch", 2, "--save_freq", 2, "--max_new_tokens", 6]
+         "--per_device_batch_size", 4, "--num_generations", 2, "--epochs_per_batch", 2, "--save_freq", 2,
+         "--max_new_tokens", 6]
 
 
 @pytest.fixture
@@ -32,14 +33,16 @@ def begin(folder, options):
     """Leave a run's settings in its folder, as a run does that was cut off early."""
     folder.mkdir()
     args = cli.parse(train.get_args_parser(), [str(word) for word in options])
-    cli.save_result(folder / "train.json", {name: value for name, value in vars(args).items() if name not in train.FREE})
+    settings = {name: value for name, value in vars(args).items() if name not in train.FREE}
+    cli.save_result(folder / "train.json", settings)
 
 
 # What the user can mend.
 
 def test_a_run_is_not_overwritten(refused, options, tmp_path):
     begin(tmp_path / "run", options)
-    assert "run holds a run already; continue it with --resume, or name another --output_dir" in refused("train", *options)
+    line = refused("train", *options)
+    assert "run holds a run already; continue it with --resume, or name another --output_dir" in line
 
 
 def test_a_run_is_resumed_with_its_own_options(refused, options, tmp_path):
@@ -112,8 +115,8 @@ def log_steps(folder, first, last, write_csv=True):
     log = training.Log(folder, recent, 2, write_csv)
     log.on_train_begin(None, state(first - 1), None)
     for step in range(first, last + 1):
-        recent.extend({"concept": "ünicorn", "question": "?", "description": f"{step}\u2028{i}", "reward": float(i * 5 % 12)}
-                      for i in range(12))
+        recent.extend({"concept": "ünicorn", "question": "?", "description": f"{step}\u2028{i}",
+                       "reward": float(i * 5 % 12)} for i in range(12))
         recent[3]["reward"] = None
         log.on_step_end(None, state(step), None)
         log.on_log(None, state(step), None, {"reward": step + 0.5, "kl": 0.25, "loss": None, "other": 1})
@@ -129,11 +132,12 @@ def test_every_log_step_is_a_row_and_its_ten_best(tmp_path, capsys):
     with (tmp_path / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == training.COLUMNS == (
-        "step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases", "copies",
-        "shared_phrase", "unscored")
+        "step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases",
+        "copies", "shared_phrase", "unscored")
     assert [(row["step"], row["reward"], row["kl"], row["loss"]) for row in rows] == [
         ("1", "1.5", "0.25", ""), ("2", "2.5", "0.25", "")]
-    best = [json.loads(line) for line in (tmp_path / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    lines = (tmp_path / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")
+    best = [json.loads(line) for line in lines[:-1]]
     assert [entry["step"] for entry in best] == [1] * 10 + [2] * 10
     expected = sorted((i * 5 % 12 for i in range(12) if i != 3), reverse=True)[:10]
     for entries in (best[:10], best[10:]):
@@ -191,7 +195,8 @@ def test_a_line_cut_within_its_number_is_dropped(tmp_path):
     with (tmp_path / "log.csv").open("a") as file:
         file.write("1")  # of 12
     log_steps(tmp_path, 4, 4)
-    assert [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()] == ["step", "1", "2", "3", "4"]
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3", "4"]
 
 
 # Checkpoints.
@@ -268,7 +273,8 @@ def copied(whole, folder):
     """A copy of a run that takes itself for the run in its place."""
     shutil.copytree(whole, folder)
     settings = json.loads((folder / "train.json").read_text())
-    cli.save_result(folder / "train.json", {name: str(folder) if name == "output_dir" else settings[name] for name in settings})
+    settings = {name: str(folder) if name == "output_dir" else value for name, value in settings.items()}
+    cli.save_result(folder / "train.json", settings)
     return folder
 
 
@@ -286,13 +292,14 @@ def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
     folder, done = whole_run
     assert done.stdout.endswith(f"4 steps -> {folder}\n") and "step     4  reward" in done.stderr
     assert {path.name for path in folder.iterdir()} >= {
-        "adapter_model.safetensors", "adapter_config.json", "checkpoint-4", "checkpoint-8", "log.csv", "reward_curve.png",
-        "top_descriptions.jsonl", "train.json"}
+        "adapter_model.safetensors", "adapter_config.json", "checkpoint-4", "checkpoint-8", "log.csv",
+        "reward_curve.png", "top_descriptions.jsonl", "train.json"}
     rows = log_rows(folder)
     assert tuple(rows[0]) == training.COLUMNS and [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert all(float(value) == float(value) for row in rows for value in row.values())
     assert float(rows[0]["kl"]) == 0 != float(rows[-1]["kl"])
-    best = [json.loads(line) for line in (folder / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    lines = (folder / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")
+    best = [json.loads(line) for line in lines if line]
     for row in rows:
         found = [entry["reward"] for entry in best if entry["step"] == int(row["step"])]
         assert found == sorted(found, reverse=True) and 1 <= len(found) <= 10
@@ -308,8 +315,8 @@ def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
 def test_the_adapter_describes(whole_run, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in (whole_run[0], whole_run[0] / "checkpoint-4"):
-        code, out, err = run_script("inference", "--model_name", name, "--num_concepts", 1, "--max_new_tokens", 4, "--device",
-                                    "cpu", "--output_filepath", tmp_path / "d.json")
+        code, out, err = run_script("inference", "--model_name", name, "--num_concepts", 1, "--max_new_tokens", 4,
+                                    "--device", "cpu", "--output_filepath", tmp_path / "d.json")
         assert code == 0 and "25 descriptions" in out, err
 
 
@@ -326,7 +333,8 @@ def test_a_run_that_was_killed_goes_on_exactly(whole_run, tiny_lm, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert (folder / "checkpoint-4" / "trainer_state.json").is_file() and not (folder / "adapter_model.safetensors").exists()
+    assert (folder / "checkpoint-4" / "trainer_state.json").is_file()
+    assert not (folder / "adapter_model.safetensors").exists()
     assert [row["step"] for row in log_rows(folder)] == ["1", "2", "3"]  # the third will be made again
     checkpoint(folder, "checkpoint-6", None)  # two that the kill came into
     shutil.rmtree(folder / "checkpoint-8", ignore_errors=True)
@@ -375,8 +383,9 @@ def test_grpo_trains_too(tiny_lm, tmp_path):
 @long
 def test_two_processes_share_a_batch(tiny_lm, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(launch + command(tiny_lm, tmp_path / "run", "--steps", 2, "--per_device_batch_size", 4)[1:], cwd=ROOT,
-                          capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch += command(tiny_lm, tmp_path / "run", "--steps", 2, "--per_device_batch_size", 4)[1:]
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=900,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     assert [row["step"] for row in log_rows(tmp_path / "run")] == ["1", "2"]
     lines = (tmp_path / "run" / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")
