@@ -153,7 +153,8 @@ def run_image(visual, image, nudges=None):
         outputs = []
         for head in range(h):
             q, key, v = (layer["normed"] @ attn.in_proj_weight[part * width + head * k:part * width + (head + 1) * k].T
-                         + attn.in_proj_bias[part * width + head * k:part * width + (head + 1) * k] for part in range(3))
+                         + attn.in_proj_bias[part * width + head * k:part * width + (head + 1) * k]
+                         for part in range(3))
             if hasattr(attn, "ln_q"):
                 q, key = attn.ln_q(q), attn.ln_k(key)
             weights = (q @ key.T / k ** 0.5).softmax(dim=-1)
@@ -225,7 +226,8 @@ def _propagate(visual, layers, column):
     def summands(x, y, relevance):
         parts = [x / stable(x + y) * relevance, y / stable(x + y) * relevance]
         sums = [part.sum() for part in parts]
-        return [part * abs(own) / (abs(sums[0]) + abs(sums[1])) * relevance.sum() / own for part, own in zip(parts, sums)]
+        return [part * abs(own) / (abs(sums[0]) + abs(sums[1])) * relevance.sum() / own
+                for part, own in zip(parts, sums)]
 
     last = layers[-1]["middle"] + layers[-1]["added"]
     normed = visual.ln_post(last[:1])
@@ -259,12 +261,13 @@ def segmentation_maps(attn, representation, classifier, grid):
     attn, classifier = np.asarray(attn, np.float64), np.asarray(classifier, np.float64)
     logits = attn.sum(axis=(1, 3))[:, 1:] @ classifier                            # [b, n - 1, classes]
     predicted = (np.asarray(representation, np.float64) @ classifier).argmax(axis=1)
-    return np.stack([(of_image[:, index] - of_image.mean(axis=1)).reshape(grid) for of_image, index in zip(logits, predicted)])
+    return np.stack([(of_image[:, index] - of_image.mean(axis=1)).reshape(grid)
+                     for of_image, index in zip(logits, predicted)])
 
 
 def heat_map(patches, size):
-    """A map [rows, columns] upsampled bilinearly to [size, size] (pixel centres, edges repeated), without negatives, scaled
-    to [0, 1]."""
+    """A map [rows, columns] upsampled bilinearly to [size, size] (pixel centres, edges repeated), without negatives,
+    scaled to [0, 1]."""
     heat = np.zeros((size, size))
     rows, columns = patches.shape
     for i in range(size):
@@ -305,8 +308,8 @@ def segmentation_figures(heats, masks):
         precisions.append(average_precision(np.concatenate([1 - heat.ravel(), heat.ravel()]),
                                             np.concatenate([~mask.ravel(), mask.ravel()])))
     iou = [intersections[label] / unions[label] if unions[label] else 0.0 for label in (0, 1)]
-    return {"pixel_accuracy": right / pixels, "mean_iou": np.mean(iou), "iou_background": iou[0], "iou_foreground": iou[1],
-            "mean_ap": np.mean(precisions)}
+    return {"pixel_accuracy": right / pixels, "mean_iou": np.mean(iou), "iou_background": iou[0],
+            "iou_foreground": iou[1], "mean_ap": np.mean(precisions)}
 
 
 def group_accuracies(right, group, names):
@@ -331,8 +334,10 @@ def right_answers(run, classifier, chosen, last_layers, mlps):
 
 
 def main_effects(terms, classifier, group, classes, places):
-    """Balanced main effects of place and class of terms [b, d], as vectors of centred logits: two lists, one entry a level."""
-    logits = [[sum(x * w for x, w in zip(term, classifier[:, k])) for k in range(classes)] for term in terms.astype(np.float64)]
+    """Balanced main effects of place and class of terms [b, d], as vectors of centred logits: two lists, one entry a
+    level."""
+    logits = [[sum(x * w for x, w in zip(term, classifier[:, k])) for k in range(classes)]
+              for term in terms.astype(np.float64)]
     logits = [np.array(row) - sum(row) / classes for row in logits]
     cell = {(c, p): np.mean([row for row, g in zip(logits, group) if g == c * places + p], axis=0)
             for c in range(classes) for p in range(places)}

@@ -48,7 +48,8 @@ def test_representations_equal_the_definition(monkeypatch, block, heads, last_la
     assert set(ablation.all_but(opened(run), last_layers, mlps)) == set(recipe(run, (), last_layers, mlps))
     found = np.zeros((37, 7), np.float32)
     for part, values in ablation.representations(opened(run), means, columns):
-        assert values.dtype == np.float32 and len(values) <= block
+        assert values.dtype == np.float32
+        assert len(values) <= block
         found[part] = values
     np.testing.assert_allclose(found, literal_representations(run, means, heads, last_layers, mlps), atol=1e-5)
 
@@ -78,5 +79,7 @@ def test_without_a_class_token_its_ablations_are_left_out():
     whole = ablation.accuracies(opened(run), classifier)
     del run["cls_attn"]
     found = ablation.accuracies(opened(run), classifier)
-    assert found.pop("cls_ablated") is None and found.pop("mlp_and_cls_ablated") is None
-    assert found == {name: whole[name] for name in found} and len(found) == 3
+    assert found.pop("cls_ablated") is None
+    assert found.pop("mlp_and_cls_ablated") is None
+    assert found == {name: whole[name] for name in found}
+    assert len(found) == 3

@@ -15,7 +15,8 @@ D = 12  # of the CLIP's space
 
 def write(folder, dataset, model, parts, labels, seed=0, **about):
     """A run whose weights follow from the model's name and a seed."""
-    write_run(folder, dataset, model, parts, labels, pretrained=f"seed {seed}", weights_sha256=f"{model} {seed}", **about)
+    write_run(folder, dataset, model, parts, labels, pretrained=f"seed {seed}", weights_sha256=f"{model} {seed}",
+              **about)
 
 
 def literal_loss(weight, bias, x, y, penalty_weight):
@@ -41,7 +42,8 @@ def unit_terms(rng, images, width, shapes):
              for what, shape in shapes.items()}
     whole = sum(part.reshape(images, -1, width).sum(axis=1) for part in parts.values())
     length = np.linalg.norm(whole, axis=1)
-    return {what: (part / length.reshape(-1, *[1] * (part.ndim - 1))).astype(np.float32) for what, part in parts.items()}
+    return {what: (part / length.reshape(-1, *[1] * (part.ndim - 1))).astype(np.float32)
+            for what, part in parts.items()}
 
 
 def flat(parts):
@@ -50,8 +52,8 @@ def flat(parts):
 
 @pytest.fixture
 def planted(tmp_path):
-    """A model "m" and a CLIP "clip" of as many dimensions, whose representation is the normalised sum of m's components, each
-    turned by an orthogonal matrix of its own; splits train (600 images) and test (70)."""
+    """A model "m" and a CLIP "clip" of as many dimensions, whose representation is the normalised sum of m's components,
+    each turned by an orthogonal matrix of its own; splits train (600 images) and test (70)."""
     rng = np.random.default_rng(3)
     turns = np.linalg.qr(rng.normal(size=(9, D, D)))[0]
     for dataset, images in (("emoji_train", 600), ("emoji", 70)):
@@ -61,12 +63,14 @@ def planted(tmp_path):
         target = target / np.linalg.norm(target, axis=1, keepdims=True)
         halves = rng.normal(size=(images, 1, D))
         write(tmp_path, dataset, "m", parts, labels)
-        write(tmp_path, dataset, "clip", {"attn": (halves / 2)[:, :, None], "mlp": target[:, None] - halves / 2}, labels)
+        write(tmp_path, dataset, "clip", {"attn": (halves / 2)[:, :, None], "mlp": target[:, None] - halves / 2},
+              labels)
     return tmp_path
 
 
 def options(folder, *more):
-    return ("--model", "m", "--clip", "clip", "--dataset", "emoji", "--input_dir", folder, "--output_dir", folder / "out",
+    return ("--model", "m", "--clip", "clip", "--dataset", "emoji", "--input_dir", folder, "--output_dir",
+            folder / "out",
             "--device", "cpu", *more)
 
 
@@ -88,7 +92,8 @@ def test_orthogonal_maps_cost_nothing_and_narrow_models_cannot_reach_it():
     turns = torch.linalg.qr(torch.randn(3, 8, 8).double())[0]
     assert alignment.penalty(turns).item() < 1e-12
     assert alignment.penalty(turns[:, :, :5]).item() < 1e-12                    # k 8, d 5
-    assert alignment.penalty(turns[:, :5]).item() == pytest.approx(3 / 8)      # k 5, d 8: three of eight directions are missing
+    # k 5, d 8: three of eight directions are missing
+    assert alignment.penalty(turns[:, :5]).item() == pytest.approx(3 / 8)
 
 
 def test_the_ridge_start_is_sklearns(monkeypatch):
@@ -124,18 +129,22 @@ def test_training_recovers_a_planted_alignment_and_the_mapped_run_is_the_literal
     folder = planted / "out"
     told = json.loads((folder / "emoji_train_maps_m_to_clip.json").read_text())
     history, best = told["history"], told["best"]
-    assert history[0]["validation_cosine"] < 0.8 and best["validation_cosine"] > 0.99
-    assert best["validation_cosine"] == max(entry["validation_cosine"] for entry in history[1:]) and len(history) == 41
+    assert history[0]["validation_cosine"] < 0.8
+    assert best["validation_cosine"] > 0.99
+    assert best["validation_cosine"] == max(entry["validation_cosine"] for entry in history[1:])
+    assert len(history) == 41
     assert f"epoch 0: cosine {history[0]['train_cosine']:.4f}, {history[0]['validation_cosine']:.4f} held out" in out
     assert told["components"] == {"attn": [2, 3, D], "mlp": [3, D]}
 
     found = alignment.load(folder / "emoji_train_maps_m_to_clip.safetensors")
-    assert found.weight.shape == (9, D, D) and found.bias.shape == (D,)
+    assert found.weight.shape == (9, D, D)
+    assert found.bias.shape == (D,)
     assert {key: value for key, value in told.items() if key != "history"} == found.about
     mapped, source, target = (Run.open(*where) for where in (
         (folder, "emoji", "m-as-clip"), (planted, "emoji", "m"), (planted, "emoji", "clip")))
     manifest, own, clip = mapped.manifest, source.manifest, target.manifest
-    assert mapped.layout == {"attn": [2, 3, D], "mlp": [3, D]} and len(mapped) == 70
+    assert mapped.layout == {"attn": [2, 3, D], "mlp": [3, D]}
+    assert len(mapped) == 70
     np.testing.assert_array_equal(mapped.labels, source.labels)
     mapped, terms, target = (run.stack(slice(None)) for run in (mapped, source, target))
     weight, bias = found.weight.double().numpy(), found.bias.double().numpy()
@@ -147,17 +156,21 @@ def test_training_recovers_a_planted_alignment_and_the_mapped_run_is_the_literal
         unit = mapped[i].sum(axis=0)
         assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-5)
         reached.append(unit @ target[i].sum(axis=0))
-    assert manifest["cosine"] == pytest.approx(np.mean(reached), abs=1e-5) and manifest["cosine"] > 0.99
+    assert manifest["cosine"] == pytest.approx(np.mean(reached), abs=1e-5)
+    assert manifest["cosine"] > 0.99
     assert f"cosine {manifest['cosine']:.4f} -> " in out
-    assert manifest["text_model"] == "clip" and manifest["text_weights_sha256"] == clip["weights_sha256"]
+    assert manifest["text_model"] == "clip"
+    assert manifest["text_weights_sha256"] == clip["weights_sha256"]
     assert manifest["weights_sha256"] not in (own["weights_sha256"], clip["weights_sha256"])
-    assert manifest["model"] == "m-as-clip" and manifest["classes"] == own["classes"]
+    assert manifest["model"] == "m-as-clip"
+    assert manifest["classes"] == own["classes"]
     assert not list(folder.glob("*.partial"))
 
 
 def test_the_held_out_images_are_not_trained_on():
     rows, held = alignment.hold_out(101, 4)
-    assert len(held) == 10 and sorted([*rows, *held]) == list(range(101))
+    assert len(held) == 10
+    assert sorted([*rows, *held]) == list(range(101))
     assert not np.array_equal(held, alignment.hold_out(101, 5)[1])
     rng = np.random.default_rng(0)
     terms = unit_terms(rng, 101, 5, {"attn": (2, 2), "mlp": (1,)})
@@ -167,7 +180,8 @@ def test_the_held_out_images_are_not_trained_on():
     for part in (*changed.values(), targets):
         part[held] += 5
     second = alignment.train(opened(changed), targets, "ridge", 1, 0.01, 8, 1, 4, "cpu")
-    assert torch.equal(first[0], second[0]) and first[2][1]["train_cosine"] == second[2][1]["train_cosine"]
+    assert torch.equal(first[0], second[0])
+    assert first[2][1]["train_cosine"] == second[2][1]["train_cosine"]
     assert first[2][1]["validation_cosine"] != second[2][1]["validation_cosine"]
 
 
@@ -178,34 +192,45 @@ def test_the_epoch_of_the_highest_held_out_cosine_is_kept():
     weight, bias, history = alignment.train(terms, targets, "ridge", 12, 0.05, 8, 0.0, 0, "cpu")
     best = max(history[1:], key=lambda entry: entry["validation_cosine"])
     assert best["epoch"] < 12  # noise is learnt by heart later
-    assert alignment.mean_cosine(weight, bias, terms, targets, alignment.hold_out(40, 0)[1]) == best["validation_cosine"]
+    assert alignment.mean_cosine(weight, bias, terms, targets,
+                                 alignment.hold_out(40, 0)[1]) == best["validation_cosine"]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run_script, planted):
     made = {}
     for folder, seed in (("one", 0), ("two", 0), ("three", 1)):
-        code, _, err = run_script("compute_alignment", *options(planted, "--output_dir", planted / folder, "--seed", seed,
-                                                                "--start", "random"))
+        code, _, err = run_script("compute_alignment",
+                                  *options(planted, "--output_dir", planted / folder, "--seed", seed,
+                                           "--start", "random"))
         assert code == 0, err
         made[folder] = {path.name: path.read_bytes() for path in (planted / folder).iterdir()}
-    assert made["one"] == made["two"] and len(made["one"]) == 6
+    assert made["one"] == made["two"]
+    assert len(made["one"]) == 6
     assert all((made["one"][name] == made["three"][name]) == (name == "emoji_labels.npy") for name in made["one"])
 
 
 def test_maps_of_a_file_are_applied_to_any_split_and_none_are_trained(run_script, planted):
     code, *_ = run_script("compute_alignment", *options(planted))
     path = planted / "out" / "emoji_train_maps_m_to_clip.safetensors"
-    code, out, err = run_script("compute_alignment", *options(planted, "--maps", path, "--output_dir", planted / "again",
-                                                              "--apply", "train", "test"))
+    code, out, err = run_script("compute_alignment",
+                                *options(planted, "--maps", path, "--output_dir", planted / "again",
+                                         "--apply", "train", "test"))
     assert code == 0, err
-    assert "epoch" not in out and "emoji_train: 600 images, cosine 0." in out and "emoji: 70 images, cosine 0." in out
-    for name in ("emoji_attn_m-as-clip.npy", "emoji_m-as-clip.json"):
-        assert (planted / "again" / name).read_bytes() == (planted / "out" / name).read_bytes()
+    assert "epoch" not in out
+    assert "emoji_train: 600 images, cosine 0." in out
+    assert "emoji: 70 images, cosine 0." in out
+    first, again = (planted / "out", planted / "again")
+    assert (again / "emoji_attn_m-as-clip.npy").read_bytes() == (first / "emoji_attn_m-as-clip.npy").read_bytes()
+    kept = [json.loads((folder / "emoji_m-as-clip.json").read_text()) for folder in (first, again)]
+    assert "--maps" in kept[1].pop("command")
+    assert "--maps" not in kept[0].pop("command")
+    assert kept[0] == kept[1]
     assert not list((planted / "again").glob("*.safetensors"))
     for name in ("emoji_clip.json", "emoji_attn_clip.npy"):  # a split without the CLIP's arrays
         (planted / name).unlink()
     code, out, err = run_script("compute_alignment", *options(planted, "--maps", path))
-    assert code == 0 and "emoji: 70 images -> " in out, err
+    assert code == 0, err
+    assert "emoji: 70 images -> " in out, err
 
 
 def test_components_of_uneven_blocks_and_half_precision(run_script, tmp_path):
@@ -220,7 +245,8 @@ def test_components_of_uneven_blocks_and_half_precision(run_script, tmp_path):
     assert code == 0, err
     found = alignment.load(tmp_path / "out" / "emoji_maps_m_to_clip.safetensors")
     mapped = {what: np.load(tmp_path / "out" / f"emoji_{what}_m-as-clip.npy") for what in parts}
-    assert {what: part.shape for what, part in mapped.items()} == {"attn": (300, 5, 9), "mlp": (300, 2, 9), "conv": (300, 3, 9)}
+    assert {what: part.shape for what, part in mapped.items()} == {"attn": (300, 5, 9), "mlp": (300, 2, 9),
+                                                                   "conv": (300, 3, 9)}
     assert all(part.dtype == np.float16 for part in mapped.values())
     given = flat(parts).astype(np.float16).astype(np.float32)
     literal = np.einsum("bck,ckd->bcd", given, found.weight) + found.bias.numpy() / 10
@@ -234,19 +260,23 @@ def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of
     out = tmp_path / "out"
     data = ("--dataset", "imagefolder", "--device", "cpu", "--output_dir", out)
     for model in (f"timm:local-dir:{folder}", "emojiclip"):
-        code, _, err = run_script("compute_prs", *data, "--model", model, "--data_path", folder_of_images, "--num_workers", 0)
+        code, _, err = run_script("compute_prs", *data, "--model", model, "--data_path", folder_of_images,
+                                  "--num_workers", 0)
         assert code == 0, err
-    code, printed, err = run_script("compute_alignment", *data, "--input_dir", out, "--model", f"timm:local-dir:{folder}",
+    code, printed, err = run_script("compute_alignment", *data, "--input_dir", out, "--model",
+                                    f"timm:local-dir:{folder}",
                                     "--split", "", "--batch_size", 4)
     assert code == 0, err
     mapped = Run.open(out, "imagefolder", "vit-as-emojiclip")
-    assert mapped.layout == {"attn": [3, 4, 128], "mlp": [4, 128]} and len(mapped) == 15
+    assert mapped.layout == {"attn": [3, 4, 128], "mlp": [4, 128]}
+    assert len(mapped) == 15
     unit, manifest = mapped.whole(slice(None)), mapped.manifest
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
     whole = Run.open(out, "imagefolder", "emojiclip").whole(slice(None))
     assert manifest["cosine"] == pytest.approx((unit * whole).sum(axis=1).mean(), abs=1e-5)
     assert f"imagefolder: 15 images, cosine {manifest['cosine']:.4f} -> " in printed
-    assert manifest["text_model"] == "emojiclip" and not (out / "imagefolder_cls_attn_vit-as-emojiclip.npy").exists()
+    assert manifest["text_model"] == "emojiclip"
+    assert not (out / "imagefolder_cls_attn_vit-as-emojiclip.npy").exists()
 
     code, _, err = run_script("compute_text_projection", *data, "--model", "emojiclip", "--data_path", folder_of_images)
     assert code == 0, err
@@ -274,14 +304,17 @@ def test_maps_of_something_else_are_refused_in_one_line(run_script, refused, pla
     rng, labels = np.random.default_rng(0), np.load(planted / "emoji_labels.npy")
     for width, layers in ((D, 1), (D + 1, 2)):
         write(planted, "emoji", "m", unit_terms(rng, 70, width, {"attn": (layers, 3), "mlp": (layers + 1,)}), labels)
-        message = f"trained for components attn [2, 3, {D}], mlp [3, {D}], and the arrays hold attn [{layers}, 3, {width}], mlp"
+        message = (f"trained for components attn [2, 3, {D}], mlp [3, {D}], and the arrays hold attn "
+                   f"[{layers}, 3, {width}], mlp")
         assert message in refused("compute_alignment", *options(planted, *given))
     parts = unit_terms(rng, 70, D, {"attn": (2, 3), "mlp": (3,)})
     write(planted, "emoji", "m", parts, labels, seed=1)
-    assert "other weights of m than those of the arrays (seed 1)" in refused("compute_alignment", *options(planted, *given))
+    assert "other weights of m than those of the arrays (seed 1)" in refused("compute_alignment",
+                                                                             *options(planted, *given))
     write(planted, "emoji", "m", parts, labels)
     write(planted, "emoji", "clip", {"attn": parts["attn"], "mlp": parts["mlp"]}, labels, seed=2)
-    assert "other weights of clip than those of the arrays (seed 2)" in refused("compute_alignment", *options(planted, *given))
+    assert "other weights of clip than those of the arrays (seed 2)" in refused("compute_alignment",
+                                                                                *options(planted, *given))
     assert sorted(path.name for path in (planted / "out").iterdir()) == before
 
 
@@ -291,9 +324,11 @@ def test_files_that_are_no_maps_are_refused(run_script, refused, planted):
     path = trained(run_script, planted)[1]
     whole = path.read_bytes()
     path.write_bytes(whole[:len(whole) // 2])
-    assert "not maps of compute_alignment.py, or cut off" in refused("compute_alignment", *options(planted, "--maps", path))
+    assert "not maps of compute_alignment.py, or cut off" in refused("compute_alignment",
+                                                                     *options(planted, "--maps", path))
     save_file({"weight": torch.zeros(2)}, path)
-    assert "not maps of compute_alignment.py, or cut off" in refused("compute_alignment", *options(planted, "--maps", path))
+    assert "not maps of compute_alignment.py, or cut off" in refused("compute_alignment",
+                                                                     *options(planted, "--maps", path))
     assert "nowhere does not exist" in refused("compute_alignment", *options(planted, "--maps", "nowhere"))
 
 

@@ -120,7 +120,8 @@ def test_pickles_are_refused(tmp_path):
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
-    with pytest.raises(UserError, match=r"emoji_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji"):
+    with pytest.raises(UserError,
+                       match=r"emoji_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji"):
         open_run(tmp_path)
 
 
@@ -128,7 +129,8 @@ def test_foreign_arrays_are_read_with_a_warning(tmp_path, capsys):
     write_run(tmp_path)
     (tmp_path / "emoji_m.json").unlink()
     run = open_run(tmp_path)
-    assert run.manifest is None and len(run) == 10
+    assert run.manifest is None
+    assert len(run) == 10
     assert capsys.readouterr().err.startswith("warning: no manifest")
 
 
@@ -136,7 +138,10 @@ def test_published_imagenet_runs_without_labels(tmp_path):
     np.save(tmp_path / "imagenet_attn_m.npy", np.zeros((50_000, 1, 1, 2), np.float16))
     np.save(tmp_path / "imagenet_mlp_m.npy", np.zeros((50_000, 2, 2), np.float16))
     labels = Run.open(str(tmp_path), "imagenet", "m").labels
-    assert labels[0] == 0 and labels[49] == 0 and labels[50] == 1 and labels[-1] == 999
+    assert labels[0] == 0
+    assert labels[49] == 0
+    assert labels[50] == 1
+    assert labels[-1] == 999
     np.save(tmp_path / "imagenet_attn_m.npy", np.zeros((40, 1, 1, 2), np.float16))
     np.save(tmp_path / "imagenet_mlp_m.npy", np.zeros((40, 2, 2), np.float16))
     with pytest.raises(UserError, match="imagenet_labels.npy does not exist"):
@@ -144,7 +149,8 @@ def test_published_imagenet_runs_without_labels(tmp_path):
 
 
 def write_texts(folder, texts, weights="aa", d=6):
-    builders.write_pool(folder, "pool", "m", texts, np.ones((len(texts), d)), weights_sha256=weights, pretrained="other")
+    builders.write_pool(folder, "pool", "m", texts, np.ones((len(texts), d)), weights_sha256=weights,
+                        pretrained="other")
 
 
 def test_texts_of_another_model_or_another_file_are_refused(tmp_path):
@@ -193,8 +199,10 @@ def test_blocks_cover_everything_once():
 
 def test_another_split_is_part_of_a_runs_name():
     assert files.run_name("emoji", None) == files.run_name("emoji", "test") == "emoji"
-    assert files.run_name("emoji", "train") == "emoji_train" and files.run_name("imagenet", "val") == "imagenet"
-    assert files.run_name("imagefolder", "test") == "imagefolder_test" and files.run_name("imagefolder", None) == "imagefolder"
+    assert files.run_name("emoji", "train") == "emoji_train"
+    assert files.run_name("imagenet", "val") == "imagenet"
+    assert files.run_name("imagefolder", "test") == "imagefolder_test"
+    assert files.run_name("imagefolder", None) == "imagefolder"
 
 
 def test_rows_of_a_run_are_known_in_the_data_set():

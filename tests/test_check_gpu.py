@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
+from builders import ROOT
 
 from scripts import check_gpu
 

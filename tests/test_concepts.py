@@ -58,7 +58,8 @@ def test_other_names_are_those_of_the_classes(tmp_path, name, names):
 
 def test_concepts_are_evenly_spaced():
     every = [concept["name"] for concept in scenes.concepts()]
-    assert datasets.concept_names("emoji", None, "train", None) == every and len(every) == 260
+    assert datasets.concept_names("emoji", None, "train", None) == every
+    assert len(every) == 260
     assert datasets.concept_names("emoji", None, "train", 4) == [every[k] for k in (0, 65, 130, 195)]
     assert datasets.concept_names("emoji", None, "train", 3) == [every[k] for k in (0, 86, 173)]
     assert datasets.concept_names("emoji", None, "train", 260) == every
@@ -100,7 +101,9 @@ def test_images_of_the_split_asked_for(tmp_path):
 def test_emoji_concepts_show_their_object():
     found = datasets.load_concepts("emoji", None, "train", 4, 5, 48)
     again = datasets.load_concepts("emoji", "ignored", "train", None, 3, 48)
-    assert len(again.classes) == 260 and len(again.samples) == 780 and len(set(found.scenes)) == 20
+    assert len(again.classes) == 260
+    assert len(again.samples) == 780
+    assert len(set(found.scenes)) == 20
     for name in found.classes:
         own = [found.scenes[i] for i in of_concept(found, name)]
         assert [scene.attributes()["object"] for scene in own] == [name] * 5
@@ -108,7 +111,8 @@ def test_emoji_concepts_show_their_object():
     expected, _ = scenes.draw(found.scenes, 48)
     for i in range(20):
         image, label = found.samples[i]
-        assert label == i // 5 and np.array_equal(np.array(image), expected[i].permute(1, 2, 0).numpy())
+        assert label == i // 5
+        assert np.array_equal(np.array(image), expected[i].permute(1, 2, 0).numpy())
     k = [concept["name"] for concept in scenes.concepts()].index(found.classes[2])
     rng = np.random.default_rng((datasets.CONCEPT_SEEDS["train"], k, 4))
     assert found.scenes[14] == scenes.sample_scene(rng, object=k)

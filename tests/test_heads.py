@@ -30,14 +30,16 @@ def test_a_head_that_does_not_exist_is_named():
     known = every(6, 6)
     components.check_heads([head(5, 5), head(0, 0)], known)
     for wrong in ((6, 0), (0, 6)):
-        with pytest.raises(UserError, match=f"there is no head {wrong[0]}.{wrong[1]}; .* layers 0 to 5 with heads 0 to 5"):
+        with pytest.raises(UserError,
+                           match=f"there is no head {wrong[0]}.{wrong[1]}; .* layers 0 to 5 with heads 0 to 5"):
             components.check_heads([head(1, 1), head(*wrong)], known)
 
 
 @pytest.mark.parametrize("numbers, words", [
     ({0: 2, 1: 3, 2: 1}, "layer 0 with heads 0 to 1, layer 1 with heads 0 to 2, layer 2 with head 0"),
     ({0: 4, 1: 4, 2: 8}, "layers 0 to 1 with heads 0 to 3, layer 2 with heads 0 to 7"),
-    ({1: 2, 2: 2, 4: 2}, "layers 1 to 2 with heads 0 to 1, layer 4 with heads 0 to 1"), ({3: 1}, "layer 3 with head 0")])
+    ({1: 2, 2: 2, 4: 2}, "layers 1 to 2 with heads 0 to 1, layer 4 with heads 0 to 1"),
+    ({3: 1}, "layer 3 with head 0")])
 def test_heads_are_described_block_by_block(numbers, words):
     known = [head(layer, i) for layer, number in numbers.items() for i in range(number)]
     assert components.describe_heads(known) == words
@@ -55,8 +57,11 @@ def test_every_list_of_the_repository_is_read_and_named_by_its_content():
         for role, listed in components.read_head_list(path, model).items():
             components.check_heads(listed, every(*shapes[model]), source=role)
     published = components.read_head_list(components.head_list_path("binary_waterbirds", "ViT-L-14"), "ViT-L-14")
-    assert len(published["geolocation"]) == 6 and len(published["setting"]) == 10 and head(23, 6) in published["geolocation"]
-    assert components.read_head_list(components.head_list_path("imagenet", "ViT-L-14"), "ViT-L-14")["counting"] == [head(23, 10)]
+    assert len(published["geolocation"]) == 6
+    assert len(published["setting"]) == 10
+    assert head(23, 6) in published["geolocation"]
+    assert components.read_head_list(components.head_list_path("imagenet", "ViT-L-14"),
+                                     "ViT-L-14")["counting"] == [head(23, 10)]
 
 
 GOOD = "model: m\ndataset: d\nheads:\n  color: 1.2 1.3\n"

@@ -14,15 +14,16 @@ NAMES = ("a on land", "a on sea", "b on land", "b on sea")
 
 
 def make_run(images=300, l=3, h=2, d=5, classes=2, places=2, seed=0, cue=0.0):
-    """Random terms whose images differ by class and place, in unequal groups none of which is empty; `cue` is added to head
-    (2, 1) along the place's direction. Returns run, classifier, group."""
+    """Random terms whose images differ by class and place, in unequal groups none of which is empty; `cue` is added to
+    head (2, 1) along the place's direction. Returns run, classifier, group."""
     rng = np.random.default_rng(seed)
     group = np.concatenate([np.arange(classes * places), rng.choice(classes * places, images - classes * places,
                                                                     p=rng.dirichlet(np.full(classes * places, 3.0)))])
     label, place = group // places, group % places
     offsets = {name: rng.normal(size=(classes + places, *shape)) * 0.5 for name, shape in
                (("attn", (l, h, d)), ("mlp", (l + 1, d)))}
-    run = {name: (rng.normal(size=(images, *offset.shape[1:])) + offset[label] + offset[classes + place]).astype(np.float32)
+    run = {name: (rng.normal(size=(images, *offset.shape[1:])) + offset[label] +
+                  offset[classes + place]).astype(np.float32)
            for name, offset in offsets.items()}
     classifier = rng.normal(size=(d, classes)).astype(np.float32)
     run["attn"][:, 2, 1] += cue * np.where(place == 1, 1, -1)[:, None] * (classifier[:, 1] - classifier[:, 0])
@@ -31,9 +32,11 @@ def make_run(images=300, l=3, h=2, d=5, classes=2, places=2, seed=0, cue=0.0):
 
 def literal_shares(run, classifier, group, classes, places):
     """Shares of all heads and of all entries of mlp: two pairs (place, class)."""
-    components = {("attn", l, h): run["attn"][:, l, h] for l in range(run["attn"].shape[1]) for h in range(run["attn"].shape[2])}
+    components = {("attn", l, h): run["attn"][:, l, h] for l in range(run["attn"].shape[1])
+                  for h in range(run["attn"].shape[2])}
     components |= {("mlp", i): run["mlp"][:, i] for i in range(run["mlp"].shape[1])}
-    whole = literal.main_effects(sum(term.astype(np.float64) for term in components.values()), classifier, group, classes, places)
+    whole = literal.main_effects(sum(term.astype(np.float64) for term in components.values()), classifier, group,
+                                 classes, places)
     shares = {}
     for key, component in components.items():
         own = literal.main_effects(component, classifier, group, classes, places)
@@ -46,23 +49,27 @@ def test_group_accuracies_are_the_literal_ones():
     right, group = rng.random(57) < 0.6, rng.choice([0, 1, 3], 57)
     found = groups.accuracies(right, group, NAMES)
     slow = literal.group_accuracies(right, group, NAMES)
-    assert found["groups"] == pytest.approx(slow) and found["groups"]["b on land"] is None
+    assert found["groups"] == pytest.approx(slow)
+    assert found["groups"]["b on land"] is None
     filled = [value for value in slow.values() if value is not None]
     assert len(filled) == 3
-    assert found["worst_group"] == min(filled) and found["average_of_groups"] == pytest.approx(sum(filled) / 3)
+    assert found["worst_group"] == min(filled)
+    assert found["average_of_groups"] == pytest.approx(sum(filled) / 3)
     assert found["overall"] == pytest.approx(100 * sum(right) / 57)
     assert groups.sizes(group, NAMES) == {name: list(group).count(index) for index, name in enumerate(NAMES)}
 
 
 def test_a_group_without_images_is_not_the_worst():
     found = groups.accuracies(np.array([True, True]), np.array([0, 3]), NAMES)
-    assert found["worst_group"] == 100 and found["groups"]["a on sea"] is None
+    assert found["worst_group"] == 100
+    assert found["groups"]["a on sea"] is None
 
 
 def test_without_groups_there_is_the_overall_accuracy_alone():
     found = groups.accuracies(np.array([True, False]), None, ())
     assert found == {"overall": 50, "average_of_groups": None, "worst_group": None, "groups": {}}
-    assert groups.goal(found) == 50 and groups.goal(found | {"worst_group": 7}) == 7
+    assert groups.goal(found) == 50
+    assert groups.goal(found | {"worst_group": 7}) == 7
     assert groups.average([found, found | {"overall": 100}]) == found | {"overall": 75}
     assert "worst" not in groups.table({"x": found}, {}, {"x": "before"})
 
@@ -71,7 +78,8 @@ def test_the_table_is_aligned_and_shows_what_is_empty():
     found = groups.accuracies(np.array([True, False, True]), np.array([0, 0, 3]), NAMES)
     lines = groups.table({"x": found, "y": groups.average([found])}, groups.sizes(np.array([0, 0, 3]), NAMES),
                            {"x": "before", "y": "after"}).splitlines()
-    assert len({len(line) for line in lines}) == 1 and len(lines) == 8
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == 8
     assert lines[0].split() == ["images", "before", "after"]
     assert lines[1].split() == ["a", "on", "land", "2", "50.0", "50.0"]
     assert lines[2].split() == ["a", "on", "sea", "0", "-", "-"]
@@ -125,14 +133,16 @@ def test_shares_of_two_classes_and_places_are_those_of_the_differences():
     cell = [{name: values[group == index].mean(axis=0) for name, values in logits.items()} for index in range(4)]
     for found, (plus, minus) in ((place, ((1, 3), (0, 2))), (label, ((2, 3), (0, 1)))):
         effect = {name: sum(cell[i][name] for i in plus) - sum(cell[i][name] for i in minus) for name in logits}
-        np.testing.assert_allclose(found, effect["attn"].ravel() / (effect["attn"].sum() + effect["mlp"].sum()), atol=1e-4)
+        np.testing.assert_allclose(found, effect["attn"].ravel() / (effect["attn"].sum() + effect["mlp"].sum()),
+                                   atol=1e-4)
 
 
 def test_the_sizes_of_groups_do_not_matter():
     run, classifier, group = make_run(60)
     once = selection.effect_shares(opened(run), classifier, group, 2)
     rows = np.concatenate([np.arange(60), *[np.flatnonzero(group == 1)] * 7])
-    again = selection.effect_shares(opened({name: array[rows] for name, array in run.items()}), classifier, group[rows], 2)
+    again = selection.effect_shares(opened({name: array[rows] for name, array in run.items()}), classifier, group[rows],
+                                    2)
     np.testing.assert_allclose(once, again, atol=1e-4)
 
 
@@ -155,7 +165,8 @@ def test_heads_are_selected_by_their_effects():
     shares = literal_shares(run, classifier, group, 2, 2)
     ranked = sorted(((2, 0), (2, 1), (1, 0), (1, 1)), key=lambda key: shares["attn", *key][1] - shares["attn", *key][0])
     ranked = [key for key in ranked if shares["attn", *key][0] > 0]
-    assert ranked[0] == (2, 1) and 1 < len(ranked) < 4  # a head works against the place's effect, and is never ablated
+    assert ranked[0] == (2, 1)
+    assert 1 < len(ranked) < 4  # a head works against the place's effect, and is never ablated
     worst = []
     for k in range(len(ranked) + 1):
         right = literal.right_answers(run, classifier, ranked[:k], 2, True)
@@ -176,7 +187,9 @@ def test_of_numbers_that_are_alike_the_smaller_is_chosen():
     run, classifier, group = make_run(400, d=8, seed=10)
     run["mlp"][:, 0] += 1000 * classifier[:, 0]  # one class is answered always, whatever is ablated
     found, how = selection.by_effects(opened(run), classifier, group, NAMES, 2, True)
-    assert found == [] and len(how["worst_group_by_number_of_heads"]) > 1 and not any(how["worst_group_by_number_of_heads"])
+    assert found == []
+    assert len(how["worst_group_by_number_of_heads"]) > 1
+    assert not any(how["worst_group_by_number_of_heads"])
 
 
 @pytest.mark.parametrize("images", [1, 2, 64, 150])
@@ -185,7 +198,8 @@ def test_feature_scores_are_the_literal_correlations(images):
     run = {name: array[:images] for name, array in run.items()}
     run["attn"] += 100 * np.arange(6, dtype=np.float32).reshape(3, 2, 1)  # far from 0
     run["attn"][:, 1, 1] = np.random.default_rng(5).normal(size=9)
-    features = [np.random.default_rng(seed).normal(size=(m, 9)).astype(np.float32) for seed, m in ((0, 4), (1, 1), (2, 9))]
+    features = [np.random.default_rng(seed).normal(size=(m, 9)).astype(np.float32)
+                for seed, m in ((0, 4), (1, 1), (2, 9))]
     found = feature_scores(opened(run).stacks("scores"), features)
     assert found.shape == (3, 10)
     every = np.concatenate([run["attn"].reshape(images, 6, 9), run["mlp"]], axis=1)
@@ -221,13 +235,15 @@ def test_a_component_far_from_zero_loses_no_digits_and_rounding_noise_counts_as_
     np.testing.assert_allclose(feature_scores([every + offset * np.array([1, -1, 0])[:, None]], texts), near, atol=1e-9)
     noisy = np.concatenate([every, offset * (1 + 1e-7 * rng.normal(size=(50, 1, 6)))], axis=1)
     found = feature_scores([noisy], texts)
-    assert found[0, 3] == 0 and np.abs(found[0, :3]).min() > 0
+    assert found[0, 3] == 0
+    assert np.abs(found[0, :3]).min() > 0
 
 
 def test_random_sets_are_of_the_kept_heads_without_repeats():
     pool = range(16, 24)
     sets = selection.random_sets(pool, 3, 20, seed=1)
-    assert len(sets) == 20 and all(len(set(chosen)) == 3 and set(chosen) <= set(pool) for chosen in sets)
+    assert len(sets) == 20
+    assert all(len(set(chosen)) == 3 and set(chosen) <= set(pool) for chosen in sets)
     assert len(set(map(tuple, sets))) > 5
     assert sets == selection.random_sets(pool, 3, 20, seed=1) != selection.random_sets(pool, 3, 20, seed=2)
     assert selection.random_sets(pool, 0, 2, seed=1) == [[], []]
@@ -249,7 +265,8 @@ def test_groups_are_class_by_place_and_skip_images_that_were_left_out():
     manifest = {"skipped_indices": [0, 5], "classes": list(datasets.SPURIOUS_CLASSES)}
     short = groups.of_images(run_of("emoji_spurious", np.delete(labels, [0, 5]), "val", manifest), None)
     np.testing.assert_array_equal(short, np.delete(group, [0, 5]))
-    assert groups.of_images(run_of("emoji", np.zeros(3)), None) is None and groups.names("emoji") == []
+    assert groups.of_images(run_of("emoji", np.zeros(3)), None) is None
+    assert groups.names("emoji") == []
     assert groups.names("binary_waterbirds") == ["landbird on land", "landbird on water", "waterbird on land",
                                                          "waterbird on water"]
 

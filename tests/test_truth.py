@@ -30,7 +30,8 @@ def test_shares_equal_the_analysis_of_variance(monkeypatch, block):
     found = explained(terms, groups)
     for name, group in groups.items():
         for head in range(2):
-            assert found[name][head] == pytest.approx(literal.epsilon_squared(terms[:, head], group), abs=1e-6), (name, head)
+            assert found[name][head] == pytest.approx(literal.epsilon_squared(terms[:, head], group), abs=1e-6), (name,
+                                                                                                                  head)
 
 
 def test_a_head_about_one_attribute_a_noisy_and_a_constant_one():
@@ -41,9 +42,11 @@ def test_a_head_about_one_attribute_a_noisy_and_a_constant_one():
     terms[:, 1] = rng.normal(size=(2000, 4))
     terms[:, 2] = 0.25
     found = explained(terms, groups)
-    assert found["size"][0] == pytest.approx(1) and abs(found["object"][0]) < 0.05
+    assert found["size"][0] == pytest.approx(1)
+    assert abs(found["object"][0]) < 0.05
     # Of noise, 200 groups of 10 explain a tenth, which the correction takes off.
-    assert abs(found["object"][1]) < 0.03 and abs(found["size"][1]) < 0.03
+    assert abs(found["object"][1]) < 0.03
+    assert abs(found["size"][1]) < 0.03
     assert found["object"][2] == found["size"][2] == 0
 
 
@@ -68,9 +71,12 @@ def test_codes_are_the_scenes_attributes():
 
 def test_a_reading_counts_texts_by_their_share():
     attributes = {"a dog": "object", "a red background": "color", "a cat": "object"}
-    texts = [{"text": "a dog", "share": 0.2}, {"text": "a red background", "share": 0.3}, {"text": "a cat", "share": 0.15}]
+    texts = [{"text": "a dog", "share": 0.2}, {"text": "a red background", "share": 0.3},
+             {"text": "a cat", "share": 0.15}]
     found = truth.reading(texts, attributes)
-    assert found["object"] == pytest.approx(0.35) and found["color"] == 0.3 and found["size"] == 0
+    assert found["object"] == pytest.approx(0.35)
+    assert found["color"] == 0.3
+    assert found["size"] == 0
     with pytest.raises(UserError, match="'a cow' is not among the texts whose attribute is known"):
         truth.reading([{"text": "a cow", "share": 1.0}], attributes)
 
@@ -90,7 +96,9 @@ def test_every_text_of_the_embedded_pool_has_one_attribute():
     assert list(found) == texts
     names = {concept["name"] for concept in scenes.concepts()}
     assert all(found[text] == "object" for text in texts if text.removeprefix("a ").removeprefix("an ") in names)
-    assert found["a wall of purple"] == "color" and found["a pair of objects"] == "count" and found["a flat drawing"] == "style"
+    assert found["a wall of purple"] == "color"
+    assert found["a pair of objects"] == "count"
+    assert found["a flat drawing"] == "style"
     assert set(found.values()) == set(truth.ATTRIBUTES)
     balanced = (ROOT / "text_descriptions" / "emoji_descriptions_balanced.txt").read_text().splitlines()
     number = Counter(found[text] for text in balanced)
@@ -123,10 +131,13 @@ def small_run(tmp_path_factory):
         for name, *arguments in (
                 ("compute_prs", "--dataset", "emoji_seg", "--batch_size", "50", "--num_workers", "0"),
                 ("compute_text_projection", "--dataset", "emoji_seg"),
-                ("compute_text_set_projection", "--data_path", str(ROOT / "text_descriptions" / "emoji_descriptions.txt"))):
+                ("compute_text_set_projection", "--data_path",
+                 str(ROOT / "text_descriptions" / "emoji_descriptions.txt"))):
             call_script(name, *common, *arguments)
-        call_script("compute_complete_text_set", "--model", "emojiclip", "--dataset", "emoji_seg", "--input_dir", folder,
-                    "--output_dir", folder, "--text_dir", ROOT / "text_descriptions", "--text_descriptions", "emoji_descriptions",
+        call_script("compute_complete_text_set", "--model", "emojiclip", "--dataset", "emoji_seg", "--input_dir",
+                    folder,
+                    "--output_dir", folder, "--text_dir", ROOT / "text_descriptions", "--text_descriptions",
+                    "emoji_descriptions",
                     "--num_of_last_layers", 2, "--texts_per_head", 6)
         yield folder
     finally:
@@ -154,20 +165,23 @@ def test_the_table_equals_the_definition(run_script, small_run, tmp_path):
             assert share == pytest.approx(literal.epsilon_squared(attn[:, row["layer"], row["head"]], group), abs=1e-5)
         assert row["truth"] == max(row["explained"], key=row["explained"].get)
         said = {name: sum(t["share"] for t in head["texts"] if about[t["text"]] == name) for name in truth.ATTRIBUTES}
-        assert row["reading_shares"] == pytest.approx(said) and row["reading"] == max(said, key=said.get)
+        assert row["reading_shares"] == pytest.approx(said)
+        assert row["reading"] == max(said, key=said.get)
         assert row["agree"] == (row["truth"] == row["reading"])
         assert f"| {row['layer']}.{row['head']} |" in out
     assert found["agreement"] == pytest.approx(100 * np.mean([row["agree"] for row in found["heads"]]))
     assert f"kappa: {found['kappa']:.2f}" in out
     heads = {row["layer"] * 10 + row["head"]: row for row in found["heads"]}
-    assert heads[54]["truth"] == heads[53]["truth"] == "color" and heads[55]["truth"] == "object"
+    assert heads[54]["truth"] == heads[53]["truth"] == "color"
+    assert heads[55]["truth"] == "object"
     assert Image.open(tmp_path / "emoji_seg_head_truth_emojiclip.png").format == "PNG"
 
 
 def test_a_text_whose_attribute_is_not_listed_is_one_line(refused, small_run, tmp_path):
     short = tmp_path / "short.csv"
     short.write_text("text,attribute\na dog,object\n")
-    assert "add it to --text_attributes" in refused("compute_head_truth", *options(small_run, "--text_attributes", short))
+    assert "add it to --text_attributes" in refused("compute_head_truth",
+                                                    *options(small_run, "--text_attributes", short))
 
 
 def test_arrays_of_another_number_of_scenes_are_refused(refused, small_run, tmp_path, monkeypatch):
