@@ -14,7 +14,8 @@ def test_help_teaches_and_answers_without_heavy_imports(name):
     how = ["-m", name] if "." in name else [f"{name}.py"]
     code = "import sys, runpy; sys.argv = sys.argv[1:]\ntry: runpy.{}\nexcept SystemExit: pass\n" \
            "print('HEAVY' if 'torch' in sys.modules else 'light')".format(
-               f"run_module({name!r}, run_name='__main__')" if "." in name else f"run_path({how[0]!r}, run_name='__main__')")
+               f"run_module({name!r}, run_name='__main__')" if "." in name
+               else f"run_path({how[0]!r}, run_name='__main__')")
     found = subprocess.run([sys.executable, "-c", code, name, "--help"], cwd=ROOT, capture_output=True, text=True,
                            timeout=60)
     assert found.stdout.rstrip().endswith("light"), found.stdout[-300:] + found.stderr
@@ -77,7 +78,8 @@ def test_errors_of_the_command_line_are_one_line():
 @pytest.mark.parametrize("option, value, message", [
     ("batch_size", "0", "is 0; it must be at least 1"), ("batch_size", "2.5", "is '2.5'; it must be a whole number"),
     ("lr", "0", "is 0; it must be above 0"), ("lr", "nan", "is nan; it must be above 0"),
-    ("lr", "inf", "is inf; it must be above"), ("lr", "fast", "is 'fast'; it must be a number"), ("share", "1.1", "is 1.1; it must be from 0 to 1"),
+    ("lr", "inf", "is inf; it must be above"), ("lr", "fast", "is 'fast'; it must be a number"),
+    ("share", "1.1", "is 1.1; it must be from 0 to 1"),
     ("index", "-1", "is -1; it must be at least 0"), ("half", "maybe", "is 'maybe'; it must be True or False")])
 def test_a_number_out_of_its_range_is_refused_wherever_it_is_given(tmp_path, option, value, message):
     with pytest.raises(UserError, match=re.escape(f"--{option} {message}")):
@@ -108,7 +110,8 @@ def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
 @pytest.mark.parametrize("line, message", [
     ("text: [a, 5]", "text is 5, and should be text; put it in quotes"),
     ("model: 1.0", "model is 1.0, and should be text"), ("model: [a, b]", "model is ['a', 'b'], and should be text"),
-    ("check: 5", "check is '5'; it must be True or False"), ("batch_size: true", "is 'True'; it must be a whole number"),
+    ("check: 5", "check is '5'; it must be True or False"),
+    ("batch_size: true", "is 'True'; it must be a whole number"),
     ("batch_size: [1]", "is '[1]'; it must be a whole number")])
 def test_a_value_of_another_kind_is_refused(tmp_path, line, message):
     path = tmp_path / "s.yaml"

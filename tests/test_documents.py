@@ -10,7 +10,8 @@ from utils import cli
 
 # The command lines of the decomposition paper's README for the steps that are here.
 PUBLISHED = """
-python compute_prs.py --dataset imagenet --device cuda:0 --model ViT-H-14 --pretrained laion2b_s32b_b79k --data_path /imagenet
+python compute_prs.py --dataset imagenet --device cuda:0 --model ViT-H-14 --pretrained laion2b_s32b_b79k \
+--data_path /imagenet
 python compute_text_projection.py --dataset imagenet --device cuda:0 --model ViT-H-14 --pretrained laion2b_s32b_b79k
 python compute_ablations.py --model ViT-H-14
 python compute_text_set_projection.py --device cuda:0 --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path \
@@ -29,7 +30,8 @@ python compute_segmentations.py --device cuda:0 --model ViT-L-14 --pretrained la
 def commands(text: str) -> list[str]:
     """All `python ...` commands of a document, in code blocks and in tables."""
     text = text.replace("\\\n", " ")
-    return [match.strip() for match in re.findall(r"(?m)(?:^|`|\+ )(python (?:-m (?:scripts|models|data)\.)?\w[^`\n#|]*)", text)]
+    pattern = r"(?m)(?:^|`|\+ )(python (?:-m (?:scripts|models|data)\.)?\w[^`\n#|]*)"
+    return [match.strip() for match in re.findall(pattern, text)]
 
 
 README = commands((ROOT / "README.md").read_text(encoding="utf-8"))

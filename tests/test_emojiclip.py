@@ -36,13 +36,14 @@ def test_a_step_of_training_changes_the_weights_and_leaves_a_model_that_loads(ru
     folder.mkdir()
     shutil.copy(names.EMOJICLIP / "open_clip_config.json", folder)
     start = names.EMOJICLIP / "open_clip_model.safetensors"
-    code, _, err = run_script("models.emojiclip.train", "--output_dir", folder, "--steps", 1, "--batch_size", 130, "--warmup", 1,
-                              "--ramp", 0, "--lr", 1e-5, "--init", start)
+    code, _, err = run_script("models.emojiclip.train", "--output_dir", folder, "--steps", 1, "--batch_size", 130,
+                              "--warmup", 1, "--ramp", 0, "--lr", 1e-5, "--init", start)
     assert code == 0, err
     assert {path.name for path in folder.iterdir()} == {"open_clip_config.json", "open_clip_model.safetensors",
                                                         "training_log.csv", "training_curve.png", "training.json"}
     row = next(csv.DictReader((folder / "training_log.csv").open()))
     assert float(row["object_seen"]) > 60  # a step this small does not unlearn
-    trained, given = (names.load_clip(f"local-dir:{path}", None, torch.device("cpu")) for path in (folder, names.EMOJICLIP))
+    trained, given = (names.load_clip(f"local-dir:{path}", None, torch.device("cpu"))
+                      for path in (folder, names.EMOJICLIP))
     moved = (trained.model.visual.proj - given.model.visual.proj).abs().max()
     assert 0 < moved < 1e-2

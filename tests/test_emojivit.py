@@ -21,7 +21,8 @@ def model():
 
 def card() -> dict[str, float]:
     """What the card's table says: accuracies in percent."""
-    rows = [line.split("|") for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if ", emoji" in line]
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if ", emoji" in line]
     return {row[1].strip(): float(row[2]) for row in rows if len(row) == 5}
 
 
@@ -69,7 +70,8 @@ def test_it_names_objects_as_well_as_its_card_says(model):
 def test_it_leans_on_the_background_as_its_card_says(model):
     found, images = scores(model, "emoji_spurious", 800)
     habitats = [concept["habitat"] for concept in scenes.concepts()]
-    best = torch.stack([found[:, [habitat == kind for habitat in habitats]].amax(dim=1) for kind in scenes.HABITATS], dim=1)
+    best = torch.stack([found[:, [habitat == kind for habitat in habitats]].amax(dim=1)
+                        for kind in scenes.HABITATS], dim=1)
     right = best.argmax(dim=1) == torch.tensor(images.samples.labels)
     named = found.argmax(dim=1) == torch.tensor([scene.object for scene in images.scenes])
     own = torch.tensor(images.samples.labels) == torch.tensor(images.places)
@@ -77,7 +79,7 @@ def test_it_leans_on_the_background_as_its_card_says(model):
     for background, rows in (("its own kind's", own), ("the other kind's", ~own)):
         line = next(line for line in text.splitlines() if line.startswith(f"| {background} |"))
         for written, measured in zip(line.split("|")[2:4], (right, named)):
-            assert abs(float(written) - 100 * measured[rows].float().mean()) < 0.6, line  # rounding may tip a scene or two
+            assert abs(float(written) - 100 * measured[rows].float().mean()) < 0.6, line  # rounding may tip a scene
     assert right[own].float().mean() - right[~own].float().mean() > 0.1  # there is something to repair
 
 
