@@ -96,10 +96,10 @@ TABLE = [
     ("compute_heatmaps", "--model RN50 --pretrained none --text a", "ResNet"),
     ("compute_head_truth", "--dataset imagenet", "the truth of its images is not known; it is of emoji, "),
     ("compute_head_truth", "--texts_per_head 7", "make it with: python compute_complete_text_set.py"),
-    ("compute_alignment", "--split val", "emoji_val_mlp_m.npy does not exist; make it with: python compute_prs.py --dataset emoji "
+    ("compute_alignment", "--split val", "emoji_val_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji "
                                          "--model m"),
-    ("compute_alignment", "--clip other", "emoji_train_mlp_other.npy does not exist"),
-    ("compute_alignment", "--apply val", "emoji_val_mlp_m.npy does not exist"),
+    ("compute_alignment", "--clip other", "emoji_train_attn_other.npy does not exist"),
+    ("compute_alignment", "--apply val", "emoji_val_attn_m.npy does not exist"),
     ("compute_alignment", "--epochs 0", "--epochs is 0; it must be at least 1"),
     ("compute_alignment", "--batch_size 0", "--batch_size is 0; it must be at least 1"),
     ("compute_alignment", "--lr 0", "--lr is 0; it must be above 0"),
@@ -111,7 +111,7 @@ TABLE = [
     ("compute_component_scores", "--features none.yaml", "none.yaml: cannot be read"),
     ("compute_component_scores", "--split val", "--split val"),
     ("compute_component_ablation", "--model clip none",
-     "emoji_mlp_none.npy does not exist; make it with: python compute_prs.py --dataset emoji --model none"),
+     "emoji_attn_none.npy does not exist; make it with: python compute_prs.py --dataset emoji --model none"),
     ("compute_component_ablation", "--split train --probe", "the probe is fitted on it"),
     ("compute_component_ablation", "--split val", "--split val"),
     ("compute_component_repair", "--dataset emoji",
@@ -191,7 +191,7 @@ TABLE = [
     ("compute_use_specific_heads", "--select_split val", "--select_split goes with --select auto or texts"),
     ("compute_use_specific_heads", "--select auto --select_split test", "--select_split test is the split that is reported"),
     ("compute_use_specific_heads", "--select auto --split val",
-     "--select_split val is the split that is reported; choose heads on another, such as train"),
+     "--select_split val is the split that is reported; choose components on another, such as train"),
     ("compute_use_specific_heads", "--select auto --select_split train",
      "make it with: python compute_prs.py --dataset emoji_spurious --model emojiclip --output_dir"),
     ("compute_use_specific_heads", "--select auto --number_of_heads 0", "--number_of_heads is 0; "),
@@ -340,7 +340,7 @@ def places(tmp_path_factory):
         (texts / f"{name}.txt").write_text("\n".join(lines) + "\n")
         write_pool(runs, name, "emojiclip", lines, rng.normal(size=(number, 8)), **own)
     text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip",
-            "text_weights_sha256": own["weights_sha256"]}
+            "text_weights_sha256": own["weights_sha256"], "source_model": "m"}
     for split, run in (("train", "emoji_spurious_train"), ("val", "emoji_spurious_val"), ("test", "emoji_spurious")):
         _, labels, _ = datasets.embedded_scenes("emoji_spurious", split)
         if split != "train":
