@@ -284,7 +284,7 @@ def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of
                                     "vit-as-emojiclip")
     assert code == 0, err
     classifier = np.load(out / "imagefolder_classifier_emojiclip.npy")
-    correct = ((unit @ classifier).argmax(axis=1) == mapped["labels"]).mean()
+    correct = ((unit @ classifier).argmax(axis=1) == mapped.labels).mean()
     assert float(printed.split("Baseline: ")[1].split()[0]) == pytest.approx(100 * correct)
 
 
