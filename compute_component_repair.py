@@ -90,7 +90,8 @@ def main(args) -> None:
         weight, bias, fitted = run.classifier(), 0, None
     else:
         splits = probe.open_splits(args.input_dir, args.dataset, ablated.place.model, args.split)
-    embeddings = component_scores.embed(args, run.manifest, texts, run.width)
+    embeddings = component_scores.embed(run.manifest, texts, run.width,
+                                        args.model, args.pretrained, cli.pick_device(args.device), args.seed)
     if args.classifier == "probe":
         weight, bias, fitted = cumulative.fit_head(splits, args.seed)
 

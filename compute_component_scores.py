@@ -57,7 +57,8 @@ def main(args) -> None:
         images = datasets.load_images(args.dataset, split=args.split)
         known = truth.codes([images.scenes[i] for i in run.indices(images)])
         groups = {attribute: known[attribute] for attribute in attributes}
-    embeddings = component_scores.embed(args, run.manifest, list(texts.values()), run.width)
+    embeddings = component_scores.embed(run.manifest, list(texts.values()), run.width,
+                                        args.model, args.pretrained, cli.pick_device(args.device), args.seed)
 
     scores = component_scores.feature_scores(run.stacks("scores"), embeddings)
     agreements, ranked = component_scores.agreements(run, target, embeddings)

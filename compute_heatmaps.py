@@ -78,17 +78,17 @@ def main(args) -> None:
     from utils.analysis.zeroshot import embed_texts
     from utils.data import pictures
     from utils.decompose.decomposer import Decomposer
-    from utils.models import names
+    from utils.models.loading import load, load_text_side
     from utils.plots import charts
 
     # The picture, the model, and the texts; a wrong file is found before a large model is loaded.
     picture, device = pictures.read_option(args.image), cli.pick_device(args.device)
     if args.maps:
         model, maps = alignment.load_model(args.model, args.pretrained, args.maps, device, args.seed)
-        clip = names.load_text_side(args, alignment.text_side(maps.about))
+        clip = load_text_side(alignment.text_side(maps.about), args.model, args.pretrained, device, args.seed)
     else:
-        clip, maps = names.load_clip(args.model, args.pretrained, device, args.seed), None
-        model = names.image_side(clip)
+        model, maps = load(args.model, args.pretrained, device, args.seed, text_side=True), None
+        clip = model
     directions = embed_texts(clip, args.text, len(args.text))
 
     # What each patch adds to each similarity.
@@ -105,7 +105,7 @@ def main(args) -> None:
     charts.heat_maps(shown, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
     cli.save_result(path.with_suffix(".json"), {
-        "model": args.model, "pretrained": model.source, "weights_sha256": names.weights_hash(model),
+        "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
         "image": args.image, **alignment.describe(maps, args.maps), "layer": args.layer, "head": args.head,
         "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}

@@ -46,7 +46,7 @@ def main(args) -> None:
         raise UserError("give the queries either by --index or by --image")
     from utils.analysis import neighbors
     from utils.data import datasets, pictures
-    from utils.models import names
+    from utils.models.loading import load_same
     from utils.plots import sheets
     from utils.runs import files
     from utils.runs.components import check_heads, head_list_path
@@ -74,7 +74,7 @@ def main(args) -> None:
         queries = neighbors.of_rows(run, args.index, compared)
     else:
         shown = [pictures.read_option(path) for path in args.image]
-        clip = names.load_same(args, run.manifest)
+        clip = load_same(run.manifest, args.model, args.pretrained, cli.pick_device(args.device), args.seed)
         queries = neighbors.of_pictures(clip, shown, compared, tuple(run.layout["attn"]))
 
     found = neighbors.nearest(run, queries, compared, args.neighbors, args.index)

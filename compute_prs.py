@@ -74,17 +74,18 @@ def main(args) -> None:
     from utils.data import datasets
     from utils.decompose.dataset import write_run
     from utils.decompose.decomposer import Decomposer
-    from utils.models import names
+    from utils.models.loading import load
     from utils.runs import files
 
     if args.moments_only and (args.compact or args.resume or cli.process_count() > 1):
-        raise UserError("--moments_only keeps nothing before its end, and runs in one process; leave --compact and --resume out")
+        raise UserError("--moments_only keeps nothing before its end, and runs in one process; "
+                        "leave --compact and --resume out")
     if not args.check:  # a wrong path is found before a large model is loaded
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
 
-    # model
+    # The model and its decomposition, which is compared with the model's own output.
     state = cli.start_processes(args.device)
-    model = names.load_vision(args.model, args.pretrained, state.device, args.seed)
+    model = load(args.model, args.pretrained, state.device, args.seed)
     decomposer = Decomposer(model, args.precision, args.compile)
     noise = torch.randn(4, 3, *model.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
     found = decomposer.check(noise, repeats=5 if args.check else 2)
@@ -96,23 +97,24 @@ def main(args) -> None:
     if args.check:
         return
 
-    # compute and write
+    # All images.
     images.draw_at(model.image_size[0])
-    storage, name = "compact" if args.compact else "moments" if args.moments_only else "full", files.run_name(args.dataset, args.split)
-    about = {"model": args.model, "pretrained": model.source, "weights_sha256": names.weights_hash(model),
+    name = files.run_name(args.dataset, args.split)
+    storage = "compact" if args.compact else "moments" if args.moments_only else "full"
+    about = {"model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
              "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": args.precision,
-             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed, "storage": storage}}
+             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
+                         "storage": storage}}
     about["command"] = cli.command(__file__, get_args_parser(), args)
-    written = write_run(decomposer, images, args.output_dir, name, about, max(1.0, found["cost"]), state, args.batch_size,
-                        datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
+    written = write_run(decomposer, images, args.output_dir, name, about, max(1.0, found["cost"]), state,
+                        args.batch_size, datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
     if written is None:
         print(f"{files.manifest_path(args.output_dir, name, model.name)}: is complete; nothing to do")
     elif state.is_main_process:
-        count, skipped = written
-        for _, error in skipped:
+        for _, error in written[1]:
             print(f"skipped: {error}")
         path = files.term_path(args.output_dir, name, "attn" if storage == "full" else "readout", model.name)
-        print(f"{count} images -> {path}")
+        print(f"{written[0]} images -> {path}")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def main(args) -> None:
     images = datasets.load_images(args.dataset, args.data_path, sheets.SIDE, split=args.split)
     places = run.indices(images)
 
-    *texts, queries = component_scores.embed(args, run.manifest, [*listed.values(), args.text or ["a text"]], run.width)
+    *texts, queries = component_scores.embed(run.manifest, [*listed.values(), args.text or ["a text"]], run.width,
+                                             args.model, args.pretrained, cli.pick_device(args.device), args.seed)
     scores = component_scores.feature_scores(run.stacks("scores"), texts)
     ways, told = [], {}
     for feature in args.feature:

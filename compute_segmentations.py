@@ -70,7 +70,6 @@ def main(args) -> None:
     from utils.analysis import alignment
     from utils.analysis.segmentation import figures, methods
     from utils.data import datasets, masks
-    from utils.models import names
 
     # Images with masks, the model, and the classifier whose logits are explained.
     data = datasets.load_masks(args.train_dataset, args.data_path)
@@ -106,7 +105,7 @@ def main(args) -> None:
     if not state.is_main_process:
         return
     path, found = figures.save(args.output_dir, args.method, name, scores, {
-        "model": args.model, "pretrained": model.source, "weights_sha256": names.weights_hash(model),
+        "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
         **alignment.describe(maps, args.maps), "dataset": args.train_dataset, "images": len(data.names),
         "images_without_foreground": scores[chosen[0]].without_foreground,
         "classifier": args.classifier_dataset, "classes": classifier.shape[1],

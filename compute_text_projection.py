@@ -23,15 +23,15 @@ def get_args_parser():
 def main(args) -> None:
     from utils.analysis import zeroshot
     from utils.data import datasets
-    from utils.models import names
+    from utils.models.loading import load
     from utils.runs import files
 
     classes = datasets.class_names(args.dataset, args.data_path)
-    clip = names.load_clip(args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+    clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
     columns = zeroshot.classifier(clip, classes, datasets.templates(args.dataset), args.batch_size)
     path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)
     files.write_arrays(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name), {path: columns}, {
-        "model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
+        "model": args.model, "pretrained": clip.source, "weights_sha256": clip.weights_hash,
         "dataset": args.dataset, "classes": classes, "options": {"seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
     print(f"{len(classes)} classes -> {path}")

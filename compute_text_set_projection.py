@@ -27,7 +27,7 @@ def main(args) -> None:
 
     from utils.analysis import zeroshot
     from utils.data import datasets
-    from utils.models import names
+    from utils.models.loading import load
     from utils.runs import files
 
     pool = Path(args.data_path)
@@ -35,7 +35,7 @@ def main(args) -> None:
         raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
     texts = zeroshot.read_texts(pool)
     state = cli.start_processes(args.device)
-    clip = names.load_clip(args.model, args.pretrained, state.device, args.seed)
+    clip = load(args.model, args.pretrained, state.device, args.seed, text_side=True)
     batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     found = {number: zeroshot.embed_texts(clip, batches[number], args.batch_size)
              for number in cli.own_batches(range(len(batches)), state)}
@@ -44,7 +44,7 @@ def main(args) -> None:
         return
     path = files.text_path(args.output_dir, pool.stem, clip.name)
     files.write_arrays(files.manifest_path(args.output_dir, pool.stem, clip.name), {path: embeddings}, {
-        "model": args.model, "pretrained": clip.source, "weights_sha256": names.weights_hash(clip),
+        "model": args.model, "pretrained": clip.source, "weights_sha256": clip.weights_hash,
         "texts": len(texts), "texts_sha256": files.texts_hash(texts), "options": {"seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
     print(f"{len(texts)} texts -> {path}")

@@ -101,7 +101,8 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
                                            args.keep_mlps, number)
     else:
         texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
-        embeddings = component_scores.embed(args, reported.manifest, texts, run.width)
+        embeddings = component_scores.embed(reported.manifest, texts, run.width,
+                                            args.model, args.pretrained, cli.pick_device(args.device), args.seed)
         scores = component_scores.feature_scores(run.stacks("components"), embeddings)
         chosen = selection.by_scores(scores, kept)[:number]
         spurious, core = scores.tolist()

@@ -65,7 +65,7 @@ def main(args) -> None:
         if importlib.util.find_spec("open_clip") is None:
             raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then "
                             f"run: .venv/bin/python inference.py --score {args.score} --descriptions {output}")
-        models.check_vlm_name(args.score)
+        models.split_vlm_name(args.score)
         images = datasets.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
                                         args.num_images_for_reward)
 
@@ -135,13 +135,13 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
 def score(args, images, rows: list[dict]) -> None:
     """Fill in the rewards of rows, by the images of their concepts."""
     from utils.ex2 import rewards
-    from utils.models import names as models
+    from utils.models.loading import load_vlm
 
     unknown = sorted({row["concept"] for row in rows} - set(images.classes))
     if unknown:
         raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions "
                         "with --eval_dataset, and leave --num_concepts out")
-    vlm = models.load_vlm(args.score, cli.pick_device(args.device), args.vlm_16bit)
+    vlm = load_vlm(args.score, cli.pick_device(args.device), args.vlm_16bit)
     means = rewards.image_means(vlm, images)
     texts, labels = [row["description"] for row in rows], [images.classes.index(row["concept"]) for row in rows]
     for row, reward in zip(rows, rewards.score(vlm, means, texts, labels)):

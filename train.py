@@ -72,6 +72,7 @@ def main(args) -> None:
     from utils.ex2 import descriptions
     from utils.language import loading
     from utils.models import names
+    from utils.models.loading import load_vlm
 
     # Begin, go on, or nothing to do.
     folder = Path(args.output_dir)
@@ -97,7 +98,7 @@ def main(args) -> None:
     questions = descriptions.read_questions(args.questions)
     images = datasets.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
                                     args.num_images_for_reward)
-    names.check_vlm_name(args.vlm_name)
+    names.split_vlm_name(args.vlm_name)
     quantization = "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
     loading.check_use(args.model_name, quantization, args.use_vllm)
     tokenizer = loading.load_tokenizer(args.model_name)
@@ -121,7 +122,7 @@ def main(args) -> None:
     device = cli.pick_device(str(state.device))
 
     # The reward, and the language model that is to gain by it.
-    vlm = names.load_vlm(args.vlm_name, device, args.vlm_16bit)
+    vlm = load_vlm(args.vlm_name, device, args.vlm_16bit)
     with state.main_process_first():
         means = rewards.kept_image_means(folder, args.dataset_name, vlm, images,
                                          {"split": args.split, "vlm_16bit": args.vlm_16bit})

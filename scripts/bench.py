@@ -69,11 +69,11 @@ def turns(ways: dict, number: int) -> dict[str, list[tuple[float, float]]]:
 def load(args):
     """The CLIP of --model, with random weights where none are asked for, and its Decomposer."""
     from utils.decompose.decomposer import Decomposer
-    from utils.models import names
+    from utils.models.loading import load as load_model
 
     pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
-    clip = names.load_clip(args.model, pretrained, cli.pick_device(args.device), args.seed)
-    return clip, Decomposer(names.image_side(clip))
+    clip = load_model(args.model, pretrained, cli.pick_device(args.device), args.seed)
+    return clip, Decomposer(clip)
 
 
 def compare(title: str, seconds: dict[str, float], images: int) -> None:
@@ -119,7 +119,7 @@ def prs(args) -> None:
         def plain():
             for pixels, *_ in loader():
                 with torch.inference_mode():
-                    clip.model.encode_image(pixels.to(clip.device)).cpu()
+                    clip.encode_image(pixels.to(clip.device)).cpu()
                 yield
 
         def decomposed():
@@ -149,15 +149,15 @@ def components(args) -> None:
     import torch
 
     from utils.decompose.decomposer import Decomposer
-    from utils.models import names
+    from utils.models.loading import load as load_model
 
     torch.set_num_threads(args.threads)
     print(f"{'model':<36}{'components':>12}{'plain, s':>10}{'clock':>8}{'processor':>11}{'error':>9}")
     for name in args.models:
-        model = names.load_vision(f"timm:{name}", "none", torch.device("cpu"))
+        model = load_model(f"timm:{name}", "none", torch.device("cpu"))
         decomposer, images = Decomposer(model), torch.randn(args.batch_size, 3, *model.image_size)
         with torch.no_grad():
-            ways = {"plain": partial(model.encode, images), "ours": partial(decomposer.terms, images)}
+            ways = {"plain": partial(model.encode_image, images), "ours": partial(decomposer.terms, images)}
             found = turns(ways, args.repeats)
         plain, ours = ([min(times) for times in zip(*found[way])] for way in ("plain", "ours"))
         print(f"{name:<36}{len(decomposer.components):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}"
@@ -174,16 +174,15 @@ def segmentation(args) -> None:
 
     from utils.analysis.segmentation import figures
     from utils.analysis.segmentation.methods import Explainer
-    from utils.models import names
 
     clip, _ = load(args)
     generator = torch.Generator().manual_seed(args.seed)
     images = torch.randn(args.batch_size, 3, *clip.image_size, generator=generator).to(clip.device)
-    columns = torch.randn(clip.model.visual.output_dim, 1000, generator=generator).to(clip.device)
-    explainer = Explainer(names.image_side(clip), torch.nn.functional.normalize(columns, dim=0))
+    columns = torch.randn(clip.tower.output_dim, 1000, generator=generator).to(clip.device)
+    explainer = Explainer(clip, torch.nn.functional.normalize(columns, dim=0))
 
     def plain() -> torch.Tensor:
-        return clip.model.encode_image(images).cpu()  # ends on the CPU, so that a GPU has finished
+        return clip.encode_image(images).cpu()  # ends on the CPU, so that a GPU has finished
 
     def heat() -> torch.Tensor:
         return figures.heat_maps(explainer.explain(images)["decomposition"], clip.image_size[0]).cpu()

@@ -89,11 +89,11 @@ class Machine:
         from utils.analysis import textspan
         from utils.cli import pick_device
         from utils.decompose.decomposer import Decomposer
-        from utils.models import names
+        from utils.models import loading
         from utils.runs import compact
 
         self.small, self.device = small, pick_device("cpu" if small else None)
-        self.torch, self.models, self.decomposer = torch, names, Decomposer
+        self.torch, self.models, self.decomposer = torch, loading, Decomposer
         self.compact, self.textspan = compact, textspan
         self.cuda = self.device.type == "cuda"
 
@@ -118,11 +118,11 @@ class Machine:
         """The image side of a model; random weights are drawn where they are used, which is faster on a GPU."""
         device = self.device if device is None else device
         with self.torch.device(device):
-            return self.models.load_vision(name, pretrained, device)
+            return self.models.load(name, pretrained, device)
 
     def embedded(self, device=None) -> dict:
         """The trained models of the repository: one for the fast path, one for the walk."""
-        return {name: self.models.load_vision(full, None, self.device if device is None else device)
+        return {name: self.models.load(full, None, self.device if device is None else device)
                 for name, full in (("emojiclip", "emojiclip"), ("emojivit", "timm:local-dir:models/emojivit"))}
 
     def images(self, vision, number: int, device=None):
@@ -189,7 +189,7 @@ def sums(machine: Machine, report: Report) -> None:
                 continue  # compute_prs.py refuses them
             decomposer = machine.decomposer(vision, precision)
             with machine.half(precision), torch.no_grad():
-                plain = torch.nn.functional.normalize(vision.encode(images).float(), dim=-1)
+                plain = torch.nn.functional.normalize(vision.encode_image(images).float(), dim=-1)
             error = difference(decomposer.terms(images).values.sum(dim=1), plain)
             path = "walk" if walked else "fast path"
             report.row("sums", f"{name}, {precision}, {path}", error <= limit, error=error, limit=limit)
@@ -211,7 +211,7 @@ def compiled(machine: Machine, report: Report) -> None:
     images = machine.images(vision, 4)
     for precision in ("float32", "bfloat16"):
         with machine.half(precision), torch.no_grad():
-            plain = torch.nn.functional.normalize(vision.encode(images).float(), dim=-1)
+            plain = torch.nn.functional.normalize(vision.encode_image(images).float(), dim=-1)
         terms = machine.decomposer(vision, precision, compiled=True).terms(images)
         error = difference(terms.values.sum(dim=1), plain)
         report.row("compiled", f"emojiclip, {precision}", error <= SUM_LIMITS[precision], error=error,
@@ -233,7 +233,7 @@ def processor(machine: Machine, report: Report) -> None:
             return decomposer.terms(images).arrays() | {"tokens": tokens.patches()}
 
         here = found(images)
-        vision.model.to(machine.device)
+        vision.network.to(machine.device)
         vision.device = machine.device
         there = found(images.to(machine.device))
         errors = {what: difference(here[what], there[what]) for what in here}
@@ -368,7 +368,7 @@ def walk(machine: Machine, report: Report) -> None:
         for batch in sizes:
             images = machine.images(vision, batch)
             found = machine.seconds({
-                "plain": partial(vision.encode, images),
+                "plain": partial(vision.encode_image, images),
                 "walk": partial(machine.decomposer(vision).terms, images)})
             case = f"{name.rpartition('/')[2].removeprefix('timm:')}, float32, batch {batch}"
             report.row("walk", case, None, plain_ms=1000 * found["plain"], walk=found["walk"] / found["plain"],
@@ -443,7 +443,7 @@ def harvest(machine: Machine, report: Report) -> None:
             vision, dataset = dataclasses.replace(vision, preprocess=_same), "emoji"
             patches.append(mock.patch.object(datasets, "load_images", return_value=memory))
         # Built above, on the device: drawing random weights on the CPU would take longer than all else.
-        patches.append(mock.patch.object(machine.models, "load_vision", return_value=vision))
+        patches.append(mock.patch.object(machine.models, "load", return_value=vision))
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)

@@ -167,12 +167,12 @@ def representation_of(family: str, model: torch.nn.Module):
 
 def model_of(tower, image_size=None, encode=None, prefix_tokens=0, class_token=False, preprocess=None):
     """An image tower as the scripts have it once it is loaded; of open_clip's own with class-token pooling, what it has."""
-    from utils.models.names import Vision
+    from utils.models.model import Model
 
     if hasattr(tower, "class_embedding") and tower.pool_type == "tok":
         image_size, prefix_tokens, class_token = tower.image_size, 1, True
-    return Vision(tower=tower, encode=encode or tower, class_token=class_token, preprocess=preprocess, name="x", source="",
-                  image_size=image_size, device=torch.device("cpu"), model=tower, prefix_tokens=prefix_tokens)
+    return Model(name="x", source="", device=torch.device("cpu"), network=tower, tower=tower, encode_image=encode or tower,
+                 preprocess=preprocess, image_size=image_size, class_token=class_token, prefix_tokens=prefix_tokens)
 
 
 def walked(visual):

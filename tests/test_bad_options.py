@@ -317,11 +317,11 @@ def test_choices_that_there_are_not_are_refused(name):
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """Folders of small random runs, of texts and of pictures: where the options of the table point."""
-    from utils.models import names
+    from utils.models.loading import load
 
     folder = tmp_path_factory.mktemp("places")
     runs, texts, rng = folder / "runs", folder / "texts", np.random.default_rng(0)
-    own = {"weights_sha256": names.weights_hash(names.load_clip("emojiclip", None, "cpu")), "pretrained": "emojiclip"}
+    own = {"weights_sha256": load("emojiclip", None, "cpu").weights_hash, "pretrained": "emojiclip"}
     spurious = {"classes": list(datasets.SPURIOUS_CLASSES)}
 
     def terms(images, layers, heads, d):

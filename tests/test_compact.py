@@ -10,7 +10,7 @@ from builders import call_script
 from utils.decompose.dataset import stored as to_store
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.tower import decompose, read_tower, readout
-from utils.models import names
+from utils.models import loading
 from utils.runs.run import Run
 
 FULL, COMPACT, MOMENTS = "out", "compact", "moments"
@@ -138,7 +138,7 @@ def test_compact_and_half_precision(run_script, folder_of_images, tmp_path):
 
 
 def test_all_mlps_as_one_sum_to_what_they_are_apart():
-    decomposer = Decomposer(names.load_vision("emojiclip", None, torch.device("cpu")))
+    decomposer = Decomposer(loading.load("emojiclip", None, torch.device("cpu")))
     terms = decomposer.terms(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     compact, full = to_store(terms, "compact"), to_store(terms, "full")
     assert compact["mlp"].shape == (1, 2, 128)

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from utils.analysis import ablation, selection, zeroshot
 from utils.data import datasets
-from utils.models import names
+from utils.models import loading
 from utils.runs import files
 from utils.runs.run import Run
 
@@ -67,8 +67,8 @@ def runs(tmp_path_factory):
     """Runs of the scenes of emoji_spurious, with random components that code class and place: of a model "m" (uneven heads,
     width 7) and of "m-as-emojiclip" (width 128), on all three splits; a classifier."""
     folder, rng = tmp_path_factory.mktemp("repair"), np.random.default_rng(0)
-    clip = names.load_clip("emojiclip", None, "cpu")
-    own = names.weights_hash(clip)
+    clip = loading.load("emojiclip", None, "cpu")
+    own = clip.weights_hash
     cue, core = (zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99) for i in (1, 3))
     turns = {"m": rng.normal(size=(2, 7)), "m-as-emojiclip": np.stack([cue[1] - cue[2], core[0] - core[1]]) * 3}
     coding = rng.normal(size=(2, len(LABELS)))  # how much of the place and of the class each component writes
@@ -104,7 +104,7 @@ def call(folder, out, *more):
 def literal_choice(folder, split):
     """The scores of every component on a split, and all components by their difference."""
     flat, _, _ = loaded(folder, "m-as-emojiclip", split)
-    clip, whole = names.load_clip("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
+    clip, whole = loading.load("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
     scores = np.array([[literal.feature_score(flat[:, c], whole, zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99))
                         for c in range(len(LABELS))] for i in (1, 3)])
     return scores, sorted(range(len(LABELS)), key=lambda c: scores[1, c] - scores[0, c])

@@ -1,7 +1,6 @@
 """Scores of components for features: their two checks against literal definitions, and the script."""
 import json
 import shutil
-from types import SimpleNamespace
 
 import literal
 import numpy as np
@@ -14,7 +13,7 @@ from scipy.stats import spearmanr
 from utils.analysis import component_scores, truth
 from utils.cli import UserError
 from utils.data import captions, scenes
-from utils.models import names as models
+from utils.models import loading
 from utils.runs.components import Component
 from utils.runs.run import Run
 
@@ -161,12 +160,12 @@ def test_the_script_tells_scores_and_both_correlations(run_script, scenes_run, t
     assert [Component.from_dict(part) for part in told["components"]] == components
     assert [part["name"] for part in told["components"]] == [str(component) for component in components]
     assert told["images"] == 140 and told["rankings"] == {"images": 140, "against": "emojiclip"}
-    loaded = models.load_clip("emojiclip", None, torch.device("cpu"))
+    loaded = loading.load("emojiclip", None, torch.device("cpu"))
     from utils.data import datasets
     drawn = datasets.load_images("emoji_seg").scenes
     for feature in ("color", "size"):
         row = told["features"][feature]
-        texts = loaded.model.encode_text(loaded.tokenizer(row["texts"]), normalize=True).numpy()
+        texts = loaded.network.encode_text(loaded.tokenizer(row["texts"]), normalize=True).numpy()
         slow = [literal_agreement(x[:, c], whole, texts) for c in range(len(components))]
         column = {kind: [part[kind][feature] for part in told["components"]] for kind in ("scores", "rankings", "truth")}
         np.testing.assert_allclose(column["rankings"], slow, atol=2e-3)  # ranks of float32 products: a near tie may turn
@@ -220,4 +219,4 @@ def test_bad_input_is_one_line(refused, scenes_run, tmp_path, monkeypatch):
 
 def test_a_model_without_texts_is_sent_to_be_mapped():
     with pytest.raises(UserError, match="--model timm:x has no text side; map it to a CLIP with compute_alignment.py"):
-        component_scores.embed(SimpleNamespace(), {"model": "timm:x"}, [["a"]], 8)
+        component_scores.embed({"model": "timm:x"}, [["a"]], 8, "timm:x", None, "cpu", 0)

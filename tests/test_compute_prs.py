@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.data import datasets
-from utils.models import names
+from utils.models import loading
 
 
 def run_arguments(folder, output, *more):
@@ -27,21 +27,21 @@ def test_arrays_equal_the_definition_and_sum_to_the_models_output(run_script, fo
     code, out, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / "o", "--batch_size", 4))
     assert code == 0, err
     assert "15 images -> " in out
-    clip = names.load_clip("emojiclip", None, torch.device("cpu"))
+    clip = loading.load("emojiclip", None, torch.device("cpu"))
     images = datasets.load_images("imagefolder", str(folder_of_images))
     pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, clip.preprocess, 15, 0)])
-    slow = literal.decompose(clip.model.visual, pixels)
+    slow = literal.decompose(clip.network.visual, pixels)
     for what, expected in (("attn", slow["attn"].sum(2)), ("mlp", slow["mlp"]), ("cls_attn", slow["attn"][:, :, 0].sum(2))):
         found = load(tmp_path / "o", what)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    own = torch.nn.functional.normalize(clip.model.encode_image(pixels), dim=-1)
+    own = torch.nn.functional.normalize(clip.network.encode_image(pixels), dim=-1)
     np.testing.assert_allclose(load(tmp_path / "o", "attn").sum((1, 2)) + load(tmp_path / "o", "mlp").sum(1), own, atol=1e-5)
     assert load(tmp_path / "o", "labels").tolist() == [0] * 5 + [1] * 5 + [2] * 5
 
     manifest = json.loads((tmp_path / "o" / "imagefolder_emojiclip.json").read_text())
     assert manifest["images"] == 15 and manifest["classes"] == ["big dog", "cat", "owl"]
-    assert manifest["weights_sha256"] == names.weights_hash(clip) and manifest["skipped_images"] == []
+    assert manifest["weights_sha256"] == clip.weights_hash and manifest["skipped_images"] == []
     assert not list((tmp_path / "o").glob("*.partial"))
 
 

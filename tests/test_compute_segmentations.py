@@ -114,13 +114,13 @@ def test_the_figures_equal_the_literal_ones(result, mask_folder, classifier_dir)
     import literal
     import torch
 
-    from utils.models.names import load_clip
+    from utils.models.loading import load
 
     figures = result("masks_folder", "--data_path", mask_folder)["methods"]["decomposition"]
-    clip = load_clip("emojiclip", None, torch.device("cpu"))
+    clip = load("emojiclip", None, torch.device("cpu"))
     pixels = torch.stack([clip.preprocess(Image.open(path)) for path in sorted((mask_folder / "images").iterdir())])
     masks = np.stack([np.asarray(Image.open(path)) > 0 for path in sorted((mask_folder / "masks").iterdir())])
-    terms = literal.decompose(clip.model.visual, pixels)
+    terms = literal.decompose(clip.network.visual, pixels)
     maps = literal.segmentation_maps(terms["attn"], terms["representation"], np.load(
         classifier_dir / "emoji_classifier_emojiclip.npy"), (8, 8))
     # The scores in single precision, in which 1 - heat ties as it does in the script.
@@ -326,18 +326,18 @@ def maps_file(tmp_path_factory):
 
     from utils.analysis import alignment
     from utils.data import scenes
-    from utils.models import names
+    from utils.models import loading
 
     path = tmp_path_factory.mktemp("maps") / "maps.safetensors"
     images, _ = scenes.draw(scenes.sample_scenes(400, seed=11), 64)
     pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
-    vision, clip = (names.load_vision(name, None, torch.device("cpu")) for name in (EMOJIVIT, "emojiclip"))
+    vision, clip = (loading.load(name, None, torch.device("cpu")) for name in (EMOJIVIT, "emojiclip"))
     with torch.no_grad():
-        x, y = (model.encode(torch.stack([model.preprocess(picture) for picture in pictures])) for model in (vision, clip))
+        x, y = (model.encode_image(torch.stack([model.preprocess(picture) for picture in pictures])) for model in (vision, clip))
     weight, bias = alignment.start("ridge", 43, x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True), 0)
     alignment.save(path, weight, bias, {
-        "model": "emojivit", "pretrained": vision.source, "weights_sha256": names.weights_hash(vision), "clip": "emojiclip",
-        "clip_option": "emojiclip", "clip_pretrained": clip.source, "clip_weights_sha256": names.weights_hash(clip)})
+        "model": "emojivit", "pretrained": vision.source, "weights_sha256": vision.weights_hash, "clip": "emojiclip",
+        "clip_option": "emojiclip", "clip_pretrained": clip.source, "clip_weights_sha256": clip.weights_hash})
     return path
 
 

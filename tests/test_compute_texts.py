@@ -6,7 +6,7 @@ import torch
 from builders import ROOT
 
 from utils.data import datasets
-from utils.models import names
+from utils.models import loading
 
 FUNCTION_WORDS = set("""
     a the an of in on at with and or by to from for under over behind beside between into its their his her one two three
@@ -26,9 +26,9 @@ def test_a_column_is_the_mean_of_its_prompts(run_script, tmp_path):
     assert run_script("compute_text_projection", "--model", "emojiclip", "--dataset", "emoji_spurious", "--output_dir", tmp_path,
                       "--batch_size", 7)[0] == 0
     columns = np.load(tmp_path / "emoji_spurious_classifier_emojiclip.npy")
-    clip = names.load_clip("emojiclip", None, torch.device("cpu"))
+    clip = loading.load("emojiclip", None, torch.device("cpu"))
     for i, name in enumerate(("land animal", "sea animal")):
-        prompts = [clip.model.encode_text(clip.tokenizer([template(name)]))[0]
+        prompts = [clip.network.encode_text(clip.tokenizer([template(name)]))[0]
                    for template in datasets.templates("emoji_spurious")]
         mean = torch.stack([p / p.norm() for p in prompts]).mean(0)
         np.testing.assert_allclose(columns[:, i], mean / mean.norm(), atol=1e-5)
@@ -40,9 +40,9 @@ def test_a_text_pool_is_embedded_line_by_line(run_script, tmp_path):
     assert run_script("compute_text_set_projection", "--model", "emojiclip", "--data_path", pool, "--output_dir", tmp_path,
                       "--batch_size", 2)[0] == 0
     found = np.load(tmp_path / "my pool_emojiclip.npy")
-    clip = names.load_clip("emojiclip", None, torch.device("cpu"))
+    clip = loading.load("emojiclip", None, torch.device("cpu"))
     for row, text in zip(found, pool.read_text().splitlines()):
-        embedding = clip.model.encode_text(clip.tokenizer([text]))[0]
+        embedding = clip.network.encode_text(clip.tokenizer([text]))[0]
         np.testing.assert_allclose(row, embedding / embedding.norm(), atol=1e-5)
 
 

@@ -25,7 +25,8 @@ def test_every_term_equals_its_definition(variant):
 
 def test_components_are_named_in_the_order_of_their_terms():
     decomposer = Decomposer(model_of(random_clip(vision_cfg={"layers": 2, "head_width": 24}).visual))
-    assert [str(component) for component in decomposer.components] == ["0.0", "0.1", "1.0", "1.1", "embedding", "mlp 0", "mlp 1"]
+    names = [str(component) for component in decomposer.components]
+    assert names == ["0.0", "0.1", "1.0", "1.1", "embedding", "mlp 0", "mlp 1"]
     terms = decomposer.terms(torch.randn(2, 3, 32, 32))
     assert terms.components == decomposer.components
     assert torch.equal(terms.of("mlp")[:, 1], terms.values[:, terms.components.index(Component("mlp", 1))])
@@ -48,11 +49,11 @@ def test_a_batch_of_one_equals_its_place_in_a_larger_batch():
 
 
 def test_the_embedded_model_is_exact():
-    from utils.models.names import load_clip
+    from utils.models.loading import load
 
-    clip = load_clip("emojiclip", None, torch.device("cpu"))
-    images = images_for(clip.model, 2)
-    arrays, slow = decompose(read_tower(clip.model.visual), images).arrays(), literal.decompose(clip.model.visual, images)
+    clip = load("emojiclip", None, torch.device("cpu"))
+    images = images_for(clip.network, 2)
+    arrays, slow = decompose(read_tower(clip.tower), images).arrays(), literal.decompose(clip.tower, images)
     torch.testing.assert_close(arrays["attn"].double(), slow["attn"].sum(dim=2), atol=1e-5, rtol=0)
     torch.testing.assert_close(arrays["mlp"].double(), slow["mlp"], atol=1e-5, rtol=0)
     torch.testing.assert_close(arrays["cls_attn"].double(), slow["attn"][:, :, 0].sum(dim=2), atol=1e-5, rtol=0)
@@ -80,8 +81,8 @@ def test_check_sees_a_model_that_computes_something_else():
 def test_what_cannot_be_decomposed_is_refused_with_its_reason(changes, reason):
     import open_clip
 
-    vision = {key: value for key, value in VISION.items() if not (changes.get("timm_model_name") and key != "image_size")}
-    model = open_clip.CLIP(embed_dim=20, vision_cfg=vision | changes, text_cfg=TEXT).eval()
+    vision = changes if "timm_model_name" in changes else VISION | changes
+    model = open_clip.CLIP(embed_dim=20, vision_cfg=vision, text_cfg=TEXT).eval()
     assert reason in refusal(model.visual)
     with pytest.raises(UserError, match=reason):
         read_tower(model.visual)
@@ -95,7 +96,8 @@ def test_a_tower_that_is_known_has_no_refusal(variant):
 def test_a_resnet_is_refused_before_it_sees_an_image():
     import open_clip
 
-    model = open_clip.CLIP(embed_dim=20, vision_cfg=VISION | {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16}, text_cfg=TEXT)
+    vision = VISION | {"layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
+    model = open_clip.CLIP(embed_dim=20, vision_cfg=vision, text_cfg=TEXT)
     with pytest.raises(UserError, match="it is a ResNet"):
         Decomposer(model_of(model.visual, (32, 32)))
 

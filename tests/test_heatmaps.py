@@ -26,7 +26,7 @@ from timm.data import create_transform
 from utils.analysis import alignment, heatmaps
 from utils.cli import UserError
 from utils.decompose.decomposer import Decomposer
-from utils.models import names as models
+from utils.models import loading
 
 SELECTIONS = [(None, None), (1, None), (1, 2)]
 
@@ -38,16 +38,16 @@ def random_directions(width: int, number: int = 2) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def emojiclip():
-    return models.load_clip("emojiclip", None, torch.device("cpu"))
+    return loading.load("emojiclip", None, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def decomposer(emojiclip):
-    return Decomposer(models.image_side(emojiclip))
+    return Decomposer(emojiclip)
 
 
 def pixels_of(picture, clip, patch_size):
-    pixels, shown = heatmaps.prepare(picture, models.image_side(clip), patch_size)
+    pixels, shown = heatmaps.prepare(picture, clip, patch_size)
     assert shown is picture
     return pixels
 
@@ -109,7 +109,7 @@ def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, decompos
     pixels = pixels_of(square, emojiclip, (8, 8))
     assert torch.equal(pixels[0], emojiclip.preprocess(square))
     one = heatmaps.explain(decomposer, pixels, ["a"], random_directions(128, 1))[0]
-    own = torch.nn.functional.normalize(emojiclip.model.encode_image(pixels), dim=-1)[0].numpy()
+    own = torch.nn.functional.normalize(emojiclip.network.encode_image(pixels), dim=-1)[0].numpy()
     assert one.similarity == pytest.approx(own @ random_directions(128, 1)[0], abs=1e-5)
 
 
@@ -310,16 +310,16 @@ def test_the_picture_that_is_shown_is_what_the_model_sees(photo, options, size):
 
 @pytest.fixture(scope="module")
 def emojivit():
-    return models.load_vision(f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", None, torch.device("cpu"))
+    return loading.load(f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", None, torch.device("cpu"))
 
 
 @pytest.fixture
 def maps_file(emojivit, emojiclip, tmp_path):
     """Random maps of emojivit to emojiclip; a function that writes them, with some entries changed."""
     def write(**changes):
-        about = {"model": "emojivit", "pretrained": emojivit.source, "weights_sha256": models.weights_hash(emojivit),
+        about = {"model": "emojivit", "pretrained": emojivit.source, "weights_sha256": emojivit.weights_hash,
                  "clip": "emojiclip", "clip_option": "emojiclip", "clip_pretrained": "emojiclip",
-                 "clip_weights_sha256": models.weights_hash(emojiclip), "components": {"attn": [6, 6, 192], "mlp": [7, 192]}}
+                 "clip_weights_sha256": emojiclip.weights_hash, "components": {"attn": [6, 6, 192], "mlp": [7, 192]}}
         alignment.save(tmp_path / "maps.safetensors", *random_maps(43, 192, 128), about | changes)
         return tmp_path / "maps.safetensors"
     return write

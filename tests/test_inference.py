@@ -11,7 +11,7 @@ from PIL import Image
 from utils.data import datasets
 from utils.ex2 import descriptions, rewards
 from utils.language import generation, loading
-from utils.models import names
+from utils.models.loading import load_vlm
 
 QUESTIONS = ["What is {concept}?", "Describe the colors of {concept} to a careful painter.", "Where?  {concept}!"]
 JUDGE = "r-open-clip:emojiclip"
@@ -63,7 +63,7 @@ def keep(path, manifest, texts):
 
 
 def score(rows, number=3, split="train"):
-    vlm = names.load_vlm(JUDGE, torch.device("cpu"))
+    vlm = load_vlm(JUDGE, torch.device("cpu"))
     images = datasets.load_concepts("emoji", None, split, 2, number)
     return rewards.score(vlm, rewards.image_means(vlm, images, num_workers=0), [row["description"] for row in rows],
                          [images.classes.index(row["concept"]) for row in rows])

@@ -172,16 +172,16 @@ def scenes_of_the_embedded_model():
 
     from utils.analysis import zeroshot
     from utils.data import scenes
-    from utils.models.names import load_clip
+    from utils.models.loading import load
 
-    clip = load_clip("emojiclip", None, torch.device("cpu"))
+    clip = load("emojiclip", None, torch.device("cpu"))
     drawn = scenes.sample_scenes(24, seed=11)
     images, masks = scenes.draw(drawn, 64)
     images = torch.stack([clip.preprocess(Image.fromarray(image)) for image in images.permute(0, 2, 3, 1).numpy()])
     names = [concept["name"] for concept in scenes.concepts()]
     classifier = torch.from_numpy(zeroshot.classifier(clip, names, [lambda name: f"a drawing of a {name}"], 64))
     where = torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)[:, 0]
-    return clip.model, images, classifier, torch.tensor([scene.object for scene in drawn]), where
+    return clip.network, images, classifier, torch.tensor([scene.object for scene in drawn]), where
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -13,7 +13,7 @@ from PIL import Image
 from utils import cli
 from utils.data import datasets
 from utils.decompose.decomposer import Decomposer
-from utils.models import names as models
+from utils.models import loading
 from utils.report import page as report
 from utils.runs import files
 from utils.runs import files as arrays
@@ -133,8 +133,8 @@ def test_accuracy_without_a_head_is_that_of_its_mean_ablation(made):
 
 def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
     attn, pool = load(made, "attn"), np.load(made / "out" / "pool_emojiclip.npy")
-    clip = models.load_clip("emojiclip", None, torch.device("cpu"))
-    decomposer = Decomposer(models.image_side(clip))
+    clip = loading.load("emojiclip", None, torch.device("cpu"))
+    decomposer = Decomposer(clip)
     images = datasets.load_images("imagefolder", str(made / "images"))
     for head in read_report(made / "page")["heads"]:
         assert [found["index"] for found in head["heat_maps"]] == [image["index"] for image in head["highest"][:2]]

@@ -18,7 +18,7 @@ KILLS = int(os.environ.get("KILLS", "12"))  # of the test that kills at random m
 
 # A fork server has imported everything, so that a run begins at once, and most kills meet it at work.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "open_clip", "accelerate", "utils.decompose.dataset", "utils.models.names", "utils.runs.writer"])
+PROCESSES.set_forkserver_preload(["torch", "open_clip", "accelerate", "utils.decompose.dataset", "utils.models.open_clip", "utils.runs.writer"])
 
 
 @pytest.fixture(scope="module")

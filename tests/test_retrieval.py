@@ -9,7 +9,7 @@ from PIL import Image
 
 from utils.analysis import retrieval, zeroshot
 from utils.data import datasets, scenes
-from utils.models import names as models
+from utils.models import loading
 from utils.runs.run import Run
 
 WAYS = [[1, 4, 7], [3], None]
@@ -148,7 +148,7 @@ def arguments(folder, out, features_file, *more, model="emojiclip"):
 
 def literal_scores(flat):
     """Every component's score for every feature [features, c], and the CLIP."""
-    clip, whole = models.load_clip("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
+    clip, whole = loading.load("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
     embedded = [zeroshot.embed_texts(clip, texts, 99) for texts in FEATURES.values()]
     return np.array([[literal.feature_score(flat[:, c], whole, texts) for c in range(flat.shape[1])] for texts in embedded]), clip
 

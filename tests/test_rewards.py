@@ -7,13 +7,13 @@ import literal
 import numpy as np
 import pytest
 import torch
-from builders import ROOT
+from builders import ROOT, model_of
 from PIL import Image
 
 from utils.cli import UserError
 from utils.data import datasets, scenes
 from utils.ex2 import rewards
-from utils.models import names
+from utils.models import loading
 
 CPU = torch.device("cpu")
 NUMBERS = {"cat": 5, "cherries": 1, "snail": 4}  # images of each concept, ten in all
@@ -21,7 +21,7 @@ NUMBERS = {"cat": 5, "cherries": 1, "snail": 4}  # images of each concept, ten i
 
 @pytest.fixture(scope="module")
 def vlm():
-    return names.load_vlm("r-open-clip:emojiclip", CPU)
+    return loading.load_vlm("r-open-clip:emojiclip", CPU)
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,16 @@ def test_rewards_equal_their_definition(vlm, images):
     assert images.classes == list(NUMBERS)
     counted, passes = counting(vlm)
     means = rewards.image_means(counted, images, batch_size=4, num_workers=0)
-    assert passes == [4, 4, 2] and means.shape == (3, vlm.encode_text(["x"]).shape[1]) and means.dtype == np.float32
+    assert passes == [4, 4, 2] and means.shape == (3, vlm.embed_texts(["x"]).shape[1]) and means.dtype == np.float32
     texts = ["a cat", "  a red pair of cherries\n", "snail", "nothing like that"]
     pairs = [(text, concept) for text in texts for concept in (2, 0, 1)]
     found = rewards.score(vlm, means, *map(list, zip(*pairs)))
     single = [[], [], []]
     for image, label in (images.samples[i] for i in range(len(images.samples))):
-        single[label].append(vlm.encode_image(vlm.preprocess(image)[None])[0].numpy())
+        single[label].append(vlm.embed_images(vlm.preprocess(image)[None])[0].numpy())
     assert [len(of_concept) for of_concept in single] == list(NUMBERS.values())
     for (text, concept), reward in zip(pairs, found):
-        expected = literal.description_reward(single[concept], vlm.encode_text([text.strip()])[0], vlm.logit_scale)
+        expected = literal.description_reward(single[concept], vlm.embed_texts([text.strip()])[0], vlm.logit_scale)
         assert abs(reward - expected) < 2e-3 and type(reward) is float
     assert found[pairs.index(("a cat", 0))] > found[pairs.index(("a cat", 1))] + 5  # a judge that can tell
     assert not np.allclose(np.linalg.norm(means[[0, 2]], axis=1), 1, atol=1e-3)     # means of unit vectors are shorter
@@ -135,7 +135,7 @@ def test_many_texts_come_in_batches_and_look_at_no_image():
         sizes.append(len(texts))
         return unit(texts)
 
-    judge = names.Vlm("judge", None, None, encode_text, 20.0, 8)
+    judge = dataclasses.replace(model_of(None), encode_text=encode_text, logit_scale=20.0)
     means = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     texts = ["" if i in (0, 100, 257, 599) else f"text {i}" for i in range(600)]
     found = rewards.score(judge, means, [f"\n {text}  " for text in texts], [i % 3 for i in range(600)])
@@ -201,5 +201,5 @@ def test_means_of_other_files_are_computed_again(vlm, tmp_path, root):
 
 def test_means_of_another_vlm_have_a_file_of_their_own(vlm, tmp_path):
     kept(tmp_path, vlm)
-    other = names.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
+    other = loading.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
     assert kept(tmp_path, other)[1] == 6 and kept(tmp_path, other)[1] == kept(tmp_path, vlm)[1] == 0

@@ -12,7 +12,7 @@ from utils.cli import UserError
 from utils.data import datasets, scenes
 from utils.data.masks import mask_transform, true_classes
 from utils.decompose.decomposer import Decomposer
-from utils.models import names
+from utils.models import loading
 
 
 def random_classifier(classes=7, seed=2):
@@ -59,7 +59,7 @@ def test_a_tokens_terms_and_the_maps_equal_their_definition(variant):
 
 
 def test_the_embedded_models_maps_equal_their_definition_in_single_precision():
-    visual = names.load_vision("emojiclip", None, torch.device("cpu")).tower
+    visual = loading.load("emojiclip", None, torch.device("cpu")).tower
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     classifier = torch.nn.functional.normalize(torch.randn(128, 7, generator=torch.Generator().manual_seed(2)), dim=0)
     slow = literal.decompose(visual, images)
@@ -214,7 +214,7 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
     for i in range(4):
         for part in ("images", "masks"):
             Image.fromarray(np.full((40, 80), 40 * i, np.uint8)).save(oblong_folder / part / f"{i}.png")
-    prepare, _ = transform(names.load_vision("emojiclip", None, torch.device("cpu")), (8, 8), 32)
+    prepare, _ = transform(loading.load("emojiclip", None, torch.device("cpu")), (8, 8), 32)
     together = list(batches(oblong_folder, prepare, 32, "published", 2))
     assert [len(masks) for _, masks in together] == [2, 2, 1]
     assert len({float(pixels.mean()) for pixels, _ in together}) == 3
@@ -253,7 +253,7 @@ def test_a_data_set_without_foreground_has_figures():
 
 
 def test_sizes_that_patches_do_not_cover_are_refused():
-    model = names.load_vision("emojiclip", None, torch.device("cpu"))
+    model = loading.load("emojiclip", None, torch.device("cpu"))
     assert transform(model, (8, 8), 48)[1] == 48
     assert transform(model, (8, 8), None)[1] == 64
     for size, nearest in ((37, "32 and 40"), (3, "8 and 16")):
@@ -273,7 +273,7 @@ def oblong_folder(tmp_path):
 
 
 def one_batch(data_path, mask_resize):
-    vision = names.load_vision("emojiclip", None, torch.device("cpu"))
+    vision = loading.load("emojiclip", None, torch.device("cpu"))
     prepare, _ = transform(vision, (8, 8), 32)
     (pixels, masks), = batches(data_path, prepare, 32, mask_resize)
     assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
@@ -356,7 +356,7 @@ def test_an_image_is_turned_upright_before_it_meets_its_mask(oblong_folder):
 
 
 def test_pictures_show_what_they_are_named_for(tmp_path):
-    vision = names.load_vision("emojiclip", None, torch.device("cpu"))
+    vision = loading.load("emojiclip", None, torch.device("cpu"))
     prepare, _ = transform(vision, (8, 8), 16)
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
     heat = torch.linspace(0, 1, 256).reshape(1, 16, 16)

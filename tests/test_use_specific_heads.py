@@ -10,7 +10,7 @@ from PIL import Image
 
 from utils.analysis import selection, zeroshot
 from utils.data import datasets
-from utils.models import names as models
+from utils.models import loading
 from utils.runs.components import head_list_path, read_head_list
 
 GROUPS = ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
@@ -100,7 +100,7 @@ def test_selection_never_sees_the_reported_split(ablate, arrays, tmp_path):
 def test_selection_by_texts_takes_the_heads_with_the_highest_literal_difference(ablate, arrays):
     found, _ = ablate(*TEXTS, "--random_trials", 1)
     run, _, _ = load(arrays, "_val")
-    clip = models.load_clip("emojiclip", None, "cpu")
+    clip = loading.load("emojiclip", None, "cpu")
     cue, core = (zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99) for i in (3, 5))
     whole = run["attn"].astype(np.float64).sum(axis=(1, 2)) + run["mlp"].sum(axis=1)
     scores = {(l, h): [literal.feature_score(run["attn"][:, l, h], whole, texts) for texts in (cue, core)]

@@ -10,7 +10,7 @@ from builders import model_of, random_clip, save_timm, walked
 from utils.cli import UserError
 from utils.data import datasets
 from utils.decompose.decomposer import Decomposer
-from utils.models import names as models
+from utils.models import loading
 
 
 @pytest.mark.parametrize("family, heads, class_token", [
@@ -25,10 +25,10 @@ def test_a_model_of_timm_works_where_a_clip_does(run_script, folder_of_images, t
              for path in (tmp_path / "out").glob(f"*_{family}.npy")}
     assert found["attn"].shape[:-1] == (15, *heads) and ("cls_attn" in found) == class_token
     assert ("conv" in found) == (family == "maxvit")
-    vision = models.load_vision(f"timm:local-dir:{folder}", None, torch.device("cpu"))
+    vision = loading.load(f"timm:local-dir:{folder}", None, torch.device("cpu"))
     images = datasets.load_images("imagefolder", str(folder_of_images))
     pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, vision.preprocess, 15, 0)])
-    own = torch.nn.functional.normalize(vision.encode(pixels), dim=-1).numpy()
+    own = torch.nn.functional.normalize(vision.encode_image(pixels), dim=-1).numpy()
     total = sum(terms.reshape(15, -1, terms.shape[-1]).sum(axis=1) for what, terms in found.items() if what != "cls_attn")
     np.testing.assert_allclose(total, own, atol=1e-5)
     components = tmp_path / "out" / f"imagefolder_components_{family}.json"
@@ -66,11 +66,11 @@ def test_the_walk_gives_the_arrays_of_the_fast_path():
 
 
 def test_the_size_and_preprocessing_are_timms_own():
-    vision = models.load_vision("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
+    vision = loading.load("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
     assert vision.image_size == (224, 224) and vision.source == "random weights, seed 3"
     assert vision.name == "timm-vit_tiny_patch16_224" and vision.class_token
-    again = models.load_vision("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
-    assert models.weights_hash(vision) == models.weights_hash(again)
+    again = loading.load("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
+    assert vision.weights_hash == again.weights_hash
 
 
 def test_a_checkpoint_file_with_its_classifier(tmp_path):
@@ -79,10 +79,10 @@ def test_a_checkpoint_file_with_its_classifier(tmp_path):
     torch.manual_seed(5)
     network = timm.create_model("vit_tiny_patch16_224", num_classes=7).eval()
     save_file(network.state_dict(), tmp_path / "x.safetensors")
-    vision = models.load_vision("timm:vit_tiny_patch16_224", str(tmp_path / "x.safetensors"), torch.device("cpu"))
+    vision = loading.load("timm:vit_tiny_patch16_224", str(tmp_path / "x.safetensors"), torch.device("cpu"))
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(vision.encode(images), network.forward_head(network.forward_features(images), pre_logits=True))
+        torch.testing.assert_close(vision.encode_image(images), network.forward_head(network.forward_features(images), pre_logits=True))
     assert vision.source == str(tmp_path / "x.safetensors")
 
 

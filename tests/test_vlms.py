@@ -6,14 +6,15 @@ from builders import ROOT
 from PIL import Image
 
 from utils.cli import UserError
-from utils.models import names
+from utils.models import loading, names
+from utils.models.transformers import TEXT_LENGTH
 
 CPU = torch.device("cpu")
 WORDS = ["a", "red", "blue", "dog", "cat", "of", "photo"]
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10,
         "max_position_embeddings": 80, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
-          "patch_size": 8}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "image_size": 32, "patch_size": 8}
 
 
 def save_tiny(kind: str, folder) -> None:
@@ -22,9 +23,11 @@ def save_tiny(kind: str, folder) -> None:
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
 
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", *WORDS])}, unk_token="<unk>"))
+    numbers = {word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", *WORDS])}
+    words = Tokenizer(WordLevel(numbers, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>",
+                                           eos_token="<eos>")
     torch.manual_seed(0)
     square = {"height": 32, "width": 32}
     if kind == "clip":
@@ -49,19 +52,19 @@ def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
     import transformers as hf
 
     save_tiny(kind, tmp_path)
-    vlm = names.load_vlm(str(tmp_path), CPU)
+    vlm = loading.load_vlm(str(tmp_path), CPU)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
     texts = ["a red dog", "photo of a blue cat", "dog " * 200]  # the last is cut off where the model's context ends
-    images = vlm.encode_image(torch.stack([vlm.preprocess(picture) for picture in pictures]))
-    words = vlm.encode_text(texts)
-    assert images.dtype == words.dtype == torch.float32 and vlm.image_size == 32
+    images = vlm.embed_images(torch.stack([vlm.preprocess(picture) for picture in pictures]))
+    words = vlm.embed_texts(texts)
+    assert images.dtype == words.dtype == torch.float32 and vlm.image_size == (32, 32)
     assert torch.allclose(images.norm(dim=1), torch.ones(3)) and torch.allclose(words.norm(dim=1), torch.ones(3))
-    assert torch.equal(vlm.encode_text(texts[:1]), words[:1]) or torch.allclose(vlm.encode_text(texts[:1]), words[:1], atol=1e-5)
+    assert torch.allclose(vlm.embed_texts(texts[:1]), words[:1], atol=1e-5)
 
     model, processor = hf.AutoModel.from_pretrained(tmp_path).eval(), hf.AutoProcessor.from_pretrained(tmp_path)
     inputs = processor(images=pictures, text=texts, padding="max_length", truncation=True,
-                       max_length=names.TEXT_LENGTH[kind], return_tensors="pt")
+                       max_length=TEXT_LENGTH[kind], return_tensors="pt")
     with torch.inference_mode():
         own = model(**inputs).logits_per_image
     offset = model.logit_bias if kind == "siglip" else 0  # left out of the reward
@@ -70,19 +73,19 @@ def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
 
 
 def test_the_embedded_vlm_and_a_folder_of_open_clip():
-    vlm = names.load_vlm("r-open-clip:emojiclip", CPU)
-    same = names.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
-    assert vlm.logit_scale == 100 and vlm.image_size == 64
-    assert torch.equal(vlm.encode_text(["a red dog"]), same.encode_text(["a red dog"]))
-    assert vlm.encode_image(torch.zeros(2, 3, 64, 64)).shape == vlm.encode_text(["x", ""]).shape
+    vlm = loading.load_vlm("r-open-clip:emojiclip", CPU)
+    same = loading.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
+    assert vlm.logit_scale == 100 and vlm.image_size == (64, 64)
+    assert torch.equal(vlm.embed_texts(["a red dog"]), same.embed_texts(["a red dog"]))
+    assert vlm.embed_images(torch.zeros(2, 3, 64, 64)).shape == vlm.embed_texts(["x", ""]).shape
 
 
 def test_sixteen_bits_are_close():
-    full, half = (names.load_vlm("r-open-clip:emojiclip", CPU, half=half) for half in (False, True))
+    full, half = (loading.load_vlm("r-open-clip:emojiclip", CPU, half=half) for half in (False, True))
     texts = ["a red dog", "two blue cats on a yellow ground"]
-    assert half.encode_text(texts).dtype == torch.float32
-    assert not torch.equal(full.encode_text(texts), half.encode_text(texts))
-    assert (full.encode_text(texts) * half.encode_text(texts)).sum(dim=1).min() > 0.999
+    assert half.embed_texts(texts).dtype == torch.float32
+    assert not torch.equal(full.embed_texts(texts), half.embed_texts(texts))
+    assert (full.embed_texts(texts) * half.embed_texts(texts)).sum(dim=1).min() > 0.999
 
 
 @pytest.mark.parametrize("name, message", [
@@ -93,7 +96,7 @@ def test_sixteen_bits_are_close():
     ("clip", "neither a folder nor a hub name")])
 def test_an_unknown_vlm_is_refused_with_the_closest(name, message):
     with pytest.raises(UserError, match=message):
-        names.load_vlm(name, CPU)
+        loading.load_vlm(name, CPU)
 
 
 def test_a_model_without_a_text_side_is_refused(tmp_path):
@@ -102,15 +105,21 @@ def test_a_model_without_a_text_side_is_refused(tmp_path):
     hf.ViTModel(hf.ViTConfig(**VISION)).save_pretrained(tmp_path)
     hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is a vit model; known are clip, align, siglip"):
-        names.load_vlm(str(tmp_path), CPU)
+        loading.load_vlm(str(tmp_path), CPU)
 
 
-@pytest.mark.parametrize("name, wrong, message", [
-    ("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp1b", "r-open-clip:ViT-bigG-14-CLIPA-336:datacomp", "has no weights 'datacomp'"),
-    ("r-open-clip:hf-hub:apple/DFN5B-CLIP-ViT-H-14-384", "r-open-clip:hub:apple/DFN5B-CLIP-ViT-H-14-384",
-     "no open_clip model 'hub'"),
-    ("openai/clip-vit-large-patch14", "clip-vit-large-patch14", "neither a folder nor a hub name")])
-def test_the_name_of_every_kind_is_split_at_its_first_colon(name, wrong, message):
-    names.check_vlm_name(name)
+@pytest.mark.parametrize("name, split", [
+    ("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp1b", ("ViT-bigG-14-CLIPA-336", "datacomp1b")),
+    ("r-open-clip:hf-hub:apple/DFN5B-CLIP-ViT-H-14-384", ("hf-hub:apple/DFN5B-CLIP-ViT-H-14-384", None)),
+    ("r-open-clip:emojiclip", ("emojiclip", None)), ("openai/clip-vit-large-patch14", None)])
+def test_the_name_of_every_kind_is_split(name, split):
+    assert names.split_vlm_name(name) == split
+
+
+@pytest.mark.parametrize("name, message", [
+    ("r-open-clip:ViT-bigG-14-CLIPA-336:datacomp", "has no weights 'datacomp'"),
+    ("r-open-clip:hub:apple/DFN5B-CLIP-ViT-H-14-384", "no open_clip model 'hub'"),
+    ("clip-vit-large-patch14", "neither a folder nor a hub name")])
+def test_a_name_that_cannot_be_split_is_refused(name, message):
     with pytest.raises(UserError, match=message):
-        names.check_vlm_name(wrong)
+        names.split_vlm_name(name)

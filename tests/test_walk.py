@@ -47,8 +47,8 @@ def test_components_sum_to_the_models_own_representation(family):
 
 
 class Literal:
-    """The definition, in double precision: what a component wrote, through the rest of the model with statistics and attention
-    weights detached and every later component held fixed, by forward differentiation."""
+    """The definition, in double precision: what a component wrote, through the rest of the model with statistics and
+    attention weights detached and every later component held fixed, by forward differentiation."""
 
     def __init__(self, model: nn.Module, function, images, monkeypatch):
         self.model, self.function, self.images = model.double(), function, images.double()
@@ -141,7 +141,8 @@ def written_by_head(head: int, constants: bool = True):
 SWIN_NORMS = ["layers.1.downsample.norm", "layers.2.downsample.norm", "norm"]
 CONSTANTS = {  # the modules on the residual path that add one
     **{name: ["norm"] for name in ("vit", "vit_average_norm_first", "vit_oblong", "vit_qk_norm", "deit", "deit3",
-                                   "deit_distilled", "dino", "dinov2", "dinov2_registers", "dinov2_swiglu", "clip", "maxvit")},
+                                   "deit_distilled", "dino", "dinov2", "dinov2_registers", "dinov2_swiglu", "clip",
+                                   "maxvit")},
     "vit_average": ["fc_norm"],
     "siglip": ["norm", "attn_pool.kv", "attn_pool.proj"],
     "swin": SWIN_NORMS,
@@ -173,7 +174,8 @@ def test_every_term_equals_its_definition(name, monkeypatch):
     for (kind, writer), constant in zip(layers, constants):
         if kind == "attn":
             number = model.get_submodule(writer).num_heads
-            expected[kind] += [literal.effect(writer, written_by_head(head)) + constant / number for head in range(number)]
+            expected[kind] += [literal.effect(writer, written_by_head(head)) + constant / number
+                               for head in range(number)]
         elif kind != "embed":
             expected[kind].append(literal.effect(writer, written) + constant)
     for kind, some in expected.items():
@@ -217,7 +219,8 @@ def test_tokens_along_directions_are_those_of_the_fast_path(variant):
     _, model = variant
     images = torch.randn(3, 3, *model.visual.image_size)
     directions = torch.randn(2, 1, 20)
-    fast, found = (Decomposer(each).tokens(images, directions) for each in (model_of(model.visual), walked(model.visual)))
+    fast, found = (Decomposer(each).tokens(images, directions)
+                   for each in (model_of(model.visual), walked(model.visual)))
     torch.testing.assert_close(found.parts, fast.parts, atol=1e-5, rtol=0)
     assert found.grids == fast.grids
     for layer, scores in fast.scores.items():
@@ -228,12 +231,13 @@ def test_tokens_along_directions_are_those_of_the_fast_path(variant):
 def test_source_tokens_sum_to_their_heads(family):
     _, model, function, images = family
     decomposer = Decomposer(model_of(model, images.shape[-2:], function, getattr(model, "num_prefix_tokens", 0)))
-    found = decomposer.tokens(images, torch.randn(2, 1, function(images).shape[1], generator=torch.Generator().manual_seed(3)))
+    width, generator = function(images).shape[1], torch.Generator().manual_seed(3)
+    found = decomposer.tokens(images, torch.randn(2, 1, width, generator=generator))
     heads = [component for component in found.components if component.kind == "attn"]
     assert set(found.scores) == {head.layer for head in heads}
     assert not any(some.requires_grad for some in (found.parts, *found.scores.values()))
     for layer, scores in found.scores.items():
-        columns = [i for i, component in enumerate(found.components) if component.kind == "attn" and component.layer == layer]
+        columns = [found.components.index(head) for head in heads if head.layer == layer]
         torch.testing.assert_close(scores.sum(dim=-1), found.parts[:, :, columns], atol=1e-5, rtol=0)
 
 
@@ -257,15 +261,16 @@ def test_what_tokens_add_sums_to_what_their_head_wrote(name, monkeypatch):
 
 def test_directions_that_depend_on_the_representations():
     model, images = random_timm(*FAMILIES["vit"]), random_images(VIT["img_size"])
-    found = Decomposer(model_of(model, (32, 32), prefix_tokens=1)).tokens(images, lambda representation: representation[None])
+    decomposer = Decomposer(model_of(model, (32, 32), prefix_tokens=1))
+    found = decomposer.tokens(images, lambda representation: representation[None])
     torch.testing.assert_close(found.parts.sum(dim=-1), torch.ones(1, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.representation, F.normalize(model(images), dim=-1), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_average", "vit_average_norm_first", "vit_registers"])
 def test_scores_equal_their_literal_definition(name):
-    """The last layer of a vision transformer: attention times values times the head's part of the output projection, through
-    the frozen final norm, in double precision. Without constants, of which each token has the same part."""
+    """The last layer of a vision transformer: attention times values times the head's part of the output projection,
+    through the frozen final norm, in double precision. Without constants, of which each token has the same part."""
     model, images = random_timm(*FAMILIES[name]), random_images(FAMILIES[name][1]["img_size"], 2)
     found, score = decompose_tokens(model, images)
     scores, vectors = score(random_vectors(found)), random_vectors(found).double()
@@ -293,7 +298,8 @@ def test_scores_equal_their_literal_definition(name):
         if pooled is None:  # the norm comes before the average
             read = (written / deviation[:, :, None])[:, prefix:].mean(dim=1)
         else:
-            read = (written[:, 0] if model.global_pool == "token" else written[:, prefix:].mean(dim=1)) / deviation[:, None]
+            read = written[:, 0] if model.global_pool == "token" else written[:, prefix:].mean(dim=1)
+            read = read / deviation[:, None]
         read = read * norm.weight / output.norm(dim=-1)[:, None, None]
         column = found.components.index(Component("attn", 2, head))
         expected = torch.einsum("bnw,mbw->mbn", read, vectors[:, :, column])
@@ -353,7 +359,8 @@ def test_a_timm_tower_of_open_clip(name, options):
     visual, images = move(TimmModel(name, embed_dim=20, image_size=160, **options)), random_images(160, 2)
     found = decompose(visual, images)
     torch.testing.assert_close(found.values.sum(dim=1), F.normalize(visual(images), dim=-1), atol=1e-6, rtol=0)
-    assert len({component.layer for component in found.components if component.kind == "attn"}) == len(visual.trunk.blocks)
+    layers = {component.layer for component in found.components if component.kind == "attn"}
+    assert len(layers) == len(visual.trunk.blocks)
 
 
 def test_a_timm_tower_that_ends_in_an_mlp_is_refused():

@@ -55,22 +55,22 @@ def main(args) -> None:
     import torch
 
     from utils.data import datasets, scenes
-    from utils.models import names as models
+    from utils.models.loading import load
 
-    clip = models.load_clip(args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+    clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
     names = [[template(concept["name"]) for template in datasets.templates("emoji")] for concept in scenes.concepts()]
     rows = {}
     for dataset in ("emoji", "emoji_unseen_style"):
         images = datasets.load_images(dataset, None, clip.image_size[0])
         with torch.inference_mode():
-            features = torch.cat([clip.model.encode_image(pixels.to(clip.device))
+            features = torch.cat([clip.encode_image(pixels.to(clip.device))
                                   for pixels, *_ in datasets.batches(images, clip.preprocess, 64, num_workers=0)])
         truth = [scene.object for scene in images.scenes]
-        rows[f"object, {dataset}"] = (naming_accuracy(clip.model, clip.tokenizer, features, names, truth), len(names))
+        rows[f"object, {dataset}"] = (naming_accuracy(clip.network, clip.tokenizer, features, names, truth), len(names))
         if dataset == "emoji":
             for attribute, prompts in attribute_prompts().items():
                 truth = [list(prompts).index(getattr(scene, attribute)) for scene in images.scenes]
-                found = naming_accuracy(clip.model, clip.tokenizer, features, list(prompts.values()), truth)
+                found = naming_accuracy(clip.network, clip.tokenizer, features, list(prompts.values()), truth)
                 rows[f"{attribute}, {dataset}"] = (found, len(prompts))
     print("| what is named | top-1 (%) | chance (%) |\n| --- | --- | --- |")
     for name, (accuracy, classes) in rows.items():

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from utils import cli
 from utils.cli import UserError
-from utils.models import names as models
-from utils.models.names import Vision
+from utils.models import loading
+from utils.models.model import Model
+from utils.models.names import TIMM
 from utils.runs import files
 from utils.runs.components import by_array
 from utils.runs.files import BLOCK, Place, blocks
@@ -214,21 +215,21 @@ def check(maps: Maps, run: Run, clip: str, target: Run | None) -> None:
                             f"({made.manifest['pretrained']}); {again}")
 
 
-def load_model(name: str, pretrained: str | None, maps: str | None, device, seed: int) -> tuple[Vision, Maps | None]:
+def load_model(name: str, pretrained: str | None, maps: str | None, device, seed: int) -> tuple[Model, Maps | None]:
     """The model of that name, and the maps of the file `maps` that carry it to a CLIP, where there is one.
 
     Raises UserError for a model of timm without maps, and for maps of another model or other weights.
     """
     if maps is None:
-        if name.startswith(models.TIMM):
+        if name.startswith(TIMM):
             raise UserError(f"--model {name} has no text side; give --maps, which compute_alignment.py makes")
-        return models.load_vision(name, pretrained, device, seed), None
+        return loading.load(name, pretrained, device, seed), None
     trained = load(Path(maps), "make them with compute_alignment.py")
-    model, about = models.load_vision(name, pretrained, device, seed), trained.about
+    model, about = loading.load(name, pretrained, device, seed), trained.about
     again = "give the --maps that belong to it, or make them with compute_alignment.py"
     if about["model"] != model.name:
         raise UserError(f"--maps were trained with --model {about['model']}, and --model is {model.name}; {again}")
-    if about["weights_sha256"] != models.weights_hash(model):
+    if about["weights_sha256"] != model.weights_hash:
         raise UserError(f"--maps were trained with other weights of {model.name} ({about['pretrained']}) than those of --model "
                         f"({model.source}); {again}")
     trained.weight, trained.bias = trained.weight.to(device), trained.bias.to(device)

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from utils.analysis import alignment, zeroshot
 from utils.cli import UserError, read_yaml
-from utils.models import names
+from utils.models.loading import load_text_side
+from utils.models.names import TIMM
 from utils.runs.files import Place, blocks
 from utils.runs.run import SMALL_BLOCK, Run
 
@@ -64,18 +65,19 @@ def feature_scores(terms: Iterable[np.ndarray], features: Sequence[np.ndarray]) 
     return np.stack([part.mean(axis=1) for part in np.split(correlations, ends, axis=1)])
 
 
-def embed(args, manifest: dict | None, features: Sequence[Sequence[str]], width: int) -> list[np.ndarray]:
-    """Embeddings [m, d] of each feature's texts by the model whose texts go with the run.
+def embed(manifest: dict | None, features: Sequence[Sequence[str]], width: int, model: str, pretrained: str | None, device,
+          seed: int) -> list[np.ndarray]:
+    """Embeddings [m, d] of each feature's texts by the model whose texts go with the run of `model`.
 
     Raises UserError for a run of a model without texts, for other weights than the run's, and for more texts than there
     are directions.
     """
-    if manifest and manifest["model"].startswith(names.TIMM):
+    if manifest and manifest["model"].startswith(TIMM):
         raise UserError(f"--model {manifest['model']} has no text side; map it to a CLIP with compute_alignment.py")
     for texts in features:
         if len(texts) > width:
             raise UserError(f"{len(texts)} texts span more than the {width} directions of the joint space; give fewer")
-    clip = names.load_text_side(args, manifest)
+    clip = load_text_side(manifest, model, pretrained, device, seed)
     return [zeroshot.embed_texts(clip, texts, TEXTS_AT_ONCE) for texts in features]
 
 

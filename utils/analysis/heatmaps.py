@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.data import pictures
 from utils.decompose.decomposer import Decomposer
-from utils.models.names import Vision
+from utils.models.model import Model
 
 
 @dataclass
@@ -20,7 +20,7 @@ class HeatMap:
     patches: np.ndarray      # [rows, columns]: through the heads that were asked for; sums to the first part
 
 
-def prepare(picture: Image.Image, model: Vision, patch_size: tuple[int, int] | None) -> tuple[Tensor, Image.Image]:
+def prepare(picture: Image.Image, model: Model, patch_size: tuple[int, int] | None) -> tuple[Tensor, Image.Image]:
     """A picture as a model takes it, [1, 3, height, width], and what is seen of it there.
 
     Of a model whose `patch_size` is given, the picture stays whole: the shorter side has the model's image size, the

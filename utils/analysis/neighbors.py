@@ -13,7 +13,7 @@ from PIL import Image
 from utils.cli import UserError
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
-from utils.models.names import Clip, image_side
+from utils.models.model import Model
 from utils.plots import sheets
 from utils.runs.components import Component, parse_heads, read_head_list
 from utils.runs.files import blocks
@@ -77,17 +77,17 @@ def of_rows(run: Run, rows: Sequence[int], ways: Sequence[Way]) -> np.ndarray:
     return np.concatenate([vectors(run, np.asarray(rows[block]), ways) for block in blocks(len(rows))], axis=1)
 
 
-def of_pictures(clip: Clip, pictures: Sequence[Image.Image], ways: Sequence[Way], shape: tuple[int, ...]) -> np.ndarray:
+def of_pictures(model: Model, pictures: Sequence[Image.Image], ways: Sequence[Way], shape: tuple[int, ...]) -> np.ndarray:
     """`vectors` [w, b, d] of pictures, seen as the model's own preprocessing cuts them.
 
     Raises UserError for a model that has not the layers, heads and width of the run, its `shape`.
     """
-    decomposer, found = Decomposer(image_side(clip)), []
+    decomposer, found = Decomposer(model), []
     for picture in pictures:
-        arrays = decomposer.terms(clip.preprocess(picture)[None].to(clip.device)).arrays()
+        arrays = decomposer.terms(model.preprocess(picture)[None].to(model.device)).arrays()
         own = tuple(arrays["attn"].shape[1:])
         if own != shape:
-            raise UserError(f"--model {clip.name}: has {own} layers, heads and dimensions, and the arrays have {shape}")
+            raise UserError(f"--model {model.name}: has {own} layers, heads and dimensions, and the arrays have {shape}")
         run = Run({what: values.cpu().numpy() for what, values in arrays.items()})
         found.append(vectors(run, slice(None), ways))
     return np.concatenate(found, axis=1)

@@ -5,30 +5,29 @@ import numpy as np
 import torch
 
 from utils.cli import UserError
-from utils.models.names import Clip
+from utils.models.model import Model
 
 
 @torch.inference_mode()
-def classifier(clip: Clip, classes: list[str], templates: list, batch_size: int) -> np.ndarray:
+def classifier(clip: Model, classes: list[str], templates: list, batch_size: int) -> np.ndarray:
     """Zero-shot classifier [d, classes], one unit column a class: the mean of its prompts' unit embeddings.
 
     `templates` are functions from a class name to a prompt; `batch_size` counts prompts.
     """
     from open_clip import build_zero_shot_classifier
 
-    columns = build_zero_shot_classifier(clip.model, clip.tokenizer, classes, templates, device=clip.device,
+    columns = build_zero_shot_classifier(clip.network, clip.tokenizer, classes, templates, device=clip.device,
                                          num_classes_per_batch=max(1, batch_size // len(templates)), use_tqdm=True)
     return columns.float().cpu().numpy()
 
 
-@torch.inference_mode()
-def embed_texts(clip: Clip, texts: list[str], batch_size: int) -> np.ndarray:
+def embed_texts(clip: Model, texts: list[str], batch_size: int) -> np.ndarray:
     """Unit embeddings [m, d] of texts."""
     from tqdm import tqdm
 
-    parts = [clip.model.encode_text(clip.tokenizer(texts[start:start + batch_size]).to(clip.device), normalize=True)
+    parts = [clip.embed_texts(texts[start:start + batch_size])
              for start in tqdm(range(0, len(texts), batch_size), desc="texts", unit="batch")]
-    return torch.cat(parts).float().cpu().numpy()
+    return torch.cat(parts).cpu().numpy()
 
 
 def read_texts(path: Path) -> list[str]:

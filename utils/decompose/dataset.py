@@ -28,8 +28,8 @@ from utils.runs.writer import RunWriter
 
 
 class Clock:
-    """Seconds by what they went into. What a GPU does is counted there, while the CPU goes on: counts overlap, and add up
-    to more than went by."""
+    """Seconds by what they went into. What a GPU does is counted there, while the CPU goes on: counts overlap, and add
+    up to more than went by."""
 
     def __init__(self, device):
         self.device, self.seconds, self.running = device, defaultdict(float), []
@@ -67,7 +67,8 @@ class Clock:
 
 
 class Moved:
-    """Arrays on their way from a device to the CPU, in the types that they are stored in; the device goes on meanwhile."""
+    """Arrays on their way from a device to the CPU, in the types that they are stored in; the device goes on
+    meanwhile."""
 
     def __init__(self, arrays: dict[str, tuple[Tensor, str]]):
         """`arrays`: of each its values [b, ...] and the name of its type on disk."""
@@ -88,17 +89,46 @@ class Moved:
         return {what: values.cpu().numpy() for what, values in self.arrays.items()}
 
 
-def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, about: dict, cost: float, state, batch_size: int,
-              num_workers: int, skip_bad_images: bool, resume: bool) -> tuple[int, list] | None:
-    """Decompose the images of a data set and write the run `name` to `folder`: its arrays, its manifest, which says what it is
-    `about`, and where the time went.
+def compute(decomposer: Decomposer, batches: Iterable, storage: str, save_dtype: str, moments: MomentSums | None,
+            clock: Clock) -> Iterator[tuple]:
+    """Decompose batches, pairs of a number and what `datasets.batches` gives. Of each comes its number, labels, images
+    left out, and its arrays on their way from the device, with "finite" [arrays, b]; None in place of those where no
+    image was read. With `moments` they are added there, and "finite" alone comes."""
+    for number, (pixels, labels, bad) in batches:
+        moved = None
+        if len(labels):
+            with clock.counting("model and decomposition", device=True):
+                terms = stored(decomposer.terms(pixels.to(clock.device, non_blocking=True)), storage)
+                finite = torch.stack([values.flatten(1).sum(dim=1).isfinite() for values in terms.values()])
+                if moments:
+                    moments.add(terms["heads"], terms["scalars"])
+                    terms = {}
+                moved = Moved({what: (some, "float32" if what == "scalars" else save_dtype)
+                               for what, some in terms.items()} | {"finite": (finite, "bool")})
+        yield number, labels, bad, moved
 
-    `about["options"]` says how terms are stored: `storage` is "full", "compact" (heads before their output projection, all MLPs
-    as one) or "moments" (of the former, over images), `save_dtype` the type of the arrays. `cost` is that of the decomposition
-    over the model alone. Several processes, `state`, share the batches. Returns the number of images, and the indices and errors
-    of those left out; None for a run that is complete already.
-    Raises UserError for an image that cannot be read, or that the model makes NaN of; for data that change meanwhile; for a
-    model that has not the storage asked for; and for a disk that is too small.
+
+def behind(items: Iterable, by: int) -> Iterator:
+    """Items, each when `by` more have been made."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > by:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, about: dict, cost: float, state,
+              batch_size: int, num_workers: int, skip_bad_images: bool, resume: bool) -> tuple[int, list] | None:
+    """Decompose the images of a data set and write the run `name` to `folder`: its arrays, its manifest, which says
+    what it is `about`, and where the time went.
+
+    `about["options"]` says how terms are stored: `storage` is "full", "compact" (heads before their output projection,
+    all MLPs as one) or "moments" (of the former, over images), `save_dtype` the type of the arrays. `cost` is that of
+    the decomposition over the model alone. Several processes, `state`, share the batches. Returns the number of images,
+    and the indices and errors of those left out; None for a run that is complete already. Raises UserError for an image
+    that cannot be read, or that the model makes NaN of; for data that change meanwhile; for a model that has not the
+    storage asked for; and for a disk that is too small.
     """
     storage, save_dtype = (about["options"][key] for key in ("storage", "save_dtype"))
     clock, fingerprint = Clock(state.device), datasets.fingerprint(images)
@@ -114,13 +144,12 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
     with RunWriter(manifest, identity, len(images.samples), batch_size, state, resume) as writer:
         if writer.complete:
             return None
-        numbers = cli.own_batches(writer.left, state)
-        batches = datasets.batches(images, decomposer.model.preprocess, batch_size, num_workers, skip_bad_images, numbers)
-        waiting: deque = deque()  # batches whose terms are on their way
-        begun = time.perf_counter()
-
-        def write_first() -> None:
-            number, labels, bad, moved = waiting.popleft()
+        numbers, begun = cli.own_batches(writer.left, state), time.perf_counter()
+        batches = datasets.batches(images, decomposer.model.preprocess, batch_size, num_workers, skip_bad_images,
+                                   numbers)
+        computed = compute(decomposer, zip(numbers, clock.over(batches, "decode")), storage, save_dtype, moments, clock)
+        for number, labels, bad, moved in tqdm(behind(computed, by=int(state.device.type == "cuda")), "batches",
+                                               len(numbers), unit="batch", disable=not state.is_main_process):
             arrays = {}
             if moved:
                 with clock.counting("wait"):
@@ -135,24 +164,6 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
                 writer.write(number, len(labels), arrays, bad)
             if number == numbers[0]:
                 writer.check_room()
-
-        for number, (pixels, labels, bad) in zip(tqdm(numbers, "batches", unit="batch", disable=not state.is_main_process),
-                                                 clock.over(batches, "decode")):
-            moved = None
-            if len(labels):
-                with clock.counting("model and decomposition", device=True):
-                    terms = stored(decomposer.terms(pixels.to(state.device, non_blocking=True)), storage)
-                    finite = torch.stack([values.flatten(1).sum(dim=1).isfinite() for values in terms.values()])
-                    if moments:
-                        moments.add(terms["heads"], terms["scalars"])
-                        terms = {}
-                    moved = Moved({what: (some, "float32" if what == "scalars" else save_dtype)
-                                   for what, some in terms.items()} | {"finite": (finite, "bool")})
-            waiting.append((number, labels, bad, moved))
-            if len(waiting) > (state.device.type == "cuda"):
-                write_first()
-        while waiting:
-            write_first()
         clock.settle()
         loop = time.perf_counter() - begun
         if datasets.fingerprint(images) != fingerprint:
@@ -172,25 +183,28 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
 
 
 def stored(terms: Terms, storage: str) -> dict[str, Tensor]:
-    """The arrays of a batch that are stored: all of `Terms.arrays` ("full"), or, otherwise, "heads" [b, l, h, k] and "scalars"
-    [b, 3] in place of attn, all MLPs as one, mlp [b, 2, d], and cls_attn [b, 1, d] summed over layers."""
+    """The arrays of a batch that are stored: all of `Terms.arrays` ("full"), or, otherwise, "heads" [b, l, h, k] and
+    "scalars" [b, 3] in place of attn, all MLPs as one, mlp [b, 2, d], and cls_attn [b, 1, d] summed over layers."""
     if storage == "full":
         return terms.arrays()
     mlp = torch.stack([terms.of("embed")[:, 0], terms.of("mlp").sum(dim=1)], dim=1)
-    return {"heads": terms.outputs, "scalars": terms.scalars, "mlp": mlp, "cls_attn": terms.cls_attn.sum(dim=1, keepdim=True)}
+    return {"heads": terms.outputs, "scalars": terms.scalars, "mlp": mlp,
+            "cls_attn": terms.cls_attn.sum(dim=1, keepdim=True)}
 
 
 def names_of(components: list[Component]) -> dict[str, list[dict]] | None:
-    """Whose terms each array holds, as {dataset}_components_{model}.json says it, for models where shapes do not say it; None for
-    those of as many heads in each layer, and without convolution blocks."""
+    """Whose terms each array holds, as {dataset}_components_{model}.json says it, for models where shapes do not say
+    it; None for those of as many heads in each layer, and without convolution blocks."""
     layers = [component.layer for component in components if component.kind == "attn"]
-    if len({layers.count(layer) for layer in layers}) == 1 and all(component.kind != "conv" for component in components):
+    convolutions = any(component.kind == "conv" for component in components)
+    if len({layers.count(layer) for layer in layers}) == 1 and not convolutions:
         return None
     return by_array(components)
 
 
 def check_finite(finite: np.ndarray, images: Images, indices: list[int]) -> None:
-    """Refuse images with these indices whose arrays hold NaN or infinity, by the name of the first: `finite` [arrays, b]."""
+    """Refuse images with these indices whose arrays hold NaN or infinity, by the name of the first: `finite` [arrays,
+    b]."""
     for of_array in finite:
         if not of_array.all():
             index = indices[int(of_array.argmin())]

@@ -1,11 +1,11 @@
 """How a representation reads a value on its way, and how linear operations are walked back.
 
 A representation reads each value of a pass linearly: weighted over tokens, summed over them, and then mapped by the
-channels of later operations (arXiv 2406.01583). A `Readout` holds the weights, in factors with names (`Axis`); tokens and
-channels are never unrolled together. Walking an operation back takes the readout of its output and gives that of its
-input: the operation on tokens goes into the weights, the map of channels into `carry`. `reshape`, `permute`, `linear` and
-`convolution` give that rule as a function; `place`, `scale`, `unbroadcast` and `attend` apply it. Only aten operations are
-known here; which model they come from is not.
+channels of later operations (arXiv 2406.01583). A `Readout` holds the weights, in factors with names (`Axis`); tokens
+and channels are never unrolled together. Walking an operation back takes the readout of its output and gives that of
+its input: the operation on tokens goes into the weights, the map of channels into `carry`. `reshape`, `permute`,
+`linear` and `convolution` give that rule as a function; `place`, `scale`, `unbroadcast` and `attend` apply it. Only
+aten operations are known here; which model they come from is not.
 """
 import math
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class Axis:
 @dataclass(eq=False)
 class Readout:
     """How the representation reads a value: weighted by `weight`, summed over all axes but the batch and `kept` ones,
-    and then carried on to the readout it was pulled from. The weight is indexed by `axes`, in that order, and is constant
-    along all others."""
+    and then carried on to the readout it was pulled from. The weight is indexed by `axes`, in that order, and is
+    constant along all others."""
     dims: list[list[Axis]]            # the axes of each dimension of the value
     kept: list[Axis]                  # channels, and axes of the weights alone
     weight: Tensor
@@ -61,7 +61,8 @@ def _rows(readout: Readout, axis: Axis) -> Tensor:
 
 
 def contract(operands: list[tuple[Tensor, list[Axis]]], out: list[Axis]) -> Tensor:
-    """The product of tensors, each given with its axes, summed over all axes but `out`: [size of each axis of `out`]."""
+    """The product of tensors, each given with its axes, summed over all axes but `out`: [size of each axis of
+    `out`]."""
     number: dict[Axis, int] = {}
     arguments: list = []
     missing = [axis for axis in out if not any(axis in axes for _, axes in operands)]
@@ -185,8 +186,8 @@ def permute(order: list[int]) -> Callable[[Readout], list[Readout]]:
 
 
 def place(op: str, readout: Readout, out_dims: list[int], in_dims: list[int], sizes: list[int], function) -> Readout:
-    """The readout before an operation on places alone, from dimensions `in_dims` of these sizes to `out_dims`: `function` is
-    the operation, linear, on tensors [..., *sizes]. Raises UserError where it acts on the batch."""
+    """The readout before an operation on places alone, from dimensions `in_dims` of these sizes to `out_dims`:
+    `function` is the operation, linear, on tensors [..., *sizes]. Raises UserError where it acts on the batch."""
     for dim in out_dims:
         if readout.batch in readout.dims[dim]:
             raise refuse(op, "it moves images within the batch")
@@ -259,7 +260,7 @@ def linear(weight: Tensor, dim: int) -> Callable[[Readout], list[Readout]]:
             readout = readout if other == at else _unmix(readout, other)
         matrix = weight.reshape([axis.size for axis in outputs] + [channel.size])
         for axis in [axis for axis in outputs if axis in readout.axes and axis not in readout.kept]:
-            place = readout.axes.index(axis)  # of the queries, keys and values that one map gives, values alone are read
+            place = readout.axes.index(axis)  # of queries, keys and values that one map gives, values alone are read
             rows = _rows(readout, axis)
             if len(rows) == 1:
                 matrix = matrix.select(outputs.index(axis), int(rows))
@@ -274,8 +275,8 @@ def linear(weight: Tensor, dim: int) -> Callable[[Readout], list[Readout]]:
 
 def convolution(op: str, weight: Tensor, sizes: tuple, stride, padding, dilation,
                 groups: int) -> Callable[[Readout], list[Readout]]:
-    """A convolution, weight [out, in, height, width], from images of sizes[0] to sizes[1]: for each place of its kernel,
-    one strided slice of the padded image and one map of channels. The rule raises UserError for groups."""
+    """A convolution, weight [out, in, height, width], from images of sizes[0] to sizes[1]: for each place of its
+    kernel, one strided slice of the padded image and one map of channels. The rule raises UserError for groups."""
     def pull(readout: Readout) -> list[Readout]:
         if groups != 1:
             raise refuse(op, "its convolution is grouped")
@@ -295,7 +296,8 @@ def convolution(op: str, weight: Tensor, sizes: tuple, stride, padding, dilation
         first = frames[0]
         before = first.change(dims=[first.dims[0], [channel], *first.dims[2:]], axes=[offset, *first.axes],
                               weight=torch.stack([frame.weight for frame in frames]))
-        matrix = weight.flatten(2).transpose(1, 2).reshape([axis.size for axis in outputs] + [offset.size, channel.size])
+        matrix = weight.flatten(2).transpose(1, 2)
+        matrix = matrix.reshape([axis.size for axis in outputs] + [offset.size, channel.size])
         return [_map(readout, before, outputs, matrix, [offset, channel])]
 
     return pull

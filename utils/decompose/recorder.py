@@ -1,7 +1,7 @@
 """One forward pass of any network, recorded operation by operation: which value is a linear function of which others.
 
-Statistics of norms and attention weights are frozen. The rules are methods of `Recorder`, `on_` and the name of the operation;
-how each is walked back is in utils/decompose/readouts.py. This file knows torch operations and no model.
+Statistics of norms and attention weights are frozen. The rules are methods of `Recorder`, `on_` and the name of the
+operation; how each is walked back is in utils/decompose/readouts.py. This file knows torch operations and no model.
 """
 import math
 from collections.abc import Callable
@@ -49,10 +49,10 @@ class Node:
         return self.pull is None or self.sealed
 
 
-VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "contiguous", "unsqueeze", "squeeze",
-         "_to_copy", "lift_fresh"}
+VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "contiguous", "unsqueeze",
+         "squeeze", "_to_copy", "lift_fresh"}
 STATISTICS = {"_softmax", "_safe_softmax", "rsqrt"}  # frozen, and whatever is computed from them alone
-JOINT = {"add", "sub", "rsub", "mul", "div", "cat", "stack", "linear", "addmm", "mm", "bmm", "attention"}  # of several inputs
+JOINT = {"add", "sub", "rsub", "mul", "div", "cat", "stack", "linear", "addmm", "mm", "bmm", "attention"}  # of several
 FROZEN = object()
 
 
@@ -120,8 +120,8 @@ class Recorder(TorchDispatchMode):
         return [attention for attention in [*node.undecided, *[node] * node.attention] if not attention.sealed]
 
     def close(self, tensors: list[Tensor], edges: list[Edge]) -> list[Edge]:
-        """The parts of a sum. What comes from one leaf alone is that leaf's component, as it stands. An attention product
-        is a component if it is added to what was there before it; if nothing bypasses it, it pools."""
+        """The parts of a sum. What comes from one leaf alone is that leaf's component, as it stands. An attention
+        product is a component if it is added to what was there before it; if nothing bypasses it, it pools."""
         closed = []
         for tensor, edge in zip(tensors, edges):
             earliest = min(other.node.order for other in edges if other is not edge)
@@ -282,7 +282,8 @@ class Recorder(TorchDispatchMode):
             parts = [(readouts.unbroadcast(readout, shape), factor) for shape, factor in shapes]
             return [part if factor == 1 else part.change(weight=part.weight * factor) for part, factor in parts]
 
-        constants = [(part * factor if isinstance(part, Tensor) else like.new_tensor(part * factor),) for part, factor in fixed]
+        constants = [(part * factor if isinstance(part, Tensor) else like.new_tensor(part * factor),)
+                     for part, factor in fixed]
         return [self.linear(op, [part for part, _ in parts], pull, constants)]
 
     def on_sub(self, op, outputs, x, y, alpha=1):
@@ -326,7 +327,8 @@ class Recorder(TorchDispatchMode):
         steps, here = [(size, sides) for _, size, sides in spans], self.here(op)
 
         def pull(readout: Readout) -> list[Readout]:
-            return [readouts.place(here, readout, [dim], [dim], [size], partial(F.pad, pad=sides)) for size, sides in steps]
+            return [readouts.place(here, readout, [dim], [dim], [size], partial(F.pad, pad=sides))
+                    for size, sides in steps]
 
         return [self.linear(op, [tensor for tensor, _, _ in spans], pull, constants)]
 
@@ -337,7 +339,8 @@ class Recorder(TorchDispatchMode):
         sides = [[place, len(tensors) - 1 - place] for place in range(len(tensors))]
         here = self.here(op)
         return [self.linear(op, list(tensors), lambda readout: [
-            readouts.place(here, readout, [dim], [], [], lambda t, pad=pad: F.pad(t[..., None], pad)) for pad in sides])]
+            readouts.place(here, readout, [dim], [], [], lambda t, pad=pad: F.pad(t[..., None], pad))
+            for pad in sides])]
 
     def on_native_layer_norm(self, op, outputs, x, shape, weight, bias, eps):
         _, mean, rstd = outputs
@@ -371,7 +374,8 @@ class Recorder(TorchDispatchMode):
     def on_mm(self, op, outputs, x, weight):
         return None if self.varies(weight) else self.on_linear(op, outputs, x, weight.t())
 
-    def on_convolution(self, op, outputs, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    def on_convolution(self, op, outputs, x, weight, bias, stride, padding, dilation, transposed, output_padding,
+                       groups):
         if transposed or x.ndim != 4:
             return None
         constants = [] if bias is None else [(bias.reshape(-1, 1, 1),)]
@@ -391,7 +395,8 @@ class Recorder(TorchDispatchMode):
             return self.on_linear(op, outputs, x, weights[0])
         return [self.product(op, values, lambda rows: weights[:, rows], -1 if self.varies(x) else -2)]
 
-    def on_attention(self, op, outputs, query, key, value, scale=None, is_causal=False, attn_mask=None, attn_bias=None, **_):
+    def on_attention(self, op, outputs, query, key, value, scale=None, is_causal=False, attn_mask=None, attn_bias=None,
+                     **_):
         q, k, mask = query, key, attn_mask if attn_bias is None else attn_bias
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         if not self.varies(value) or is_causal:

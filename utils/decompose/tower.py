@@ -52,8 +52,9 @@ def refusal(visual: nn.Module) -> str | None:
     """
     kind = type(visual).__name__
     if kind != "VisionTransformer" or not type(visual).__module__.startswith("open_clip."):
-        return {"ModifiedResNet": "it is a ResNet, whose image tower has no residual stream of attention heads",
-                "TimmModel": "its image tower comes from timm"}.get(kind, f"its image tower is of an unknown class, {kind}")
+        known = {"ModifiedResNet": "it is a ResNet, whose image tower has no residual stream of attention heads",
+                 "TimmModel": "its image tower comes from timm"}
+        return known.get(kind, f"its image tower is of an unknown class, {kind}")
     if visual.attn_pool is not None:
         return "it pools its tokens by attention"
     if visual.pool_type != "tok":
@@ -99,7 +100,8 @@ def _read_block(block: nn.Module) -> Block:
 
 
 def read_tower(visual: nn.Module) -> Tower:
-    """Read an image tower of open_clip (`model.visual`, in eval mode). Raises UserError with the `refusal` of any other."""
+    """Read an image tower of open_clip (`model.visual`, in eval mode). Raises UserError with the `refusal` of any
+    other."""
     if reason := refusal(visual):
         raise UserError(f"this model cannot be decomposed: {reason}")
 
@@ -234,8 +236,8 @@ def decompose(tower: Tower, images: Tensor, by_source: list[Tensor] | None = Non
 
 
 def decompose_tokens(tower: Tower, images: Tensor) -> tuple[Terms, Callable[[Tensor], dict[int, Tensor]]]:
-    """`decompose`, and a function of vectors [m, b, c, d]: by layer, what the source tokens of each head add to its product
-    with the vectors, without its constants, [m, b, h, n] (paper section 3.3)."""
+    """`decompose`, and a function of vectors [m, b, c, d]: by layer, what the source tokens of each head add to its
+    product with the vectors, without its constants, [m, b, h, n] (paper section 3.3)."""
     by_source: list[Tensor] = []
     terms = decompose(tower, images, by_source)
 

@@ -4,11 +4,13 @@ Once the statistics of its norms and its attention weights are frozen, what a co
 convolution block, the embedding) wrote reaches the representation through linear operations alone. This file knows
 torch operations and no model. It does three things:
 
-1. The recorder (utils/decompose/recorder.py) watches one plain forward pass, operation by operation. It keeps the linear ones, each with
-   the rule by which it is walked back (utils/decompose/readouts.py), and ends every chain at a non-linearity (a leaf) or an attention
-   product.
+1. The recorder (utils/decompose/recorder.py) watches one plain forward pass, operation by operation. It keeps the
+linear ones, each with
+   the rule by which it is walked back (utils/decompose/readouts.py), and ends every chain at a non-linearity (a leaf)
+   or an attention product.
 2. `_walk` goes back from the representation. Summing over tokens commutes with linear maps of channels, so it carries
-   only a small array of weights over tokens (`Readout`); every component is summed over its tokens where it was written.
+   only a small array of weights over tokens (`Readout`); every component is summed over its tokens where it was
+   written.
 3. `_gather` takes the sums [components, b, channels] forward again, through the maps of channels alone.
 
 An operation that none of this covers ends the walk with its name.
@@ -28,7 +30,7 @@ from utils.decompose.terms import Terms
 from utils.runs.components import ARRAYS, Component
 
 KINDS = [kind for kinds in ARRAYS.values() for kind in kinds]  # in the order of components
-MOST_PATHS = 4  # times the operations of the pass may the walk have steps; a stream that branches at every block needs more
+MOST_PATHS = 4  # steps of the walk for each operation of the pass; a stream that branches at every block needs more
 
 
 CLASS_TOKEN = "class token"  # in place of a head: the part of a layer that comes from it
@@ -55,8 +57,9 @@ def _walk(end: Node, output: Tensor) -> list[tuple[Node, Readout, Tensor | None]
 
 
 def _name(steps: list) -> dict[Node, Component]:
-    """The leaves, by the model's order: kind and block. A block holds at most one convolution, one attention and one MLP,
-    in that order. Refuses a model whose later components hide earlier ones, or end in something other than an activation."""
+    """The leaves, by the model's order: kind and block. A block holds at most one convolution, one attention and one
+    MLP, in that order. Refuses a model whose later components hide earlier ones, or end in something other than an
+    activation."""
     leaves = sorted({node.origin or node for node, _, _ in steps if node.leaf}, key=lambda leaf: leaf.order)
     passed, embedding = {node.order for node, _, _ in steps if not node.leaf}, leaves[0]
     if embedding.attentions or len(leaves) == 1:
@@ -79,17 +82,18 @@ def decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Ten
     """Decompose the representations of images [b, 3, height, width] into the model's components.
 
     `function` gives the representation [b, d] of images; by default the model itself does. The model must be in eval
-    mode; with `class_token` its first token is one, and `cls_attn` is given. Constants on the way (biases, a norm's frozen
-    mean) are split evenly over the layers that pass there, and a layer's share over its heads or source tokens.
-    Raises UserError with the name of the operation that cannot be passed; and for an output that is not one vector an image.
+    mode; with `class_token` its first token is one, and `cls_attn` is given. Constants on the way (biases, a norm's
+    frozen mean) are split evenly over the layers that pass there, and a layer's share over its heads or source tokens.
+    Raises UserError with the name of the operation that cannot be passed; and for an output that is not one vector an
+    image.
     """
     return _decompose(model, images, function or model, class_token, None)[0]
 
 
-def decompose_tokens(model: nn.Module, images: Tensor,
-                     function: Callable[[Tensor], Tensor] | None = None) -> tuple[Terms, Callable[[Tensor], dict[int, Tensor]]]:
-    """`decompose`, and a function of vectors [m, b, c, d]: by layer, what the source tokens of each head add to its product
-    with the vectors, without its constants, [m, b, h, n].
+def decompose_tokens(model: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None,
+                     ) -> tuple[Terms, Callable[[Tensor], dict[int, Tensor]]]:
+    """`decompose`, and a function of vectors [m, b, c, d]: by layer, what the source tokens of each head add to its
+    product with the vectors, without its constants, [m, b, h, n].
 
     No terms of single tokens are held for it, but a model made in inference mode cannot be asked. Errors as above.
     """
@@ -100,7 +104,8 @@ def decompose_tokens(model: nn.Module, images: Tensor,
 @torch.no_grad()
 def _decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor], class_token: bool,
                written: list | None) -> tuple[Terms, Callable[[Tensor], dict[int, Tensor]]]:
-    recorder = Recorder(images, {module: name for name, module in model.named_modules()}, class_token or written is not None)
+    modules = {module: name for name, module in model.named_modules()}
+    recorder = Recorder(images, modules, class_token or written is not None)
     with recorder.watch():
         output = function(images)
     end = recorder.found.get(output)
@@ -132,8 +137,9 @@ def _decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Te
 def _gather(steps: list, names: dict[Node, Component], class_token: bool, written: list | None) -> dict:
     """The sums that reach the representation: (origin, head) or (origin, CLASS_TOKEN) -> [b, d].
 
-    On the way, each comes with its shares of the layers' constants: a set of (origin, share). What attention layers write is
-    added to `written`, where there is one: (node, readout, sums [h, b, *kept], of which gradients can be taken).
+    On the way, each comes with its shares of the layers' constants: a set of (origin, share). What attention layers
+    write is added to `written`, where there is one: (node, readout, sums [h, b, *kept], of which gradients can be
+    taken).
     """
     for node, readout, value in reversed(steps):
         if node.leaf:
@@ -183,8 +189,8 @@ def _heads(readout: Readout) -> list[Axis]:
 
 
 def _write(node: Node, readout: Readout, value: Tensor) -> tuple[dict, Tensor]:
-    """What a leaf writes, summed over tokens: (origin, head) -> {(origin, share of the layer's constants)}, and the sums
-    [c, b, *kept] in the same order."""
+    """What a leaf writes, summed over tokens: (origin, head) -> {(origin, share of the layer's constants)}, and the
+    sums [c, b, *kept] in the same order."""
     sums = reading(readout, (value,))
     heads = _heads(readout) if node.attention else []
     if not heads:
@@ -207,24 +213,26 @@ def _write_class_token(node: Node, readout: Readout) -> tuple[dict, Tensor]:
 
 
 def _score_tokens(written: list, reached: Tensor, vectors: Tensor, names: dict[Node, Component]) -> dict[int, Tensor]:
-    """What `decompose_tokens` gives of vectors [m, b, c, d], for what of the components reached the representation [b, c, d].
+    """What `decompose_tokens` gives of vectors [m, b, c, d], for what of the components reached the representation [b,
+    c, d].
 
-    The way from what a head writes to the product of its term with a vector is linear but for constants. Its gradient is the
-    same for every token, and multiplies what the token writes.
+    The way from what a head writes to the product of its term with a vector is linear but for constants. Its gradient
+    is the same for every token, and multiplies what the token writes.
     """
     sums = [some for *_, some in written]
     gradients = [torch.autograd.grad(reached, sums, some, retain_graph=True) for some in vectors]
     scores: dict[int, Tensor] = {}
     for step, (node, readout, _) in enumerate(written):
-        tokens = _read_tokens(node, readout, torch.stack([of_all[step] for of_all in gradients]))  # gradient [m, h, b, *kept]
+        gradient = torch.stack([of_all[step] for of_all in gradients])  # [m, h, b, *kept]
+        tokens = _read_tokens(node, readout, gradient)
         layer = names[node].layer
         scores[layer] = scores[layer] + tokens if layer in scores else tokens
     return scores
 
 
 def _read_tokens(node: Node, readout: Readout, gradient: Tensor) -> Tensor:
-    """What each source token of an attention layer writes through each head, times that head's gradient [m, h, b, *kept]:
-    [m, b, h, n]."""
+    """What each source token of an attention layer writes through each head, times that head's gradient [m, h, b,
+    *kept]: [m, b, h, n]."""
     weights, values, queries = node.product
     heads, vector, head = _heads(readout), Axis(len(gradient)), Axis(gradient.shape[1])
     eye = torch.eye(head.size, dtype=gradient.dtype, device=gradient.device).reshape(-1, *[axis.size for axis in heads])
@@ -239,8 +247,8 @@ def _read_tokens(node: Node, readout: Readout, gradient: Tensor) -> Tensor:
 
 
 def _on_stream(node: Node, read: Readout, at: list[Axis], sums: Tensor) -> Tensor:
-    """Sums of source tokens [n, ...] in the order of the residual stream's tokens, which windows and shifts change. Tokens that
-    pad a window are shared out over the others."""
+    """Sums of source tokens [n, ...] in the order of the residual stream's tokens, which windows and shifts change.
+    Tokens that pad a window are shared out over the others."""
     count = math.prod(axis.size for axis in at)
     kept = [axis for axis in read.kept if any(axis in group for group in read.dims)]
     index = torch.arange(count, dtype=torch.float64, device=sums.device).reshape([axis.size for axis in at])

@@ -4,13 +4,14 @@ import torch
 
 from utils.cli import UserError
 from utils.data import datasets
-from utils.models.names import Vlm, file_name
+from utils.models.model import Model
+from utils.models.names import file_name
 from utils.runs import files
 
 TEXT_BATCH = 256  # descriptions a pass of the text encoder
 
 
-def image_means(vlm: Vlm, images: datasets.Images, batch_size: int = 64, num_workers: int | None = None) -> np.ndarray:
+def image_means(vlm: Model, images: datasets.Images, batch_size: int = 64, num_workers: int | None = None) -> np.ndarray:
     """Mean unit embedding [concepts, d] of each concept's images, float32; labels number the concepts.
 
     It is all that the reward needs of the images: the mean of the cosines with a description is its product with the
@@ -18,12 +19,12 @@ def image_means(vlm: Vlm, images: datasets.Images, batch_size: int = 64, num_wor
     """
     from tqdm import tqdm
 
-    images.draw_at(vlm.image_size)
+    images.draw_at(vlm.image_size[0])
     sums, counts = None, np.zeros(len(images.classes), dtype=int)
     batches = datasets.batches(images, vlm.preprocess, batch_size, datasets.worker_count(num_workers))
     with tqdm(total=len(images.samples), desc="images of the concepts", unit="image", delay=1) as progress:
         for pixels, labels, _ in batches:
-            embeddings = vlm.encode_image(pixels).cpu().double().numpy()
+            embeddings = vlm.embed_images(pixels).cpu().double().numpy()
             finite = np.isfinite(embeddings).all(axis=1)
             if not finite.all():
                 concept = images.classes[labels[~finite][0]]
@@ -36,7 +37,7 @@ def image_means(vlm: Vlm, images: datasets.Images, batch_size: int = 64, num_wor
     return (sums / counts[:, None]).astype(np.float32)
 
 
-def kept_image_means(folder: str, dataset: str, vlm: Vlm, images: datasets.Images, description: dict) -> np.ndarray:
+def kept_image_means(folder: str, dataset: str, vlm: Model, images: datasets.Images, description: dict) -> np.ndarray:
     """`image_means` [concepts, d], computed once and kept in `folder` with a manifest that says of what; `description`
     is what else they depend on."""
     name = file_name(vlm.name)
@@ -52,7 +53,7 @@ def kept_image_means(folder: str, dataset: str, vlm: Vlm, images: datasets.Image
     return means
 
 
-def score(vlm: Vlm, means: np.ndarray, descriptions: list[str], concepts: list[int]) -> list[float | None]:
+def score(vlm: Model, means: np.ndarray, descriptions: list[str], concepts: list[int]) -> list[float | None]:
     """Rewards of descriptions of the concepts with these numbers, rows of `means` [concepts, d] (EX2, section 3).
 
     A reward is the mean over the concept's images of the cosine between image and description, times the VLM's logit
@@ -64,7 +65,7 @@ def score(vlm: Vlm, means: np.ndarray, descriptions: list[str], concepts: list[i
     columns = torch.from_numpy(means)
     for start in range(0, len(worded), TEXT_BATCH):
         batch = worded[start:start + TEXT_BATCH]
-        embeddings = vlm.encode_text([descriptions[i].strip() for i in batch]).cpu()
+        embeddings = vlm.embed_texts([descriptions[i].strip() for i in batch]).cpu()
         cosines = (embeddings * columns[[concepts[i] for i in batch]]).sum(dim=1)
         for i, cosine in zip(batch, cosines.tolist()):
             rewards[i] = cosine * vlm.logit_scale if np.isfinite(cosine) else None

@@ -20,10 +20,11 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from utils.analysis.zeroshot import correct
-from utils.cli import UserError
+from utils.cli import UserError, pick_device
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
-from utils.models import names
+from utils.models.loading import load_same
+from utils.models.model import Model
 from utils.runs import files
 from utils.runs.components import Component
 from utils.runs.run import Run
@@ -35,7 +36,7 @@ RED, BLUE = (0.80, 0.10, 0.14), (0.08, 0.36, 0.74)
 FRAMES = {"shortest": ImageOps.fit, "longest": ImageOps.pad, "squash": Image.Image.resize}  # open_clip's resize_mode
 
 
-def load_clip(args, manifest: dict | None) -> names.Clip | None:
+def load_clip(args, manifest: dict | None) -> Model | None:
     """The CLIP that made the arrays, by which heat maps are drawn; None where none are asked for.
 
     Raises UserError for arrays that it cannot make again, and for other weights.
@@ -43,7 +44,7 @@ def load_clip(args, manifest: dict | None) -> names.Clip | None:
     if not args.heat_maps:
         return None
     files.own_clip(manifest, args.model, "leave heat maps out with --heat_maps 0")
-    return names.load_same(args, manifest)
+    return load_same(manifest, args.model, args.pretrained, pick_device(args.device), args.seed)
 
 
 def hints(run: Run, pool: str, texts_per_head: int, text_dir: str) -> dict[str, str]:
@@ -203,11 +204,12 @@ def read_picture(images: Images, index: int, label: str) -> Image.Image:
     return picture
 
 
-def save_thumbnails(heads: list[dict], images: Images, size: int, clip: names.Clip | None, folder: Path) -> tuple[int, int]:
+def save_thumbnails(heads: list[dict], images: Images, size: int, clip: Model | None,
+                    folder: Path) -> tuple[int, int]:
     """Write each image that a head names once, its longer side `size` pixels, framed as the model sees it; without a
     model, its middle square. Returns width and height."""
-    mode, (height, width) = ("shortest", (1, 1)) if clip is None else (clip.model.visual.preprocess_cfg["resize_mode"],
-                                                                      clip.image_size)
+    mode, (height, width) = ("shortest", (1, 1)) if clip is None else (
+        clip.tower.preprocess_cfg["resize_mode"], clip.image_size)
     shape = round(size * width / max(height, width)), round(size * height / max(height, width))
     images.draw_at(size)
     (folder / "images").mkdir()
@@ -218,14 +220,14 @@ def save_thumbnails(heads: list[dict], images: Images, size: int, clip: names.Cl
     return shape
 
 
-def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Images, clip: names.Clip, folder: Path) -> None:
+def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Images, clip: Model, folder: Path) -> None:
     """Draw the heat maps of the first `number` images of each head, over their thumbnails, and add them to `heads`.
 
     `pool` [m, d] are the texts' embeddings. A map is what each patch adds to the similarity with the head's first text
     through this head alone. Raises UserError where patches and class token do not sum to what the arrays hold.
     """
     images.draw_at(clip.image_size[0])
-    decomposer = Decomposer(names.image_side(clip))
+    decomposer = Decomposer(clip)
     (folder / "heat").mkdir()
     for head in tqdm(heads, desc="heat maps", unit="head", delay=3, leave=False):
         chosen = head["highest"][:number]

@@ -29,11 +29,12 @@ from utils.cli import UserError
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import TokenTerms
 from utils.decompose.tower import Tower, read_tower
-from utils.models.names import Vision, file_name, weights_hash
+from utils.models.model import Model
+from utils.models.names import file_name
 from utils.runs import files
 
 
-def load_classifier(folder: str, dataset: str, option: str, model: Vision,
+def load_classifier(folder: str, dataset: str, option: str, model: Model,
                     maps: Maps | None) -> tuple[Tensor, list[str] | None]:
     """The classifier [d, classes] of a data set that compute_text_projection.py wrote for the model, given as the
     `option`, or for the CLIP that `maps` carry it to; and its classes, None without a manifest.
@@ -43,15 +44,15 @@ def load_classifier(folder: str, dataset: str, option: str, model: Vision,
     if maps:
         about, width = alignment.text_side(maps.about), maps.weight.shape[2]
     else:
-        about = {"weights_sha256": weights_hash(model), "pretrained": model.source}
+        about = {"weights_sha256": model.weights_hash, "pretrained": model.source}
         with torch.no_grad():
-            width = model.encode(torch.zeros(1, 3, *model.image_size, device=model.device)).shape[1]
+            width = model.encode_image(torch.zeros(1, 3, *model.image_size, device=model.device)).shape[1]
     columns = files.open_classifier(folder, dataset, option, about, width)
     path = files.manifest_path(folder, dataset, "classifier", about.get("text_model") or file_name(option))
     return torch.tensor(columns, device=model.device), files.read_manifest(path)["classes"] if path.is_file() else None
 
 
-def transform(model: Vision, patch_size: tuple[int, int] | None, image_size: int | None) -> tuple[Callable, int]:
+def transform(model: Model, patch_size: tuple[int, int] | None, image_size: int | None) -> tuple[Callable, int]:
     """The transform of images, and the side s of what it gives: at `image_size`, by default the model's own, where
     patches of `patch_size` may cover any; by the model's own transform where it is None. Raises UserError for a size
     that cannot be."""
@@ -79,7 +80,7 @@ class Explainer:
     towers, which the model has not.
     """
 
-    def __init__(self, model: Vision, classifier: Tensor, methods: Sequence[str] = ("decomposition",),
+    def __init__(self, model: Model, classifier: Tensor, methods: Sequence[str] = ("decomposition",),
                  maps: Maps | None = None):
         self.decomposer, self.classifier, self.methods = Decomposer(model), classifier, methods
         self.maps = maps and (maps.weight, maps.bias)

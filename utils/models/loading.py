@@ -1,0 +1,71 @@
+"""Models by name: which library a name belongs to, and whether a model is the one that made some arrays."""
+from dataclasses import replace
+
+import torch
+
+from utils.cli import UserError
+from utils.models import names
+from utils.models.model import Model
+
+
+def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0, text_side: bool = False) -> Model:
+    """Load a model by --model, --pretrained and --seed; one with a `text_side` where that is needed.
+
+    Raises UserError for an unknown name or tag (with the closest ones), for a model without weights or text side, for
+    `pretrained` beside a folder or hub name, and for weights that cannot be fetched or read.
+    """
+    if model.startswith(names.TIMM):
+        if text_side:
+            raise UserError(f"--model {model} has no text side; this step needs a CLIP")
+        from utils.models import timm
+        return timm.load(model, pretrained, device, seed)
+    from utils.models import open_clip
+    return open_clip.load(model, pretrained, device, seed)
+
+
+def load_vlm(name: str, device: torch.device, half: bool | None = None) -> Model:
+    """Load a model with a text side by --vlm_name, which is its name; `half` runs it in 16 bits (None: on a GPU).
+
+    Raises UserError for an unknown name (with the closest ones) and for weights that cannot be fetched or read.
+    """
+    of_open_clip = names.split_vlm_name(name)
+    if of_open_clip:
+        model = load(*of_open_clip, device)
+    else:
+        from utils.models import transformers
+        model = transformers.load(name, device)
+    if device.type == "cuda" if half is None else half:
+        model.network.to(torch.float16 if device.type == "cuda" else torch.bfloat16)
+    return replace(model, name=name)
+
+
+def load_same(manifest: dict | None, model: str, pretrained: str | None, device: torch.device, seed: int = 0,
+              text_side: bool = False) -> Model:
+    """The model of these options, as `load` gives it, which must be the one that made the arrays with this manifest.
+
+    Raises UserError for other weights.
+    """
+    loaded = load(model, pretrained, device, seed, text_side)
+    if manifest and manifest["weights_sha256"] != loaded.weights_hash:
+        raise UserError(f"--model {model}: its weights ({loaded.source}) are not those of the arrays "
+                        f"({manifest['pretrained']}); give --pretrained and --seed as to compute_prs.py")
+    return loaded
+
+
+def load_text_side(manifest: dict | None, model: str, pretrained: str | None, device: torch.device,
+                   seed: int = 0) -> Model:
+    """The CLIP whose texts go with the arrays with this manifest: the one that made them, or the one that they were
+    mapped to. `pretrained` and `seed` are needed for the former alone.
+
+    Raises UserError for other weights.
+    """
+    if not manifest or "text_model" not in manifest:
+        return load_same(manifest, model, pretrained, device, seed, text_side=True)
+    option, source, seed = manifest["text_option"], manifest["text_pretrained"], 0
+    if source.startswith("random weights"):
+        source, seed = "none", int(source.split()[-1])
+    clip = load(option, None if source == option else source, device, seed, text_side=True)
+    if manifest["text_weights_sha256"] != clip.weights_hash:
+        raise UserError(f"--model {model}: was mapped to {option}, whose weights are others now; make the maps again "
+                        "with compute_alignment.py")
+    return clip
