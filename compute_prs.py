@@ -104,8 +104,7 @@ def main(args) -> None:
     about = {"model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
              "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": args.precision,
              "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
-                         "storage": storage}}
-    about["command"] = cli.command(__file__, get_args_parser(), args)
+                         "storage": storage}, "command": cli.command(__file__, get_args_parser(), args)}
     written = write_run(decomposer, images, args.output_dir, name, about, max(1.0, found["cost"]), state,
                         args.batch_size, datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
     if written is None:

@@ -157,6 +157,7 @@ def textspan_sweep(rows: list[dict], without: dict[str, float], title: str, path
 
 def save(figure, path: Path) -> None:
     """Write a PNG; the file has its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)
