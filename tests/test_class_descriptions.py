@@ -123,7 +123,8 @@ def test_a_pool_of_the_first_classes_by_transformers(run_script, options, tiny_l
         for i, name in enumerate(NAMES[:3]) for j, question in enumerate(QUESTIONS)]
     assert (manifest["generated"], manifest["kept"]) == (12, len(texts))
     assert sum(manifest["dropped"].values()) == 12 - len(texts)
-    assert len(texts) > 3 and all(any(text.split()[0] in row["description"] for row in rows) for text in texts)
+    assert len(texts) > 3
+    assert all(any(text.split()[0] in row["description"] for row in rows) for text in texts)
     for name, value in {"model_name": tiny_lm, "backend": "hf", "dataset": "emoji", "concepts": NAMES[:3],
                         "questions": QUESTIONS, "seed": 0, "max_new_tokens": 5, "most_words": 20}.items():
         assert manifest[name] == value, name
@@ -131,7 +132,8 @@ def test_a_pool_of_the_first_classes_by_transformers(run_script, options, tiny_l
     assert f"{len(texts)} texts -> {tmp_path / 'out' / 'pool.txt'}" in out
 
     again = files(tmp_path / "out")
-    assert run_script(SCRIPT, *options, *HF)[0] == 0 and files(tmp_path / "out") == again
+    assert run_script(SCRIPT, *options, *HF)[0] == 0
+    assert files(tmp_path / "out") == again
     assert run_script(SCRIPT, *options, *HF, "--seed", 50)[0] == 0
     assert not set(zeroshot.read_texts(tmp_path / "out" / "pool.txt")) & set(texts)
 
@@ -172,7 +174,8 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(run_script, options, tmp
         partial = tmp_path / "out" / f"pool{descriptions.KEPT}"
         deadline = time.monotonic() + 600
         while not (partial.is_file() and partial.read_bytes().count(b"\n") > 4):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait(20) == -signal.SIGKILL

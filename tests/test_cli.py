@@ -19,7 +19,8 @@ def test_help_teaches_and_answers_without_heavy_imports(name):
     found = subprocess.run([sys.executable, "-c", code, name, "--help"], cwd=ROOT, capture_output=True, text=True,
                            timeout=60)
     assert found.stdout.rstrip().endswith("light"), found.stdout[-300:] + found.stderr
-    assert "python" in found.stdout and "default: " in found.stdout
+    assert "python" in found.stdout
+    assert "default: " in found.stdout
 
 
 def test_the_list_of_scripts_is_whole():
@@ -189,7 +190,8 @@ def test_a_manifest_keeps_the_options_that_change_what_is_made():
     assert kept("--resume", "--output_dir", "x", "--device", "cpu", "--num_workers", "3", "--debug") == kept()
     assert kept("--batch_size", "2", "--seed", "0") == kept()  # as they are by default
     given = ("--model", "emojiclip", "--data_path", "a folder", "--compact", "--split", "")
-    assert kept("--resume", *given) == "python compute_prs.py --model emojiclip --data_path 'a folder' --split '' --compact"
+    assert kept("--resume",
+                *given) == "python compute_prs.py --model emojiclip --data_path 'a folder' --split '' --compact"
     several = load_script("compute_component_ablation")
     args = cli.parse(several.get_args_parser(), ["--model", "a", "b"])
     assert cli.command(several.__file__, several.get_args_parser(), args) == \

@@ -67,7 +67,8 @@ def test_all_measures_at_once():
 
 def test_the_warning_begins_above_the_threshold():
     fine = {"mean_words": 20.0, "duplicates": 0.3, "repeated_phrases": 0.3, "copies": 0.3, "shared_phrase": 0.3}
-    assert descriptions.WORRYING == 0.3 and descriptions.warning(fine) is None
+    assert descriptions.WORRYING == 0.3
+    assert descriptions.warning(fine) is None
     assert descriptions.warning(fine | {"mean_words": 500.0}) is None
     for name in ("duplicates", "repeated_phrases", "copies", "shared_phrase"):
         assert descriptions.warning(fine | {name: 0.31}) == f"the reward may be gamed: {name.replace('_', ' ')} 31%"

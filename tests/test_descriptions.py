@@ -31,8 +31,10 @@ def test_the_25_questions_of_the_repository():
     questions = descriptions.read_questions(str(ROOT / "configs" / "questions.txt"))
     assert len(questions) == len(set(questions)) == 25
     for question in questions:
-        assert question.count("{concept}") == 1 and question.count("{") == question.count("}") == 1
-        assert descriptions.fill(question, "cat").count("cat") == 1 and "{" not in descriptions.fill(question, "cat")
+        assert question.count("{concept}") == 1
+        assert question.count("{") == question.count("}") == 1
+        assert descriptions.fill(question, "cat").count("cat") == 1
+        assert "{" not in descriptions.fill(question, "cat")
     assert len({descriptions.fill(question, "cat").lower() for question in questions}) == 25
 
 
@@ -76,7 +78,8 @@ def test_every_pair_comes_once_before_any_comes_again():
     rows = prompts(15)
     pairs = {(k, descriptions.fill(question, name)) for k, name in enumerate(("cat", "dog")) for question in QUESTIONS}
     asked = [(row["concept"], row["query"]) for row in rows]
-    assert set(asked[:6]) == set(asked[6:12]) == pairs and len(set(asked[12:])) == 3
+    assert set(asked[:6]) == set(asked[6:12]) == pairs
+    assert len(set(asked[12:])) == 3
     assert asked[:6] != asked[6:12] != sorted(pairs)
     assert Counter(asked[:12]) == dict.fromkeys(pairs, 2)
 
@@ -86,7 +89,8 @@ def test_the_order_depends_on_the_seed_alone_and_a_longer_run_begins_like_a_shor
     assert whole == prompts(40)
     for number in (0, 1, 6, 7, 39):
         assert prompts(number) == whole[:number]
-    assert prompts(6, seed=1) != whole[:6] and prompts(40, seed=1)[12:18] != whole[12:18]
+    assert prompts(6, seed=1) != whole[:6]
+    assert prompts(40, seed=1)[12:18] != whole[12:18]
 
 
 def test_a_prompt_is_a_turn_of_a_chat_or_the_query_and_a_blank_line():
@@ -94,7 +98,8 @@ def test_a_prompt_is_a_turn_of_a_chat_or_the_query_and_a_blank_line():
     assert [row["query"] for row in chat] == [row["query"] for row in plain]
     for turn, text in zip(chat, plain):
         assert turn["prompt"] == [{"role": "user", "content": turn["query"]}]
-        assert text["prompt"] == text["query"] + "\n\n" and not text["query"].endswith("\n")
+        assert text["prompt"] == text["query"] + "\n\n"
+        assert not text["query"].endswith("\n")
         assert set(text) == {"prompt", "query", "concept"}
 
 
@@ -120,7 +125,8 @@ def test_what_is_written_is_read_again(tmp_path):
     assert sums["measures"]["copies"] == 1 / 8
     assert json.loads((tmp_path / "new" / "d.json").read_text(encoding="utf-8")) == [AWKWARD[:4], AWKWARD[4:]]
     lines = (tmp_path / "new" / "d.jsonl").read_text(encoding="utf-8").split("\n")
-    assert len(lines) == len(rows) + 1 and lines[-1] == ""
+    assert len(lines) == len(rows) + 1
+    assert lines[-1] == ""
     for line in lines[:-1]:
         assert list(json.loads(line)) == ["concept", "question", "description", "seed", "reward"]
     assert "🦓" in "".join(lines)  # readable, not escaped
@@ -238,7 +244,8 @@ def test_the_summary():
     assert lines[1].startswith("words a description: 6.0; duplicates 0.0%, repeated phrases 0.0%, copies of the "
                                "question 0.0%")
     same = descriptions.summary(rows_of(["It is what it is"] * 4))
-    assert len(same) == 2 and same[0].startswith("words")
+    assert len(same) == 2
+    assert same[0].startswith("words")
     assert same[1].startswith("warning: the reward may be gamed: duplicates 75%")
 
 
@@ -265,7 +272,9 @@ def test_two_files_are_compared(tmp_path, capsys):
     assert lines[5] == "Difference: 3.50, 5.6 standard errors."  # 3.5 / sqrt(8/7/8 + 1/4)
     examples = lines[9:]
     assert examples[0] == "| What is dög, 0? | some thing 0 | 1.0 | a \\| b c | 5.0 |"
-    assert len(examples) == 4 and "| What is dög, 2? |" in examples[1] and len(set(examples)) == 4
+    assert len(examples) == 4
+    assert "| What is dög, 2? |" in examples[1]
+    assert len(set(examples)) == 4
     assert not any("| none |" in line for line in examples)
 
 

@@ -70,12 +70,16 @@ def test_the_quickstart_ends_with_heads_and_files(tmp_path):
     found = subprocess.run(["bash", "scripts/quickstart.sh"], cwd=ROOT, capture_output=True, text=True, timeout=540,
                            env=os.environ | {"OUTPUT_DIR": str(tmp_path)})
     assert found.returncode == 0, found.stderr[-2000:]
-    assert "whole model" in found.stdout and "layer 5, head" in found.stdout
+    assert "whole model" in found.stdout
+    assert "layer 5, head" in found.stdout
     *files, report = found.stdout.split("All of it:")[1].strip().splitlines()
     for line in files:
-        assert line.strip().startswith(str(tmp_path)) and os.path.getsize(line.strip()) > 0
+        assert line.strip().startswith(str(tmp_path))
+        assert os.path.getsize(line.strip()) > 0
     page = tmp_path / "emoji_report_emojiclip" / "index.html"
-    assert str(page) in report and "a wall of purple" in page.read_text(encoding="utf-8")
+    assert str(page) in report
+    assert "a wall of purple" in page.read_text(encoding="utf-8")
     assert "kappa: " in found.stdout
     manifests = [path for path in tmp_path.glob("*.json") if "emojiclip" in path.name and "_time_" not in path.name]
-    assert len(manifests) == 6 and not list(tmp_path.glob("*.partial"))
+    assert len(manifests) == 6
+    assert not list(tmp_path.glob("*.partial"))

@@ -28,7 +28,8 @@ def card() -> dict[str, float]:
 
 def test_timm_loads_it_and_gives_the_class_tokens_representation(model):
     bare = timm.create_model(f"local-dir:{FOLDER}", pretrained=True, num_classes=0).eval().requires_grad_(False)
-    assert type(bare) is timm.models.VisionTransformer and len(bare.blocks) == 6
+    assert type(bare) is timm.models.VisionTransformer
+    assert len(bare.blocks) == 6
     assert [block.attn.num_heads for block in bare.blocks] == [6] * 6
     pixels = torch.rand(2, 3, 64, 64)
     representation = bare(pixels)
@@ -46,7 +47,8 @@ def test_timms_own_transform_crops_nothing(model):
     torch.testing.assert_close(transform(Image.fromarray(picture.numpy())), picture.permute(2, 0, 1) / 127.5 - 1)
     marked = Image.new("RGB", (128, 128))
     marked.paste((255, 255, 255), (0, 0, 128, 6))  # a stripe along the edge is still there
-    assert transform(marked).shape == (3, 64, 64) and transform(marked)[:, 0].min() > 0.9
+    assert transform(marked).shape == (3, 64, 64)
+    assert transform(marked)[:, 0].min() > 0.9
 
 
 def test_the_model_is_small():
@@ -92,10 +94,12 @@ def test_three_steps_of_training_leave_a_model_that_loads(run_script, tmp_path):
                                                           "training_curve.png", "training.json"}
     assert [row["step"] for row in csv.DictReader((tmp_path / "training_log.csv").open())] == ["2", "3"]
     training = json.loads((tmp_path / "training.json").read_text())
-    assert set(training["measured"]) == set(card()) and training["settings"]["seed"] == 3
+    assert set(training["measured"]) == set(card())
+    assert training["settings"]["seed"] == 3
     assert all(f"| {name} | {value:.1f} |" in out for name, value in training["measured"].items())
     torch.manual_seed(3)
     start = timm.create_model(f"local-dir:{tmp_path}").state_dict()
     trained = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).state_dict()
     moved = {name: (trained[name] - start[name]).abs().max().item() for name in start}
-    assert min(moved.values()) > 0 and max(moved.values()) < 0.1
+    assert min(moved.values()) > 0
+    assert max(moved.values()) < 0.1

@@ -30,7 +30,8 @@ def test_the_highest_of_the_noisy_logits_is_a_sample_of_the_softmax():
     expected = DRAWS * logits.softmax(dim=0)[:5].double().numpy()
     for drawn in (first, second):
         observed = torch.bincount(drawn, minlength=6).numpy()
-        assert observed[5] == 0 and stats.chisquare(observed[:5], expected * DRAWS / expected.sum()).pvalue > 1e-3
+        assert observed[5] == 0
+        assert stats.chisquare(observed[:5], expected * DRAWS / expected.sum()).pvalue > 1e-3
     table = torch.bincount(first * 5 + second, minlength=25).view(5, 5).numpy()  # one token says nothing of the next
     assert stats.chi2_contingency(table).pvalue > 1e-3
     neighbours = torch.bincount(first[:-1] * 5 + first[1:], minlength=25).view(5, 5).numpy()  # nor one seed of the next
@@ -136,9 +137,11 @@ def test_descriptions_end_where_the_model_says_or_at_the_limit(tiny_lm, prompts,
     for row in tokens.tolist():
         lengths.append(row.index(2) if 2 in row else len(row))
         assert set(row[lengths[-1]:]) <= {2}
-    assert 0 in lengths and len(set(lengths)) > 2  # otherwise this test would say nothing: change `ends`
+    assert 0 in lengths
+    assert len(set(lengths)) > 2  # otherwise this test would say nothing: change `ends`
     for text, length in zip(said, lengths):
-        assert "<|im_end|>" not in text and (length > 0 or text == "")
+        assert "<|im_end|>" not in text
+        assert length > 0 or text == ""
     ends = -1e9
     made.clear()
     generate(tiny_lm, prompts, [0, 1, 2, 3], max_new_tokens=3)
@@ -194,7 +197,8 @@ def test_vllm_is_asked_for_samples_with_those_seeds(tiny_lm, tiny_adapter, promp
 
     class LLM:
         def __init__(self, model, **options):
-            assert (Path(model) / "model.safetensors").is_file() and options["dtype"] == "bfloat16"
+            assert (Path(model) / "model.safetensors").is_file()
+            assert options["dtype"] == "bfloat16"
             folders.append(model)
 
         def generate(self, prompts, params, use_tqdm):
@@ -205,7 +209,8 @@ def test_vllm_is_asked_for_samples_with_those_seeds(tiny_lm, tiny_adapter, promp
     for adapter in (None, tiny_adapter):
         chunks = list(generation.with_vllm(tiny_lm, adapter, prompts, [4, 5, 6, 7], 9, 3))
         assert chunks == [["4", "5", "6"], ["7"]]
-    assert folders[0] == tiny_lm and not Path(folders[1]).exists()  # a merged copy, gone when it is not needed
+    assert folders[0] == tiny_lm
+    assert not Path(folders[1]).exists()  # a merged copy, gone when it is not needed
     assert [ids for ids, _ in asked] == prompts * 2
     assert [param for _, param in asked[:4]] == [
         {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 9, "seed": seed} for seed in (4, 5, 6, 7)]

@@ -80,7 +80,9 @@ def test_every_script_finds_the_standard_library_s_inspect_and_answers_help(name
 def test_run_as_a_script_the_file_is_ours():
     found = subprocess.run([sys.executable, "inspect.py", "--help"], cwd=ROOT, capture_output=True, text=True,
                            timeout=60)
-    assert found.returncode == 0 and "--summarize" in found.stdout and "default: gpt-3.5-turbo-1106" in found.stdout
+    assert found.returncode == 0
+    assert "--summarize" in found.stdout
+    assert "default: gpt-3.5-turbo-1106" in found.stdout
     assert inspect.__file__ == f"{STDLIB}/inspect.py"
 
 
@@ -90,10 +92,13 @@ def test_every_question_is_asked_once_and_recorded(run_script, descriptions, mon
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-mine")
     with FaultServer() as server:
         code, out, err = run_script("inspect", *options(descriptions, server))
-    assert code == 0 and "8 of 8 questions answered, 0 asked in vain; 8 requests sent" in out, err
+    assert code == 0, err
+    assert "8 of 8 questions answered, 0 asked in vain; 8 requests sent" in out, err
     header, lines = read_lines(descriptions.with_name("d_inspection.jsonl"))
     assert len(set(server.asked())) == len(server.chats) == 8
-    assert header["inspector"] == "judge" and header["vlm_name"] == "clip-a" and header["dataset"] == "birds"
+    assert header["inspector"] == "judge"
+    assert header["vlm_name"] == "clip-a"
+    assert header["dataset"] == "birds"
     assert {name: header[name] for name in ("descriptions", "temperature", "top_p", "max_tokens")} == {
         "descriptions": 4, "temperature": 0.1, "top_p": 0.1, "max_tokens": 128}
     assert sorted((line["index"], line["question"]) for line in lines) == sorted(
@@ -122,7 +127,8 @@ def test_what_fails_once_is_asked_again(run_script, tmp_path, fault):
     path = write_descriptions(tmp_path / "d.jsonl", ["owl"], 1)
     with FaultServer([fault]) as server:
         code, out, err = run_script("inspect", *options(path, server, "--concurrency", 1, "--timeout", 2))
-    assert code == 0 and "2 of 2 questions answered" in out, err
+    assert code == 0, err
+    assert "2 of 2 questions answered" in out, err
     assert [question for question, _ in server.asked()] == ["knowledge", "knowledge", "attributes"]
     _, lines = read_lines(tmp_path / "d_inspection.jsonl")
     assert [(line["attempts"], line["status"], line["error"]) for line in lines] == [
@@ -143,7 +149,8 @@ def test_a_slow_trickle_ends_at_the_timeout(run_script, tmp_path):
 
     with FaultServer([trickle]) as server:
         code, _, err = run_script("inspect", *options(path, server, "--concurrency", 1, "--timeout", 1.5))
-    assert code == 0 and 1.4 < server.chats[1][0] - server.chats[0][0] < 4, err
+    assert code == 0, err
+    assert 1.4 < server.chats[1][0] - server.chats[0][0] < 4, err
 
 
 @pytest.mark.parametrize("value", ["1", "date"])
@@ -152,7 +159,8 @@ def test_all_requests_heed_retry_after(run_script, descriptions, value):
     with FaultServer([status(429, headers={"Retry-After": value})], delay=0.05) as server:
         code, _, err = run_script("inspect", *options(descriptions, server, "--concurrency", 2))
     times = [moment for moment, _, _ in server.chats]
-    assert code == 0 and len(times) == 9, err
+    assert code == 0, err
+    assert len(times) == 9, err
     assert times[2] - times[0] >= 1  # the second was on its way
 
 
@@ -162,7 +170,8 @@ def test_a_retry_after_without_sense_is_left_alone(run_script, tmp_path, value):
     with FaultServer([status(429, headers={"Retry-After": value})]) as server:
         start = time.monotonic()
         assert run_script("inspect", *options(path, server))[0] == 0
-    assert time.monotonic() - start < 10 and len(server.chats) == 3
+    assert time.monotonic() - start < 10
+    assert len(server.chats) == 3
 
 
 def test_what_cannot_be_read_is_recorded_as_unanswered_and_asked_again_by_the_next_run(run_script, descriptions):
@@ -170,31 +179,38 @@ def test_what_cannot_be_read_is_recorded_as_unanswered_and_asked_again_by_the_ne
     faults = [says("Stripes!"), says(""), says('{"increases_knowledge": "no'), status(500), status(500)]
     with FaultServer(faults) as server:
         code, out, _ = run_script("inspect", *options(descriptions, server, "--concurrency", 1, "--max_retries", 2))
-        assert code == 0 and "7 of 8 questions answered, 1 asked in vain; 12 requests sent" in out
+        assert code == 0
+        assert "7 of 8 questions answered, 1 asked in vain; 12 requests sent" in out
         line = read_lines(path)[1][0]
         assert (line["status"], line["parsed"], line["attempts"]) == ("unanswered", None, 3)
-        assert line["raw"] == ["Stripes!", "", '{"increases_knowledge": "no'] and "does not answer" in line["error"]
+        assert line["raw"] == ["Stripes!", "", '{"increases_knowledge": "no']
+        assert "does not answer" in line["error"]
         before = path.read_bytes()
 
         code, out, _ = run_script("inspect", *options(descriptions, server))
-        assert code == 0 and "8 of 8 questions answered, 0 asked in vain; 1 requests sent" in out
-    assert path.read_bytes().startswith(before) and server.asked()[-1] == server.asked()[0]
+        assert code == 0
+        assert "8 of 8 questions answered, 0 asked in vain; 1 requests sent" in out
+    assert path.read_bytes().startswith(before)
+    assert server.asked()[-1] == server.asked()[0]
     assert inspection.read_answers(path)[1][0, "knowledge"]["status"] == "answered"  # the last line counts
 
 
 def test_a_refused_description_does_not_stop_the_others(run_script, descriptions):
     with FaultServer([status(400, "this text violates our policy")]) as server:
         code, out, _ = run_script("inspect", *options(descriptions, server, "--concurrency", 1))
-    assert code == 0 and "7 of 8 questions answered, 1 asked in vain; 8 requests sent" in out
+    assert code == 0
+    assert "7 of 8 questions answered, 1 asked in vain; 8 requests sent" in out
     line = read_lines(descriptions.with_name("d_inspection.jsonl"))[1][0]
-    assert (line["raw"], line["attempts"]) == ([], 1) and "violates our policy" in line["error"]
+    assert (line["raw"], line["attempts"]) == ([], 1)
+    assert "violates our policy" in line["error"]
 
 
 @pytest.mark.parametrize("code", [400, 422])
 def test_a_server_without_schemas_is_asked_in_plain_words(run_script, descriptions, code):
     with FaultServer([no_schema(code)] * 100) as server:
         done, out, err = run_script("inspect", *options(descriptions, server, "--concurrency", 1, "--max_retries", 0))
-    assert done == 0 and "8 of 8 questions answered" in out, err
+    assert done == 0, err
+    assert "8 of 8 questions answered" in out, err
     assert ["response_format" in request for _, _, request in server.chats] == [True] + 8 * [False]
     assert err.count("no JSON schema") == 1
 
@@ -202,7 +218,8 @@ def test_a_server_without_schemas_is_asked_in_plain_words(run_script, descriptio
 def test_several_requests_on_their_way_when_schemas_are_refused(run_script, descriptions):
     with FaultServer([no_schema(400)] * 100, delay=0.05) as server:
         done, _, err = run_script("inspect", *options(descriptions, server, "--concurrency", 4, "--max_retries", 0))
-    assert done == 0 and err.count("no JSON schema") == 1
+    assert done == 0
+    assert err.count("no JSON schema") == 1
     assert 8 + 1 <= len(server.chats) <= 8 + 4
 
 
@@ -214,7 +231,9 @@ def test_what_no_retry_can_mend_stops_the_run_in_one_line(refused, descriptions,
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1")
     with FaultServer([None, None, None, fault]) as server:
         line = refused("inspect", *options(descriptions, server, "--concurrency", 1))
-    assert message in line and "sk-secret-1" not in line and len(server.chats) == 4
+    assert message in line
+    assert "sk-secret-1" not in line
+    assert len(server.chats) == 4
     assert len(read_lines(descriptions.with_name("d_inspection.jsonl"))[1]) == 3  # what was answered is kept
 
 
@@ -222,7 +241,8 @@ def test_a_server_that_dies_ends_the_run_instead_of_the_list(refused, tmp_path):
     path = write_descriptions(tmp_path / "d.jsonl", ["owl"], 30)
     with FaultServer([None] * 4 + [status(502)] * 1000) as server:
         line = refused("inspect", *options(path, server, "--max_retries", 1))
-    assert "10 questions in a row brought no answer" in line and "502" in line
+    assert "10 questions in a row brought no answer" in line
+    assert "502" in line
     assert len(server.chats) < 40
     assert sum(line["status"] == "answered" for line in read_lines(tmp_path / "d_inspection.jsonl")[1]) == 4
 
@@ -232,7 +252,8 @@ def test_the_key_is_in_no_file_and_no_message(run_script, refused, descriptions,
     faults = [status(500, "key sk-secret-1 met a fault")] * 2 + [status(400, "response_format? sk-secret-1")]
     with FaultServer(faults, models=status(404)) as server:
         code, out, err = run_script("inspect", *options(descriptions, server, "--concurrency", 1, "--max_retries", 1))
-        assert code == 0 and "sk-secret-1" not in out + err
+        assert code == 0
+        assert "sk-secret-1" not in out + err
         assert "key *** met a fault" in read_lines(descriptions.with_name("d_inspection.jsonl"))[1][0]["error"]
     for fault in (status(401, "sk-secret-1 is wrong"), status(500, "sk-secret-1 is wrong")):
         with FaultServer(models=fault) as server:
@@ -260,7 +281,8 @@ def test_a_server_that_cannot_be_reached_or_lacks_the_model_is_refused_at_once(r
 def test_a_server_that_does_not_list_its_models_is_accepted(run_script, descriptions, answer):
     with FaultServer(models=answer) as server:
         assert run_script("inspect", *options(descriptions, server))[0] == 0
-    assert server.lists == 1 and len(server.chats) == 8
+    assert server.lists == 1
+    assert len(server.chats) == 8
 
 
 def test_openai_needs_a_key(refused, descriptions, monkeypatch):
@@ -306,11 +328,14 @@ def test_a_dry_run_sends_and_writes_nothing(run_script, descriptions):
         chats = [inspection.messages(SHEET, question, json.loads(line))
                  for line in descriptions.read_text().splitlines() for question in inspection.QUESTIONS]
         assert f"about {sum(map(inspection.estimate_tokens, chats)):,} tokens to read" in out
-        assert not server.chats and not server.lists and len(list(descriptions.parent.iterdir())) == 2
+        assert not server.chats
+        assert not server.lists
+        assert len(list(descriptions.parent.iterdir())) == 2
 
         run_script("inspect", *options(descriptions, server, "--max_requests", 3))
         code, out, _ = run_script("inspect", *options(descriptions, server, "--dry_run"))
-        assert "5 requests for 4 descriptions, two each, 3 answered before" in out and len(server.chats) == 3
+        assert "5 requests for 4 descriptions, two each, 3 answered before" in out
+        assert len(server.chats) == 3
 
 
 # Budget, kill, resume.
@@ -319,11 +344,14 @@ def test_the_budget_is_kept_to_the_request(run_script, descriptions):
     faults = [status(500), says(""), None, status(500), reset]
     with FaultServer(faults, delay=0.02) as server:
         code, out, _ = run_script("inspect", *options(descriptions, server, "--concurrency", 3, "--max_requests", 7))
-        assert code == 0 and len(server.chats) == 7
+        assert code == 0
+        assert len(server.chats) == 7
         answered = len(read_lines(descriptions.with_name("d_inspection.jsonl"))[1])
         assert f"the budget of 7 requests is spent, {8 - answered} questions remain" in out
         code, out, _ = run_script("inspect", *options(descriptions, server, "--max_requests", 50))
-    assert code == 0 and len(server.chats) == 7 + 8 - answered and "budget of" not in out
+    assert code == 0
+    assert len(server.chats) == 7 + 8 - answered
+    assert "budget of" not in out
     assert len(read_lines(descriptions.with_name("d_inspection.jsonl"))[1]) == 8
 
 
@@ -343,11 +371,13 @@ def test_a_killed_run_goes_on_without_loss_and_without_asking_twice(tmp_path):
         assert 15 <= kept.count(b"\n") - 1 <= 25
         time.sleep(0.2)  # until the server has done with what was on its way
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert second.returncode == 0 and "60 of 60 questions answered" in second.stdout, second.stderr
+    assert second.returncode == 0, second.stderr
+    assert "60 of 60 questions answered" in second.stdout, second.stderr
     assert record.read_bytes().startswith(kept)
     lines = read_lines(record)[1]
     assert len(lines) == 60 == len({(line["index"], line["question"]) for line in lines})
-    assert len(set(server.asked())) == 60 and len(server.chats) <= 60 + 4
+    assert len(set(server.asked())) == 60
+    assert len(server.chats) <= 60 + 4
 
 
 def test_half_a_line_is_dropped_and_asked_again(run_script, descriptions):
@@ -357,8 +387,11 @@ def test_half_a_line_is_dropped_and_asked_again(run_script, descriptions):
         whole = record.read_bytes()
         record.write_bytes(whole[:-20])
         code, out, _ = run_script("inspect", *options(descriptions, server))
-    assert code == 0 and "1 requests sent" in out and len(server.chats) == 9
-    assert record.read_bytes().count(b"\n") == whole.count(b"\n") and len(read_lines(record)[1]) == 8
+    assert code == 0
+    assert "1 requests sent" in out
+    assert len(server.chats) == 9
+    assert record.read_bytes().count(b"\n") == whole.count(b"\n")
+    assert len(read_lines(record)[1]) == 8
 
 
 @pytest.mark.parametrize("change", ["inspector", "temperature", "vlm_name", "inspection_sha256", "descriptions_sha256"])
@@ -374,8 +407,10 @@ def test_a_record_of_another_inspection_is_refused(refused, run_script, descript
             descriptions.write_text(descriptions.read_text().replace("zebra fact 1", "zebra fact 7"))
         for dry in ([], ["--dry_run"]):
             line = refused("inspect", *options(descriptions, server, *more, *dry))
-            assert f"made with another {change}" in line and "name another --output_filepath" in line
-    assert len(server.chats) == 8 and descriptions.with_name("d_inspection.jsonl").read_bytes() == before
+            assert f"made with another {change}" in line
+            assert "name another --output_filepath" in line
+    assert len(server.chats) == 8
+    assert descriptions.with_name("d_inspection.jsonl").read_bytes() == before
 
 
 def test_new_rewards_leave_the_answers_valid(run_script, descriptions):
@@ -383,7 +418,9 @@ def test_new_rewards_leave_the_answers_valid(run_script, descriptions):
         run_script("inspect", *options(descriptions, server))
         descriptions.write_text(descriptions.read_text().replace("1.5", "2.5"))
         code, out, _ = run_script("inspect", *options(descriptions, server))
-    assert code == 0 and "0 requests sent" in out and len(server.chats) == 8
+    assert code == 0
+    assert "0 requests sent" in out
+    assert len(server.chats) == 8
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"[1]\n", b'{"header": {}}\n', b'{"concept": "a"}\n', b"text"])
@@ -398,7 +435,8 @@ def test_other_files_are_not_written_to(refused, run_script, descriptions, conte
         assert "is a file of another kind; name another --output_filepath" in refused("inspect", *arguments)
         assert "is a file of another kind" in refused("inspect", *options(descriptions, server, "--output_filepath",
                                                                           descriptions))
-    assert other.read_bytes() == content and not server.chats
+    assert other.read_bytes() == content
+    assert not server.chats
 
 
 def test_a_damaged_line_is_named(refused, run_script, descriptions):
@@ -427,7 +465,9 @@ def test_the_published_layout(run_script, descriptions):
         run_script("inspect", *options(descriptions, server, *arguments, "--max_requests", 5))
         assert not out.exists()  # not before every question was asked
         code, printed, _ = run_script("inspect", *options(descriptions, server, *arguments, "--max_requests", 3))
-    assert code == 0 and str(out) in printed.splitlines() and out.with_suffix(".jsonl").exists()
+    assert code == 0
+    assert str(out) in printed.splitlines()
+    assert out.with_suffix(".jsonl").exists()
     zebra, puffin = json.loads(out.read_text())
     assert zebra == ["???", None]  # what was said, and nothing where nothing was
     assert [json.loads(text)["explanation"] for text in puffin] == ["It tells of fact 0.", "It tells of fact 1."]
@@ -491,8 +531,10 @@ def test_shares_and_intervals(tmp_path):
         assert found["share"] == found["count"] / 8
         assert (found["low"], found["high"]) == pytest.approx(wilson(found["count"], 8), abs=1e-9)
     assert list(row["attributes"])[:2] == ["color", "photo_wording"]
-    assert row["attributes"]["color"]["count"] == 3 and row["attributes"]["color"]["kind"] == "visual"
-    assert row["attributes"]["size"]["share"] == 1 / 8 and row["attributes"]["use"]["count"] == 0
+    assert row["attributes"]["color"]["count"] == 3
+    assert row["attributes"]["color"]["kind"] == "visual"
+    assert row["attributes"]["size"]["share"] == 1 / 8
+    assert row["attributes"]["use"]["count"] == 0
     assert [found["description"] for found in row["examples"]["informative_visual"]] == [
         "brown feathers", "brown, from Asia", "white\nand grey"]
     assert [found["description"] for found in row["examples"]["informative_only_nonvisual"]] == [
@@ -516,8 +558,10 @@ def test_the_summary_on_screen_and_on_disk(run_script, tmp_path, monkeypatch):
     assert f"62.5 [{100 * low:.1f}, {100 * high:.1f}]" in table["clip-a"]
     assert table["clip-c"].split()[2:] == ["2", "0"] + 5 * ["-"]
     heading = next(line for line in out.splitlines() if line.startswith("VLM"))
-    assert heading.index("informative") == table["clip-a"].index("62.5 [") and "    gull: white and grey" in out
-    assert "visual: color 37.5, size 12.5" in out and "spurious: photo_wording 25.0, watermark 12.5" in out
+    assert heading.index("informative") == table["clip-a"].index("62.5 [")
+    assert "    gull: white and grey" in out
+    assert "visual: color 37.5, size 12.5" in out
+    assert "spurious: photo_wording 25.0, watermark 12.5" in out
     rows = list(csv.DictReader((tmp_path / "sum/summary.csv").open()))
     line = next(row for row in rows if (row["vlm_name"], row["dataset"], row["name"]) == ("clip-a", "birds", "color"))
     assert [line[name] for name in ("kind", "count", "share", "answered", "inspector")] == [
@@ -525,11 +569,13 @@ def test_the_summary_on_screen_and_on_disk(run_script, tmp_path, monkeypatch):
     assert float(line["low"]) == pytest.approx(wilson(3, 8)[0])
     assert [row["count"] for row in rows if row["vlm_name"] == "clip-c"] == [""]
     content = json.loads((tmp_path / "sum/summary.json").read_text())
-    assert len(content["rows"]) == 4 and set(content["agreement"]) == {"judge", "oracle"}
+    assert len(content["rows"]) == 4
+    assert set(content["agreement"]) == {"judge", "oracle"}
     from PIL import Image
 
     image = Image.open(tmp_path / "sum/summary.png")
-    assert image.size[0] > 1000 and len(image.convert("RGB").getcolors(1 << 24)) > 10
+    assert image.size[0] > 1000
+    assert len(image.convert("RGB").getcolors(1 << 24)) > 10
     assert sorted(path.name for path in (tmp_path / "sum").iterdir()) == ["summary.csv", "summary.json", "summary.png"]
 
 
@@ -538,7 +584,8 @@ def test_summing_up_needs_no_openai(tmp_path):
     code = f"import runpy, sys; sys.modules['openai'] = None; sys.argv = {command}\n" \
            "runpy.run_path('inspect.py', run_name='__main__')"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0 and (tmp_path / "summary.png").exists(), found.stderr
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "summary.png").exists(), found.stderr
 
 
 def write_labels(path, labels):
@@ -560,7 +607,8 @@ def test_agreement_with_labels(run_script, tmp_path, monkeypatch):
     found = verdicts.agreement(files)["judge"]
     # Informative, of nine: both yes 0 1 4 7 8, both no 3, inspector yes and label no 2, the reverse 5 6.
     chance = (6 / 9) * (7 / 9) + (3 / 9) * (2 / 9)
-    assert found["informative"]["used"] == 9 and found["informative"]["share"] == pytest.approx(6 / 9)
+    assert found["informative"]["used"] == 9
+    assert found["informative"]["share"] == pytest.approx(6 / 9)
     assert found["informative"]["kappa"] == pytest.approx((6 / 9 - chance) / (1 - chance))
     assert (found["informative"]["low"], found["informative"]["high"]) == pytest.approx(wilson(6, 9))
     assert [found[name]["used"] for name in verdicts.LABELED] == [9, 8, 8, 8]
@@ -568,19 +616,26 @@ def test_agreement_with_labels(run_script, tmp_path, monkeypatch):
     assert [row["dataset"] for row in verdicts.summarize(files)] == ["birds"]
 
     code, out, _ = run_script("inspect", "--summarize", labelled, "--output_dir", tmp_path / "only")
-    assert code == 0 and "Verdicts of" not in out and "by 6 descriptions labelled by hand" in out
+    assert code == 0
+    assert "Verdicts of" not in out
+    assert "by 6 descriptions labelled by hand" in out
     assert [path.name for path in (tmp_path / "only").iterdir()] == ["summary.json"]
-    assert out.count("undefined") == 0 and "informative  6" in out
+    assert out.count("undefined") == 0
+    assert "informative  6" in out
 
 
 def test_kappa_without_a_meaning_is_called_undefined(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "LABELS", tmp_path / "labels.jsonl")
     write_labels(verdicts.LABELS, JUDGED[:3])
     code, out, err = run_script("inspect", "--summarize", write_record(tmp_path / "a.jsonl", JUDGED[:3]))
-    assert code == 0 and "undefined" in out and "nan" not in out and "Warning" not in err
+    assert code == 0
+    assert "undefined" in out
+    assert "nan" not in out
+    assert "Warning" not in err
     write_labels(verdicts.LABELS, [("owl", "elsewhere", "yes", ([], []))])
     code, out, _ = run_script("inspect", "--summarize", tmp_path / "a.jsonl")
-    assert code == 0 and "holds none of these descriptions" in out
+    assert code == 0
+    assert "holds none of these descriptions" in out
 
 
 def test_what_cannot_be_summed_up_is_refused(refused, tmp_path, monkeypatch, descriptions):
@@ -602,7 +657,8 @@ def test_a_labels_file_can_be_inspected(run_script, tmp_path, monkeypatch):
         more = ["--dataset_name", "labelled", "--vlm_name", "any", "--output_filepath", out]
         assert run_script("inspect", *options(verdicts.LABELS, server, *more))[0] == 0
     code, text, _ = run_script("inspect", "--summarize", out)
-    assert code == 0 and "by 4 descriptions labelled by hand" in text
+    assert code == 0
+    assert "by 4 descriptions labelled by hand" in text
 
 
 def test_a_full_disk_is_one_line(refused, descriptions):

@@ -44,8 +44,10 @@ def logits(model, tokenizer, text="A zebra is a striped animal of"):
 
 def test_texts_end_where_turns_end(tokenizer, tiny_lm):
     for found in (tokenizer, loading.load_tokenizer("smollm2-135m")):
-        assert found.eos_token == found.pad_token == "<|im_end|>" and found.eos_token_id == found.pad_token_id == 2
-        assert found.padding_side == "left" and found.chat_template
+        assert found.eos_token == found.pad_token == "<|im_end|>"
+        assert found.eos_token_id == found.pad_token_id == 2
+        assert found.padding_side == "left"
+        assert found.chat_template
         assert loading.prompt_ids(found, QUERY) == loading.prompt_ids(tokenizer, QUERY)
 
 
@@ -150,7 +152,8 @@ def test_a_name_is_a_language_model_s_or_an_adapter_s(tiny_lm, tiny_adapter, tmp
 def test_adapters_are_told_apart_by_their_weights(tiny_lm, tiny_adapter, tmp_path):
     copy = shutil.copytree(tiny_adapter, tmp_path / "copy")
     first = loading.adapter_hash(tiny_adapter)
-    assert loading.adapter_hash(None) is None and first == loading.adapter_hash(str(copy))
+    assert loading.adapter_hash(None) is None
+    assert first == loading.adapter_hash(str(copy))
     weights = copy / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -218,8 +221,10 @@ def test_a_merged_model_says_what_the_model_with_its_adapter_says(tiny_lm, tiny_
     plain = loading.load_model(tiny_lm, torch.float32)
     before = logits(plain, tokenizer)
     adapted = logits(PeftModel.from_pretrained(plain, tiny_adapter), tokenizer)
-    assert torch.allclose(merged, adapted, atol=1e-4) and (adapted - before).abs().max() > 0.1
-    assert not list(Path(folder).glob("adapter*")) and loading.resolve(folder, None) == (folder, None)
+    assert torch.allclose(merged, adapted, atol=1e-4)
+    assert (adapted - before).abs().max() > 0.1
+    assert not list(Path(folder).glob("adapter*"))
+    assert loading.resolve(folder, None) == (folder, None)
     same = loading.load_tokenizer(folder)
     assert loading.prompt_ids(same, QUERY) == loading.prompt_ids(tokenizer, QUERY)
 
@@ -230,8 +235,10 @@ def test_other_engines_get_a_folder(tiny_lm, tiny_adapter):
     with loading.merged_folder("owner/model", None, torch.bfloat16) as folder:
         assert folder == "owner/model"
     with loading.merged_folder(tiny_lm, tiny_adapter, torch.bfloat16) as folder:
-        assert (Path(folder) / "model.safetensors").is_file() and (Path(folder) / "tokenizer.json").is_file()
-    assert not Path(folder).exists() and Path(tiny_lm).exists()
+        assert (Path(folder) / "model.safetensors").is_file()
+        assert (Path(folder) / "tokenizer.json").is_file()
+    assert not Path(folder).exists()
+    assert Path(tiny_lm).exists()
 
 
 def test_export_writes_such_a_folder(tiny_lm, tmp_path, capsys):
@@ -241,14 +248,16 @@ def test_export_writes_such_a_folder(tiny_lm, tmp_path, capsys):
     assert capsys.readouterr().out == f"{adapter} -> {folder}\n"
     expected = loading.load_with_adapter(tiny_lm, adapter, torch.bfloat16).state_dict()
     found = loading.load_model(str(folder), torch.bfloat16).state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_model_of_a_package_is_a_plain_one(monkeypatch, tmp_path):
     """The only test that loads SmolLM2 itself, which takes a while."""
     model = loading.load_with_adapter("smollm2-135m", None, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.name_or_path == "smollm2-135m" and "quantization_config" not in model.config.to_dict()
+    assert model.name_or_path == "smollm2-135m"
+    assert "quantization_config" not in model.config.to_dict()
     tokenizer = loading.load_tokenizer("smollm2-135m")
     prompt = torch.tensor([loading.prompt_ids(tokenizer, "What is the capital of France?")])
     with torch.inference_mode():
@@ -258,9 +267,11 @@ def test_a_model_of_a_package_is_a_plain_one(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "load_with_adapter", lambda *_: model)
     loading.save_merged("smollm2-135m", None, torch.bfloat16, str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
-    assert "quantization_config" not in config and config["dtype"] == "bfloat16"
+    assert "quantization_config" not in config
+    assert config["dtype"] == "bfloat16"
     assert config["eos_token_id"] == 2  # <|im_end|>: an engine that loads the folder stops there
-    assert not list(tmp_path.glob("*.gguf")) and (tmp_path / "model.safetensors").is_file()
+    assert not list(tmp_path.glob("*.gguf"))
+    assert (tmp_path / "model.safetensors").is_file()
     monkeypatch.undo()
     again = loading.load_model(str(tmp_path), torch.bfloat16)
     assert torch.equal(logits(again, tokenizer), logits(model, tokenizer))

@@ -44,7 +44,8 @@ def test_processes_share_the_images_and_leave_the_same_bytes(folder_of_images, t
     assert one.returncode == 0, one.stderr
     many = run(launch(number, "compute_prs", *prs(folder_of_images, tmp_path / "many", "--skip_bad_images")))
     assert many.returncode == 0, many.stderr
-    assert f"{number} processes, on cpu" in many.stderr and many.stdout.count("14 images -> ") == 1
+    assert f"{number} processes, on cpu" in many.stderr
+    assert many.stdout.count("14 images -> ") == 1
     assert f'"processes": {number}' in (tmp_path / "many" / "imagefolder_time_emojiclip.json").read_text()
     assert result(tmp_path / "one") == result(tmp_path / "many")
 
@@ -56,8 +57,10 @@ def test_processes_share_the_texts(tmp_path):
     one = run(alone("compute_text_set_projection", *given, "--output_dir", tmp_path / "one"))
     assert one.returncode == 0, one.stderr
     many = run(launch(2, "compute_text_set_projection", *given, "--output_dir", tmp_path / "many"))
-    assert many.returncode == 0 and "2 processes, on cpu" in many.stderr, many.stderr
-    assert result(tmp_path / "one") == result(tmp_path / "many") and len(result(tmp_path / "one")) == 2
+    assert many.returncode == 0, many.stderr
+    assert "2 processes, on cpu" in many.stderr, many.stderr
+    assert result(tmp_path / "one") == result(tmp_path / "many")
+    assert len(result(tmp_path / "one")) == 2
 
 
 def test_processes_share_the_descriptions(tiny_lm, tmp_path):
@@ -71,10 +74,12 @@ def test_processes_share_the_descriptions(tiny_lm, tmp_path):
     assert many.returncode == 0, many.stderr
     assert "2 processes, on cpu" in many.stderr
     assert many.stdout.count("9 descriptions") == 1
-    assert result(tmp_path / "one") == result(tmp_path / "many") and len(result(tmp_path / "one")) == 3
+    assert result(tmp_path / "one") == result(tmp_path / "many")
+    assert len(result(tmp_path / "one")) == 3
     line = run(launch(2, "inference", *given[:9], "server", *given[10:], "--base_url", "http://localhost:1/v1",
                       "--output_filepath", tmp_path / "no" / "x.json"))
-    assert line.returncode and "--backend server uses several GPUs by itself" in line.stderr
+    assert line.returncode
+    assert "--backend server uses several GPUs by itself" in line.stderr
 
 
 def test_a_run_that_lost_one_of_its_processes_goes_on(folder_of_images, tmp_path):
@@ -128,6 +133,8 @@ def test_processes_share_the_images_with_masks(run_script, segmentations, tmp_pa
     assert code == 0, err
     many = run(launch(number, "compute_segmentations", *segmentations("many", *more)))
     assert many.returncode == 0, many.stderr
-    assert f"{number} processes, on cpu" in many.stderr and "Warning" not in many.stderr
+    assert f"{number} processes, on cpu" in many.stderr
+    assert "Warning" not in many.stderr
     assert many.stdout == out.replace(str(tmp_path / "one"), str(tmp_path / "many"))
-    assert result(tmp_path / "one") == result(tmp_path / "many") and len(result(tmp_path / "one")) == 3 + 11 * pictures
+    assert result(tmp_path / "one") == result(tmp_path / "many")
+    assert len(result(tmp_path / "one")) == 3 + 11 * pictures

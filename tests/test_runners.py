@@ -40,7 +40,8 @@ def test_training_leaves_an_adapter_and_its_log(chain):
     out, _, (trained, *_) = chain
     assert "step     2  reward" in trained.stderr
     log = (out / "adapter" / "log.csv").read_text().splitlines()
-    assert log[0].startswith("step,reward,") and [line.split(",")[0] for line in log[1:]] == ["1", "2"]
+    assert log[0].startswith("step,reward,")
+    assert [line.split(",")[0] for line in log[1:]] == ["1", "2"]
     for name in ("adapter_model.safetensors", "reward_curve.png", "checkpoint-1/adapter_model.safetensors"):
         assert (out / "adapter" / name).stat().st_size > 1000, name
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
@@ -58,21 +59,26 @@ def test_descriptions_are_scored_and_compared(chain):
     out, _, (_, described, _) = chain
     for name in ("untrained", "aligned"):
         found = rows(out / f"{name}.jsonl")
-        assert len(found) == 6 and [row["seed"] for row in found] == list(range(6))
+        assert len(found) == 6
+        assert [row["seed"] for row in found] == list(range(6))
         assert all(list(row) == ["concept", "question", "description", "seed", "reward"] for row in found)
         assert all(isinstance(row["reward"], float) for row in found)
         assert [len(texts) for texts in json.loads((out / f"{name}.json").read_text())] == [3, 3]
-    assert "mean reward: " in described.stdout and "standard errors." in described.stdout
+    assert "mean reward: " in described.stdout
+    assert "standard errors." in described.stdout
     assert "Difference: " in (out / "comparison.md").read_text()
 
 
 def test_the_inspection_is_real_and_summed_up(chain):
     out, _, (*_, inspected) = chain
     header, *answers = rows(out / "aligned_inspection.jsonl")
-    assert header["header"]["inspector"] == "smollm2-135m" and header["header"]["vlm_name"] == "r-open-clip:emojiclip"
-    assert len(answers) == 12 and all(answer["raw"] for answer in answers)
+    assert header["header"]["inspector"] == "smollm2-135m"
+    assert header["header"]["vlm_name"] == "r-open-clip:emojiclip"
+    assert len(answers) == 12
+    assert all(answer["raw"] for answer in answers)
     assert sum(answer["status"] == "answered" for answer in answers) >= 10
-    assert "smollm2-135m" in inspected.stdout and (out / "summary.png").stat().st_size > 1000
+    assert "smollm2-135m" in inspected.stdout
+    assert (out / "summary.png").stat().st_size > 1000
     trust = json.loads((out / "summary.json").read_text())["agreement"]
     assert trust, "the labelled descriptions were not used"
 
@@ -112,7 +118,8 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
             except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
                 time.sleep(1)
         run_command([sys.executable, "inference.py", "--backend", "server", "--base_url", f"http://127.0.0.1:{port}/v1",
                      "--model_name", out / "adapter", "--num_concepts", 2, "--questions", questions,
@@ -121,5 +128,6 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
         server.terminate()
         server.wait(60)
     made = rows(tmp_path / "s.jsonl")
-    assert len(made) == 6 and len({row["description"] for row in made}) >= 5
+    assert len(made) == 6
+    assert len({row["description"] for row in made}) >= 5
     assert sum(len(row["description"].split()) > 3 for row in made) >= 4

@@ -143,9 +143,11 @@ def test_every_log_step_is_a_row_and_its_ten_best(tmp_path, capsys):
     for entries in (best[:10], best[10:]):
         assert [entry["reward"] for entry in entries] == expected
         assert all(float(int(entry["description"].split("\u2028")[1]) * 5 % 12) == entry["reward"] for entry in entries)
-    assert set(best[0]) == {"step", "concept", "question", "description", "reward"} and best[0]["concept"] == "ünicorn"
+    assert set(best[0]) == {"step", "concept", "question", "description", "reward"}
+    assert best[0]["concept"] == "ünicorn"
     err = capsys.readouterr().err
-    assert "step     1  reward   1.50" in err and "step     2  reward   2.50" in err
+    assert "step     1  reward   1.50" in err
+    assert "step     2  reward   2.50" in err
 
 
 def test_the_signs_of_collapse_are_said(tmp_path, capsys):
@@ -163,7 +165,8 @@ def test_only_the_first_process_writes(tmp_path):
     log = training.Log(tmp_path, recent, 1, True)
     log.on_train_begin(None, state(0, 1, main=False), None)
     log.on_log(None, state(1, 1, main=False), None, {"reward": 1.0})
-    assert recent == [] and not list(tmp_path.iterdir())
+    assert recent == []
+    assert not list(tmp_path.iterdir())
     log_steps(tmp_path, 1, 1, write_csv=False)
     assert [path.name for path in tmp_path.iterdir()] == ["top_descriptions.jsonl"]
 
@@ -290,25 +293,30 @@ def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
     from utils.ex2 import training
 
     folder, done = whole_run
-    assert done.stdout.endswith(f"4 steps -> {folder}\n") and "step     4  reward" in done.stderr
+    assert done.stdout.endswith(f"4 steps -> {folder}\n")
+    assert "step     4  reward" in done.stderr
     assert {path.name for path in folder.iterdir()} >= {
         "adapter_model.safetensors", "adapter_config.json", "checkpoint-4", "checkpoint-8", "log.csv",
         "reward_curve.png", "top_descriptions.jsonl", "train.json"}
     rows = log_rows(folder)
-    assert tuple(rows[0]) == training.COLUMNS and [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert tuple(rows[0]) == training.COLUMNS
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert all(float(value) == float(value) for row in rows for value in row.values())
     assert float(rows[0]["kl"]) == 0 != float(rows[-1]["kl"])
     lines = (folder / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")
     best = [json.loads(line) for line in lines if line]
     for row in rows:
         found = [entry["reward"] for entry in best if entry["step"] == int(row["step"])]
-        assert found == sorted(found, reverse=True) and 1 <= len(found) <= 10
+        assert found == sorted(found, reverse=True)
+        assert 1 <= len(found) <= 10
         assert sum(found) / len(found) == pytest.approx(float(row["reward"]), abs=1e-3)  # all eight of the step
     tensors = load_file(folder / "adapter_model.safetensors")
     assert all(value.abs().max() > 1e-3 for name, value in tensors.items() if "lora_B" in name)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_lm
     settings = json.loads((folder / "train.json").read_text())
-    assert settings["learning_rate"] == 0.01 and settings["seed"] == 0 and "resume" not in settings
+    assert settings["learning_rate"] == 0.01
+    assert settings["seed"] == 0
+    assert "resume" not in settings
 
 
 @long
@@ -317,7 +325,8 @@ def test_the_adapter_describes(whole_run, run_script, tmp_path, monkeypatch):
     for name in (whole_run[0], whole_run[0] / "checkpoint-4"):
         code, out, err = run_script("inference", "--model_name", name, "--num_concepts", 1, "--max_new_tokens", 4,
                                     "--device", "cpu", "--output_filepath", tmp_path / "d.json")
-        assert code == 0 and "25 descriptions" in out, err
+        assert code == 0, err
+        assert "25 descriptions" in out, err
 
 
 @long
@@ -328,7 +337,8 @@ def test_a_run_that_was_killed_goes_on_exactly(whole_run, tiny_lm, tmp_path):
     try:
         deadline = time.monotonic() + 900
         while not (folder / "log.csv").is_file() or "\n3," not in (folder / "log.csv").read_text():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
         process.kill()
@@ -340,11 +350,13 @@ def test_a_run_that_was_killed_goes_on_exactly(whole_run, tiny_lm, tmp_path):
     shutil.rmtree(folder / "checkpoint-8", ignore_errors=True)
     checkpoint(folder, "checkpoint-8", '{"epoch": ')
     done = run(tiny_lm, folder, "--resume")
-    assert "step     3  reward" in done.stderr and "step     2  reward" not in done.stderr
+    assert "step     3  reward" in done.stderr
+    assert "step     2  reward" not in done.stderr
     assert not (folder / "checkpoint-6").exists()
     same_run(folder, whole)
     again = run(tiny_lm, folder, "--resume")
-    assert again.stdout == f"finished already -> {folder}\n" and "step " not in again.stderr
+    assert again.stdout == f"finished already -> {folder}\n"
+    assert "step " not in again.stderr
     same_run(folder, whole)
 
 
@@ -375,7 +387,9 @@ def test_grpo_trains_too(tiny_lm, tmp_path):
     folder = tmp_path / "run"
     run(tiny_lm, folder, "--algorithm", "grpo", "--steps", 1)
     (row,) = log_rows(folder)
-    assert row["step"] == "1" and float(row["kl"]) >= 0 and float(row["reward"]) > 0
+    assert row["step"] == "1"
+    assert float(row["kl"]) >= 0
+    assert float(row["reward"]) > 0
     tensors = load_file(folder / "adapter_model.safetensors")
     assert all(value.abs().max() > 1e-3 for name, value in tensors.items() if "lora_B" in name)
 
