@@ -47,8 +47,11 @@ def main(args) -> None:
     cli.check_range("--texts_per_head", args.texts_per_head, len(texts))
     cli.check_range("--w_ov_rank", args.w_ov_rank, max(run.width, 80))
 
-    spans = textspan.span_heads(run, pool, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
-    accuracy = textspan.accuracy(run, classifier, spans) if run.has_images else None
+    found = textspan.span_heads(run, {"pool": pool}, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
+    spans, accuracy = found["pool"], None
+    if run.has_images:
+        _, accuracies = textspan.accuracies(run, classifier, found, [args.texts_per_head])
+        accuracy, = accuracies["pool"]
     consistency = textspan.consistency(pool, spans)
     distinct = len({pick for span in spans.values() for pick in span.picks})
 

@@ -37,7 +37,7 @@ def main(args) -> None:
 
     import numpy as np
 
-    from utils.analysis import ablation, cumulative, probe
+    from utils.analysis import ablation, probe
     from utils.models import names as models
     from utils.plots import charts
     from utils.runs import files
@@ -56,7 +56,7 @@ def main(args) -> None:
             classifier = run.classifier()
             heads[model] = classifier, np.zeros(classifier.shape[1]), None
     for model, parts in splits.items():
-        heads[model] = cumulative.fit_head(parts, args.seed)
+        heads[model] = probe.fit_head(parts, args.seed)
 
     folder = Path(args.output_dir or args.input_dir)
     stem, curves = f"{name}_component_ablation" + ("_probe" if args.probe else ""), {}

@@ -66,7 +66,7 @@ def check_options(args) -> None:
 
 
 def main(args) -> None:
-    from utils.analysis import ablation, component_scores, cumulative, groups, probe, retrieval, selection, zeroshot
+    from utils.analysis import ablation, component_scores, groups, probe, retrieval, selection, zeroshot
     from utils.plots import charts
     from utils.runs.run import Run
 
@@ -93,7 +93,7 @@ def main(args) -> None:
     embeddings = component_scores.embed(run.manifest, texts, run.width,
                                         args.model, args.pretrained, cli.pick_device(args.device), args.seed)
     if args.classifier == "probe":
-        weight, bias, fitted = cumulative.fit_head(splits, args.seed)
+        weight, bias, fitted = probe.fit_head(splits, args.seed)
 
     scores = component_scores.feature_scores(judged.stacks("scores"), embeddings)
     every = range(len(run.components))

@@ -7,10 +7,10 @@
 
 Property-based retrieval (paper section 4.3). Reads what compute_prs.py wrote to --input_dir, and the images from
 --data_path. A query is an image of the run (--index, which is then left out of its own neighbours) or a picture
-(--image, for which the model is loaded: the CLIP that made the arrays). It is compared by one or several properties:
-`whole`, the cosine of representations, or a role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine
-of the sum of these heads' terms after the sum's mean over the data set is subtracted, from the query too: most of a
-term is the same for every image.
+(--image, for which the model is loaded that made the arrays). It is compared by one or several properties: `whole`, the
+cosine of representations, or a role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine of the sum of
+these heads' terms after the sum's mean over the data set is subtracted, from the query too: most of a term is the same
+for every image.
 
 Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
 .json, with indices, files, class names and similarities.
@@ -44,51 +44,47 @@ def main(args) -> None:
     asked = args.index or args.image
     if not asked or (args.index and args.image):
         raise UserError("give the queries either by --index or by --image")
-    from utils.analysis import neighbors
+    import numpy as np
+
+    from utils.analysis import retrieval
     from utils.data import datasets, pictures
     from utils.models.loading import load_same
-    from utils.plots import sheets
-    from utils.runs import files
-    from utils.runs.components import check_heads, head_list_path
+    from utils.plots import charts
+    from utils.runs.components import head_list_path
     from utils.runs.run import Run
 
-    whole = neighbors.WHOLE in args.property or not (args.property or args.heads)
+    whole = retrieval.WHOLE in args.property or not (args.property or args.heads)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="whole" if whole else "heads")
     list_path = Path(args.heads_file or head_list_path(args.dataset, run.place.model_name))
-    if args.image:
-        files.own_clip(run.manifest, args.model, "give the queries by --index")
-    ways = neighbors.read_ways(args.property, args.heads, list_path, run.place.model_name, run.manifest)
-    neighbors.check_size(len(asked), len(ways), args.neighbors)
-    for word, way in ways.items():
-        check_heads(way or [], run.heads, f"{list_path}, {word}" if word in args.property else "--heads")
-    neighbors.check_queries(args.index, args.neighbors, len(run))
-    images = datasets.load_images(args.dataset, args.data_path, sheets.SIDE, split=args.split)
+    if args.image and "text_model" in (run.manifest or {}):
+        raise UserError(f"--model {args.model}: its components were mapped, and a picture's are not; give the queries "
+                        "by --index")
+    ways = retrieval.read_ways(run, args.property, args.heads, list_path)
+    retrieval.check(run, asked, len(ways), args.neighbors, bool(args.index))
+    images = datasets.load_images(args.dataset, args.data_path, charts.SIDE, split=args.split)
     places = run.indices(images)
 
     def picture(index: int):
         return images.read(places[index])[0]
 
-    compared = list(ways.values())
+    columns = list(ways.values())
     if args.index:
-        shown = [picture(index) for index in args.index]
-        queries = neighbors.of_rows(run, args.index, compared)
+        shown, queries = list(map(picture, args.index)), retrieval.vectors(run, np.array(args.index), columns)
     else:
         shown = [pictures.read_option(path) for path in args.image]
-        clip = load_same(run.manifest, args.model, args.pretrained, cli.pick_device(args.device), args.seed)
-        queries = neighbors.of_pictures(clip, shown, compared, tuple(run.layout["attn"]))
+        model = load_same(run.manifest, args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+        queries = retrieval.of_pictures(run, model, shown, columns)
+    about = {name: {"heads": None if way is None else [str(run.heads[column]) for column in way]}
+             for name, way in ways.items()}
+    found = retrieval.by_images(run, columns, queries, args.neighbors, args.index)
+    report = retrieval.report(run, images, asked, "path", about, found)
 
-    found = neighbors.nearest(run, queries, compared, args.neighbors, args.index)
-    report = neighbors.report(images, places, run.labels, asked, ways, *found)
     path = run.place.path("neighbors", ".json", args.output_dir)
     cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
-                             "queries": report})
-    sheets.neighbors_sheet(report, shown, picture, f"{args.model}: nearest among {len(run)} images of {run.place.name}",
-                                  path.with_suffix(".png"))
-    for query, entry in zip(asked, report):
-        for way in entry["ways"]:
-            listed = ", ".join(f"{near['index']} {near['class']} ({near['similarity']:.2f})" for near in way["neighbors"])
-            print(f"{query}, {sheets.title(way['by'], way['heads'])}: {listed}")
-    print(f"-> {path.with_suffix('.png')}")
+                           "queries": report})
+    charts.contact_sheet(report, shown, picture, retrieval.title,
+                         f"{args.model}: nearest among {len(run)} images of {run.place.name}", path.with_suffix(".png"))
+    print(*retrieval.lines(report, asked), f"-> {path.with_suffix('.png')}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -49,67 +49,63 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    for option in ("text", "index", "feature"):  # a settings file may hold a single one
-        value = getattr(args, option)
-        setattr(args, option, value if value is None or isinstance(value, list) else [value])
     if not (args.text or args.index) or (args.text and args.index):
         raise UserError("give the queries either by --text or by --index")
-    from utils.analysis import component_scores, neighbors, retrieval
+    import numpy as np
+
+    from utils.analysis import component_scores, retrieval
     from utils.data import datasets
-    from utils.plots import sheets
+    from utils.plots import charts
     from utils.runs.run import Run
 
     listed = component_scores.read(args.features)
     for feature in args.feature:
         if feature not in listed:
-            raise UserError(f"--feature {feature}: {args.features} has no such feature; choose from {', '.join(listed)}")
+            raise UserError(f"--feature {feature}: {args.features} has no such feature; "
+                            f"choose from {', '.join(listed)}")
     if args.index and len(listed) < 2:
         raise UserError(f"{args.features}: --index compares a feature with others, and there is one; add another")
-    neighbors.check_size(len(args.text or args.index), len(args.feature) + 1, args.neighbors)
+    asked = args.text or args.index
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="components")
     cli.check_range("--components", args.components, len(run.components))
-    neighbors.check_queries(args.index, args.neighbors, len(run))
+    retrieval.check(run, asked, len(args.feature) + 1, args.neighbors, bool(args.index))
     compared, apart = run, bool(args.index) and "text_model" in run.manifest
     if args.source_model and not apart:
         raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
     if apart:  # in the space of the model itself
         compared = retrieval.open_source(run, args.source_model)
-    images = datasets.load_images(args.dataset, args.data_path, sheets.SIDE, split=args.split)
+    images = datasets.load_images(args.dataset, args.data_path, charts.SIDE, split=args.split)
     places = run.indices(images)
 
+    # The components that have most to do with each feature
     *texts, queries = component_scores.embed(run.manifest, [*listed.values(), args.text or ["a text"]], run.width,
                                              args.model, args.pretrained, cli.pick_device(args.device), args.seed)
-    scores = component_scores.feature_scores(run.stacks("scores"), texts)
-    ways, told = [], {}
+    scores, ways, about = component_scores.feature_scores(run.stacks("scores"), texts), [], {}
     for feature in args.feature:
         row = list(listed).index(feature)
-        ways.append(retrieval.most(scores, row, args.components, bool(args.index)))
-        told[feature] = [{"name": str(run.components[column]), "score": float(scores[row, column])}
-                         for column in ways[-1]]
-    ways, told[retrieval.WHOLE] = [*ways, None], None
+        columns = retrieval.most(scores, row, args.components, bool(args.index))
+        about[feature] = {"components": [{"name": str(run.components[column]), "score": float(scores[row, column])}
+                                         for column in columns]}
+        ways.append(columns)
+    ways, about[retrieval.WHOLE] = [*ways, None], {"components": None}
 
+    # The images that they find
     if args.text:
-        similarities = retrieval.by_texts(compared, ways, queries)
+        found = retrieval.by_texts(compared, ways, queries, args.neighbors)
     else:
-        similarities = retrieval.by_images(compared, ways, args.index)
-    asked = args.text or args.index
-    nearest = retrieval.first(similarities, args.neighbors, args.index)
-    report = retrieval.report(images, places, run.labels, asked, told, nearest, similarities)
-
-    path = run.place.path("retrieval", ".json", args.output_dir)
-    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
-                             "features": args.features, "components": args.components, "queries": report})
+        queries = retrieval.vectors(compared, np.array(args.index), ways)
+        found = retrieval.by_images(compared, ways, queries, args.neighbors, args.index)
+    report = retrieval.report(run, images, asked, "text", about, found, with_agreement=True)
 
     def picture(index: int):
         return images.read(places[index])[0]
 
-    sheets.neighbors_sheet(report, [None if args.text else picture(index) for index in asked], picture,
-                                  f"{args.model}: {len(run)} images of {run.place.name}", path.with_suffix(".png"), retrieval.title)
-    for query, entry in zip(asked, report):
-        for way in entry["ways"]:
-            near = ", ".join(f"{one['index']} {one['class']} ({one['similarity']:.2f})" for one in way["neighbors"])
-            print(f"{query}, {retrieval.title(way)}: {near}")
-    print(f"-> {path.with_suffix('.png')}")
+    path = run.place.path("retrieval", ".json", args.output_dir)
+    cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
+                           "features": args.features, "components": args.components, "queries": report})
+    charts.contact_sheet(report, [None if args.text else picture(index) for index in asked], picture, retrieval.title,
+                         f"{args.model}: {len(run)} images of {run.place.name}", path.with_suffix(".png"))
+    print(*retrieval.lines(report, asked), f"-> {path.with_suffix('.png')}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -207,6 +207,7 @@ def textspan(args) -> None:
     import torch
 
     from utils.analysis import textspan
+    from utils.runs.storage import FullTerms
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     import literal
@@ -219,14 +220,15 @@ def textspan(args) -> None:
     eps = np.finfo(np.float32).eps
 
     start = time.perf_counter()
-    means, seconds = textspan.moments(x[:, None])
+    means, seconds = FullTerms(x[:, None]).moments(slice(None))
     texts = torch.from_numpy(pool).double()
     span = textspan.text_span(means[0], seconds[0], texts, args.texts_per_head, args.rank, eps)
     fast = time.perf_counter() - start
     start = time.perf_counter()
     picks, reconstruction, *_ = literal.text_span(x, pool, args.texts_per_head, args.rank, eps)
     slow = time.perf_counter() - start
-    error = np.abs(span.reconstruct(torch.from_numpy(x)).numpy() - reconstruction).max()
+    mean, directions = span.mean.numpy(), span.directions.numpy()
+    error = np.abs(mean + (x - mean) @ directions.T @ directions - reconstruction).max()
     print(f"literal {slow:.2f} s, from covariances {fast:.2f} s, ratio {slow / fast:.1f}")
     print(f"same texts in the same order: {span.picks == picks}; "
           f"largest difference of the reconstructions: {error:.1e}")

@@ -38,7 +38,7 @@ def main(args) -> None:
     import io
     from pathlib import Path
 
-    from utils.analysis import sweeps, zeroshot
+    from utils.analysis import textspan, zeroshot
     from utils.plots import charts
     from utils.runs.run import Run
 
@@ -52,7 +52,7 @@ def main(args) -> None:
     cli.check_range("--num_of_last_layers", args.num_of_last_layers, len(run.layers))
     classifier, pools = run.classifier(), {name: run.texts(name, lines) for name, lines in texts.items()}
 
-    without, rows = sweeps.sweep(run, classifier, pools, args.num_of_last_layers, numbers, RANK)
+    without, rows = textspan.sweep(run, classifier, pools, args.num_of_last_layers, numbers, RANK)
     print("Whole model: {whole_model:.2f}\nEarlier heads mean-ablated, no texts: {last_layers:.2f}".format(**without))
     print(f"{'pool':<30} texts a head  accuracy  distinct texts  explained")
     for row in rows:

@@ -7,7 +7,7 @@ from builders import NAMES, components_of, opened, uneven_terms, write_classifie
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from utils.analysis import ablation, cumulative
+from utils.analysis import ablation, probe
 from utils.cli import UserError
 from utils.runs.components import Component
 from utils.runs.run import Run
@@ -94,16 +94,16 @@ def whole(run):
 @pytest.mark.parametrize("classes", [(0, 1), (1, 3), (0, 2, 3, 5)])
 def test_the_linear_head_is_sklearns(classes, parts):
     splits = splits_of(classes, parts)
-    weight, bias, told = cumulative.fit_head(splits, 0)
+    weight, bias, told = probe.fit_head(splits, 0)
     x, labels = whole(splits["train"]), splits["train"].labels
-    probe = LogisticRegression(C=told["C"], tol=1e-6, max_iter=5000).fit(x, labels)
+    sklearns = LogisticRegression(C=told["C"], tol=1e-6, max_iter=5000).fit(x, labels)
     test = whole(splits["test"])
     answers = (test @ weight + bias).argmax(axis=1)
     assert weight.shape == (7, max(classes) + 1) and set(answers) <= set(classes)
-    assert (answers == probe.predict(test)).mean() > 0.995 and (answers == splits["test"].labels).mean() > 0.8
+    assert (answers == sklearns.predict(test)).mean() > 0.995 and (answers == splits["test"].labels).mean() > 0.8
     assert told["converged"] and told["images"] == 400
     if "validation" in parts:
-        judged = 100 * probe.score(whole(splits["validation"]), splits["validation"].labels)
+        judged = 100 * sklearns.score(whole(splits["validation"]), splits["validation"].labels)
         assert told["validation"] == "val split" and told["validation_accuracy"] == pytest.approx(judged, abs=0.5)
     else:
         assert told["validation"] == "held out of train" and 80 < told["validation_accuracy"] <= 100
@@ -113,7 +113,7 @@ def test_a_probe_of_one_class_is_refused():
     splits = splits_of((0, 1), ("test", "train"))
     splits["train"].labels[:] = 1
     with pytest.raises(UserError, match="all images of the train split are of one class; a probe needs two"):
-        cumulative.fit_head(splits, 0)
+        probe.fit_head(splits, 0)
 
 
 @pytest.fixture

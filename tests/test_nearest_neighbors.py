@@ -6,11 +6,11 @@ import pytest
 from builders import opened, write_run
 from PIL import Image
 
-from utils.analysis import neighbors
-from utils.plots import sheets
-from utils.runs.components import Component, head_list_path, read_head_list
+from utils.analysis import retrieval
+from utils.plots import charts
+from utils.runs.components import head_list_path, read_head_list
 
-WAYS = [None, *([Component.parse(word) for word in words.split()] for words in ("1.2", "0.1 2.0 2.3"))]
+WAYS = [None, [6], [1, 8, 11]]  # columns: of the heads 1.2, and 0.1, 2.0 and 2.3
 
 
 def random_run(images, dtype=np.float32, seed=0):
@@ -21,7 +21,8 @@ def random_run(images, dtype=np.float32, seed=0):
 
 def literal_vector(attn, mlp, way):
     """What one image [l, h, d] is compared by, added up term by term in double precision."""
-    terms = [*attn.reshape(-1, attn.shape[-1]), *mlp] if way is None else [attn[head.layer, head.head] for head in way]
+    heads = attn.reshape(-1, attn.shape[-1])
+    terms = [*heads, *mlp] if way is None else [heads[column] for column in way]
     total = np.zeros(attn.shape[-1])
     for term in terms:
         total = total + term.astype(np.float64)
@@ -46,8 +47,8 @@ def literal_nearest(run, attn, mlp, way, number, left_out=None):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_neighbors_equal_the_literal_ones(images, dtype):
     run, other = random_run(images, dtype), random_run(2, seed=1)
-    queries = neighbors.vectors(opened(other), slice(None), WAYS)
-    indices, similarities = neighbors.nearest(opened(run), queries, WAYS, 8)
+    queries = retrieval.vectors(opened(other), slice(None), WAYS)
+    indices, similarities = retrieval.by_images(opened(run), WAYS, queries, 8)
     assert indices.shape == similarities.shape == (3, 2, 8)
     for w, way in enumerate(WAYS):
         for q in range(2):
@@ -59,14 +60,14 @@ def test_neighbors_equal_the_literal_ones(images, dtype):
 @pytest.mark.parametrize("rows", [[0], [299, 7, 256]])
 def test_a_query_of_the_run_is_left_out_of_its_own_neighbors_alone(rows):
     run = random_run(300)
-    queries = neighbors.of_rows(opened(run), rows, WAYS)
-    indices, similarities = neighbors.nearest(opened(run), queries, WAYS, 299, rows)
+    queries = retrieval.vectors(opened(run), np.array(rows), WAYS)
+    indices, similarities = retrieval.by_images(opened(run), WAYS, queries, 299, rows)
     for w, way in enumerate(WAYS):
         for q, row in enumerate(rows):
             slow = literal_nearest(run, run["attn"][row], run["mlp"][row], way, 299, row)
             assert indices[w, q].tolist() == slow[0] and sorted([*indices[w, q], row]) == list(range(300))
             np.testing.assert_allclose(similarities[w, q], slow[1], atol=1e-6)
-    itself, _ = neighbors.nearest(opened(run), queries, WAYS, 1)  # where it is not left out
+    itself, _ = retrieval.by_images(opened(run), WAYS, queries, 1)  # where it is not left out
     assert (itself == np.array([rows] * 3)[..., None]).all()
 
 
@@ -76,7 +77,7 @@ def test_of_equally_near_images_the_first_comes_first():
         run[what][copies] = run[what][3]
     run = opened(run)
     for row in (3, 400):
-        indices, similarities = neighbors.nearest(run, neighbors.of_rows(run, [row], WAYS), WAYS, 7, [row])
+        indices, similarities = retrieval.by_images(run, WAYS, retrieval.vectors(run, np.array([row]), WAYS), 7, [row])
         assert (indices[:, 0, :6] == [copy for copy in copies if copy != row]).all()
         assert (similarities[:, 0, :6] == 1).all() and (similarities[:, 0, 6] < 1).all()
 
@@ -89,8 +90,8 @@ def test_a_head_that_writes_a_constant_finds_no_one_nearer(dtype, value):
     if value:  # but for the rounding of what is stored
         run["attn"][:, 1, 2] += (np.finfo(dtype).eps * value * np.random.default_rng(1).uniform(-1, 1, (300, 6))).astype(dtype)
     run = opened(run)
-    queries = neighbors.of_rows(run, [0, 150], [WAYS[1]])
-    indices, similarities = neighbors.nearest(run, queries, [WAYS[1]], 4, [0, 150])
+    queries = retrieval.vectors(run, np.array([0, 150]), [WAYS[1]])
+    indices, similarities = retrieval.by_images(run, [WAYS[1]], queries, 4, [0, 150])
     assert (similarities == 0).all() and indices[0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
 
 
@@ -99,14 +100,14 @@ def test_a_representation_of_zeros_is_near_to_nothing():
     for what in run:
         run[what][[4, 9]] = 0
     run = opened(run)
-    similarities = neighbors.nearest(run, neighbors.of_rows(run, [4, 5], [None]), [None], 19, [4, 5])[1]
+    similarities = retrieval.by_images(run, [None], retrieval.vectors(run, np.array([4, 5]), [None]), 19, [4, 5])[1]
     assert (similarities[0, 0] == 0).all() and np.isfinite(similarities).all() and (similarities[0, 1] == 0).sum() == 2
 
 
 def test_adding_the_same_to_every_image_changes_no_neighbor_by_heads():
     run = random_run(100)
     shifted = {"attn": run["attn"] + np.float32(5), "mlp": run["mlp"]}
-    before, after = (neighbors.nearest(r, neighbors.of_rows(r, [8], WAYS[1:]), WAYS[1:], 20, [8])
+    before, after = (retrieval.by_images(r, WAYS[1:], retrieval.vectors(r, np.array([8]), WAYS[1:]), 20, [8])
                      for r in map(opened, (run, shifted)))
     assert np.array_equal(before[0], after[0])
     np.testing.assert_allclose(before[1], after[1], atol=1e-5)
@@ -141,9 +142,7 @@ def test_the_script_writes_neighbors_by_every_way(run_script, emoji_run, heads_f
     assert code == 0, err
     found, paths = report(tmp_path / "new"), files(emoji_run)
     run = {what: np.load(emoji_run / "out" / f"imagefolder_{what}_emojiclip.npy") for what in ("attn", "mlp")}
-    heads = {"object": "5.1", "color": "5.4 5.3", "4.2,3.1": "4.2 3.1"}
-    ways = {name: [Component.parse(word) for word in words.split()] for name, words in heads.items()}
-    ways = {"object": ways["object"], "whole": None, "color": ways["color"], "4.2,3.1": ways["4.2,3.1"]}
+    ways = {"object": [31], "whole": None, "color": [34, 33], "4.2,3.1": [26, 19]}
     assert (found["images"], found["dataset"], found["split"]) == (len(paths), "imagefolder", None)
     assert [entry["query"]["index"] for entry in found["queries"]] == [17, 0]
     for entry in found["queries"]:
@@ -285,7 +284,7 @@ def test_other_images_than_those_of_the_run_are_refused(refused, emoji_run, run_
 
 
 @pytest.mark.parametrize("model, message", [
-    (("emojiclip",), None), (("ViT-B-32", "--pretrained", "none"), "has (12, 12, 512) layers, heads and dimensions")])
+    (("emojiclip",), None), (("ViT-B-32", "--pretrained", "none"), "has other heads or another width than the arrays")])
 def test_weights_that_are_not_those_of_the_run_are_refused(refused, emoji_run, tmp_path, model, message):
     shutil.copytree(emoji_run, tmp_path / "run", symlinks=True)
     out = tmp_path / "run" / "out"
@@ -301,17 +300,17 @@ def test_weights_that_are_not_those_of_the_run_are_refused(refused, emoji_run, t
     assert message in line
 
 
-def test_names_on_the_sheet():
-    assert sheets.title("whole", None) == "whole representation"
-    assert sheets.title("color", ["5.4", "5.3"]) == "color: heads 5.4, 5.3"
-    assert sheets.title("object", ["5.1"]) == "object: head 5.1"
-    assert sheets.title("5.1,5.5", ["5.1", "5.5"]) == "heads 5.1, 5.5"
+@pytest.mark.parametrize("by, heads, words", [
+    ("whole", None, "whole representation"), ("color", ["5.4", "5.3"], "color: heads 5.4, 5.3"),
+    ("object", ["5.1"], "object: head 5.1"), ("5.1,5.5", ["5.1", "5.5"], "heads 5.1, 5.5")])
+def test_names_on_the_sheet(by, heads, words):
+    assert retrieval.title({"by": by, "heads": heads}) == words
 
 
 def test_a_sheet_of_odd_pictures_and_long_names(tmp_path):
     near = {"index": 0, "class": "great $white$ shark, Carcharodon carcharias", "similarity": -0.5}
     report = [{"query": {"path": "some/where/a photo.jpg"}, "ways": [{"by": "whole", "heads": None, "neighbors": [near]}]}]
-    sheets.neighbors_sheet(report, [Image.new("L", (900, 30))], lambda index: Image.new("RGBA", (3, 7)), "a $title$",
-                                  tmp_path / "x.png")
+    charts.contact_sheet(report, [Image.new("L", (900, 30))], lambda index: Image.new("RGBA", (3, 7)), retrieval.title,
+                         "a $title$", tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as sheet:
         assert sheet.format == "PNG" and len(np.unique(np.asarray(sheet.convert("L")))) > 10

@@ -12,7 +12,7 @@ import pytest
 from builders import ROOT, call_script, head_terms, opened, unit_texts
 from PIL import Image
 
-from utils.analysis import sweeps, textspan
+from utils.analysis import textspan
 from utils.plots import charts
 
 NAME = "imagefolder_textspan_sweep_emojiclip"
@@ -51,7 +51,7 @@ def literal_row(run, classifier, texts, last, number):
 def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last, monkeypatch):
     monkeypatch.setattr("utils.runs.files.blocks.__defaults__", (33, "images"))  # several blocks, the last one partial
     run, classifier, pools = random_run(images)
-    without, rows = sweeps.sweep(opened(run), classifier, pools, last, [1, 2, 5], 80)
+    without, rows = textspan.sweep(opened(run), classifier, pools, last, [1, 2, 5], 80)
     assert [(row["pool"], row["texts_per_head"]) for row in rows] == [(name, n) for name in pools for n in (1, 2, 5)]
     for row in rows:
         accuracy, distinct, explained = literal_row(run, classifier, pools[row["pool"]], last, row["texts_per_head"])
@@ -66,7 +66,7 @@ def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last
 
 def test_texts_that_span_all_a_head_writes_change_nothing():
     run, classifier, pools = random_run(150, inner=3)
-    without, rows = sweeps.sweep(opened(run), classifier, pools, 2, [2, 10, 20], 80)
+    without, rows = textspan.sweep(opened(run), classifier, pools, 2, [2, 10, 20], 80)
     for row in rows:
         if row["texts_per_head"] > 2:
             assert row["accuracy"] == pytest.approx(without["last_layers"]) and row["explained"] == pytest.approx(1, abs=1e-5)
@@ -75,17 +75,18 @@ def test_texts_that_span_all_a_head_writes_change_nothing():
 
 def test_a_single_image_has_nothing_to_explain():
     run, classifier, pools = random_run(1)
-    without, rows = sweeps.sweep(opened(run), classifier, pools, 2, [1, 3], 80)
+    without, rows = textspan.sweep(opened(run), classifier, pools, 2, [1, 3], 80)
     assert {row["number_of_texts"] for row in rows} == {0}
     assert {row["accuracy"] for row in rows} == {without["whole_model"]} == {without["last_layers"]}
 
 
 def test_the_arrays_are_read_once_for_all_pools_and_numbers(monkeypatch):
     run, classifier, pools = random_run(100)
-    own, calls = textspan.moments, []
-    monkeypatch.setattr(textspan, "moments", lambda attn, columns: calls.append(len(attn)) or own(attn, columns))
-    sweeps.sweep(opened(run), classifier, pools, 2, [1, 2, 5], 80)
-    assert calls == [100, 100]
+    run, calls = opened(run), []
+    own = run.moments
+    monkeypatch.setattr(run, "moments", lambda columns: calls.append(columns) or own(columns))
+    textspan.sweep(run, classifier, pools, 2, [1, 2, 5], 80)
+    assert calls == [run.layer(layer) for layer in run.layers[-2:]]
 
 
 @pytest.fixture(scope="module")

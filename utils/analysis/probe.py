@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
 
-from utils.analysis import ablation
+from utils.analysis import ablation, alignment
 from utils.cli import UserError
 from utils.runs import files
 from utils.runs.files import Place
@@ -117,14 +118,16 @@ def search(score: Callable[[float], float]) -> tuple[float, dict[float, float]]:
         candidates = [best - step, best + step]
 
 
-def evaluate(train: Labelled, validation: Labelled | None, test: Labelled, held: np.ndarray | None,
-             progress: Callable[[], object] = lambda: None) -> dict:
-    """Fit a probe and report it.
+def fit_best(train: Labelled, validation: Labelled | None, held: np.ndarray | None,
+             progress: Callable[[], object] = lambda: None) -> tuple[LogisticRegression, dict]:
+    """A probe of all of train, and how it was fitted.
 
-    C is chosen on `validation`, or, where that is None, on the images of train that are `held` out [b]; then the probe
-    is fitted to all of train. `progress` is called after every fit of the search. Returns accuracies in percent.
+    C is chosen on `validation`, or, where that is None, on the images of train that are `held` out [b]. `progress` is
+    called after every fit of the search. Raises UserError where all of train is of one class.
     """
     x, labels = train
+    if len(np.unique(labels)) < 2:
+        raise UserError("all images of the train split are of one class; a probe needs two")
     fitted = (x, labels) if held is None else (x[~held], labels[~held])
     judged = validation if held is None else (x[held], labels[held])
     unconverged = []
@@ -138,7 +141,27 @@ def evaluate(train: Labelled, validation: Labelled | None, test: Labelled, held:
 
     best, scores = search(score)
     model, iterations, converged = fit(x, labels, 10 ** best, ITERATIONS, MORE_ITERATIONS)
-    return {"accuracy": 100 * model.score(*test), "C": 10 ** best, "validation_accuracy": scores[best],
-            "iterations": iterations, "converged": converged,
-            "search": [{"C": 10 ** exponent, "validation_accuracy": scores[exponent]} for exponent in sorted(scores)],
-            "unconverged_C": sorted(unconverged)}
+    searched = [{"C": 10 ** exponent, "validation_accuracy": scores[exponent]} for exponent in sorted(scores)]
+    return model, {"C": 10 ** best, "validation_accuracy": scores[best], "iterations": iterations,
+                   "converged": converged, "search": searched, "unconverged_C": sorted(unconverged)}
+
+
+def fit_head(splits: dict[str, Run], seed: int) -> tuple[np.ndarray, np.ndarray, dict]:
+    """A probe of whole representations as a linear head (arXiv 2406.01583, for models without texts): weight [d, classes],
+    bias [classes], and how it was fitted.
+
+    `splits` are those of `open_splits`; without validation, a tenth of every class of train is held out by the seed. A
+    class without images in train is never answered.
+    """
+    data = {part: (alignment.sums(run).numpy(), run.labels) for part, run in splits.items() if part != "test"}
+    labels, chosen_on = data["train"][1], "val split" if "validation" in data else "held out of train"
+    held = None if "validation" in data else hold_out(labels, seed)
+    with tqdm(total=SWEEP_FITS, desc="fits", unit="fit") as progress:
+        head, found = fit_best(data["train"], data.get("validation"), held, progress.update)
+    own = head.coef_.T, head.intercept_
+    if len(head.classes_) == 2:  # one column, for the second class against the first
+        own = [np.concatenate([np.zeros_like(part), part], axis=-1) for part in own]
+    weight, bias = np.zeros((len(own[0]), 1 + labels.max()), np.float32), np.full(1 + labels.max(), -np.inf)
+    weight[:, head.classes_], bias[head.classes_] = own
+    return weight, bias, {"C": found["C"], "validation": chosen_on, "validation_accuracy": found["validation_accuracy"],
+                          "images": len(labels), "converged": found["converged"]}

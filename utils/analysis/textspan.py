@@ -3,8 +3,8 @@
 Only second moments of a head's terms are needed: the variance of X t over images is t' C t, with C
 the covariance of X. All of it happens in the coordinates of the head's leading singular vectors.
 """
-import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,15 +31,8 @@ class Span:
     directions: Tensor      # [p, d], orthonormal: the picked directions, each without those before
     spectrum: Tensor        # [r], descending: the variances along the head's principal directions
 
-    def first(self, number: int) -> "Span":
-        """The span of the first `number` texts: picks are greedy, so that fewer texts are a beginning of more."""
-        return dataclasses.replace(self, picks=self.picks[:number], shares=self.shares[:number],
-                                   directions=self.directions[:number])
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Terms [b, d] with only what the texts span: the mean plus the part along the picked directions."""
-        directions, mean = self.directions.to(x.dtype), self.mean.to(x.dtype)
-        return mean + (x - mean) @ directions.T @ directions
+Spans = dict[Component, Span]
 
 
 def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, rank: int, eps: float) -> Span:
@@ -82,15 +75,14 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
     return Span(picks, shares, kept, total, mean, directions @ basis.T, spectrum)
 
 
-def span_pools(run: Run, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
-               rank: int) -> dict[str, dict[Component, Span]]:
+def span_heads(run: Run, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int, rank: int) -> dict[str, Spans]:
     """TextSpan of every head of the last layers, for each pool of embeddings [m, d] by its name.
 
-    Returns for each pool the spans by head, in order. Terms are read once for all pools; one layer's moments are in memory at
-    a time.
+    Returns for each pool the spans by head, in order. Terms are read once for all pools; one layer's moments are in
+    memory at a time.
     """
     texts = {name: torch.tensor(pool, dtype=torch.float64) for name, pool in pools.items()}
-    spans: dict[str, dict[Component, Span]] = {name: {} for name in pools}
+    spans: dict[str, Spans] = {name: {} for name in pools}
     for layer in tqdm(run.layers[len(run.layers) - last_layers:], desc="layers", unit="layer"):
         columns = run.layer(layer)
         means, seconds = run.moments(columns)
@@ -100,26 +92,59 @@ def span_pools(run: Run, pools: dict[str, np.ndarray], last_layers: int, texts_p
     return spans
 
 
-def span_heads(run: Run, pool: np.ndarray, last_layers: int, texts_per_head: int, rank: int) -> dict[Component, Span]:
-    """`span_pools` of a single pool [m, d]: spans by head."""
-    return span_pools(run, {"pool": pool}, last_layers, texts_per_head, rank)["pool"]
+def accuracies(run: Run, classifier: np.ndarray, spans: dict[str, Spans],
+               numbers: list[int]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Zero-shot accuracies in percent: without texts, and for each pool with the heads of the last layers replaced by what
+    their first texts span, for each of the `numbers` of texts (section 4.2).
 
-
-def accuracy(run: Run, classifier: np.ndarray, spans: dict[Component, Span]) -> float:
-    """Zero-shot accuracy in percent with the spanned heads replaced by their reconstructions.
-
-    All earlier heads are mean-ablated, MLPs and convolution blocks kept. `spans` cover all heads of the last layers, in order.
+    All earlier heads are mean-ablated, MLPs and convolution blocks kept. Without texts: `whole_model`, and
+    `last_layers`, where earlier heads are ablated and the last ones as they are, which is what texts come to when they
+    span all that their heads write. `classifier` is [d, classes]; `spans` are those of `span_heads`, and `numbers`
+    ascend.
     """
-    first = len(run.heads) - len(spans)
+    first = len(run.heads) - len(next(iter(spans.values())))
     earlier = run.means(slice(first)).sum(axis=0)  # [d]
-    right = 0
-    for block in blocks(len(run)):
-        representations = torch.from_numpy(run.rest(block) + earlier)
-        attn = torch.from_numpy(run.stack(block, slice(first, len(run.heads))))
-        for own, span in zip(attn.unbind(1), spans.values()):
-            representations += span.reconstruct(own)
-        right += correct(representations.numpy(), classifier, run.labels[block])
-    return 100 * right / len(run)
+    without, right = {"whole_model": 0, "last_layers": 0}, {name: [0] * len(numbers) for name in spans}
+    for block in blocks(len(run), description="accuracies"):
+        labels = run.labels[block]
+        rest, attn = run.rest(block), run.stack(block, run.columns["attn"])  # [b, d], [b, c, d]
+        without["whole_model"] += correct(rest + attn.sum(axis=1), classifier, labels)
+        without["last_layers"] += correct(rest + earlier + attn[:, first:].sum(axis=1), classifier, labels)
+        for name, heads in spans.items():
+            representations = torch.from_numpy(rest + earlier)
+            # What texts add from one number to the next, over all heads: each text is applied once.
+            added = torch.zeros(len(numbers), *rest.shape)
+            for own, span in zip(torch.from_numpy(attn[:, first:]).unbind(1), heads.values()):
+                mean, directions = span.mean.float(), span.directions.float()
+                along = (own - mean) @ directions.T  # [b, texts]
+                representations += mean
+                for part, (start, stop) in zip(added, pairwise([0, *numbers])):
+                    part += along[:, start:stop] @ directions[start:stop]
+            for i, part in enumerate(added):
+                representations += part
+                right[name][i] += correct(representations.numpy(), classifier, labels)
+    percent = 100 / len(run)
+    return ({name: count * percent for name, count in without.items()},
+            {name: [count * percent for count in counts] for name, counts in right.items()})
+
+
+def sweep(run: Run, classifier: np.ndarray, pools: dict[str, np.ndarray], last_layers: int,
+          numbers: list[int], rank: int) -> tuple[dict[str, float], list[dict]]:
+    """The `accuracies` without texts, and a row for each pool [m, d] and each of the ascending `numbers` of texts.
+
+    A row holds pool, texts_per_head, accuracy (percent), number_of_texts (distinct ones, of all heads) and explained
+    (the share of a head's variance that its texts explain, averaged over heads).
+    """
+    spans = span_heads(run, pools, last_layers, numbers[-1], rank)
+    without, found = accuracies(run, classifier, spans, numbers)
+    rows = []
+    for name, heads in spans.items():
+        for number, accuracy in zip(numbers, found[name]):
+            picks = [span.picks[:number] for span in heads.values()]  # greedy: fewer texts are a beginning of more
+            explained = sum(sum(span.shares[:number]) for span in heads.values()) / len(heads)
+            rows.append({"pool": name, "texts_per_head": number, "accuracy": accuracy,
+                         "number_of_texts": len(set().union(*picks)), "explained": explained})
+    return without, rows
 
 
 def similarity(embeddings: Tensor) -> float:
@@ -128,7 +153,7 @@ def similarity(embeddings: Tensor) -> float:
     return ((embeddings.sum(dim=0).square().sum() - number) / (number * (number - 1))).item()
 
 
-def consistency(pool: np.ndarray, spans: dict[Component, Span], seed: int = 0) -> dict[Component, dict | None]:
+def consistency(pool: np.ndarray, spans: Spans, seed: int = 0) -> dict[Component, dict | None]:
     """How much alike the texts of each head are: whether it has one role.
 
     `pool` [m, d] holds the texts' unit embeddings. Random sets of texts would not do for a comparison, since TextSpan

@@ -1,13 +1,17 @@
 """Pictures of results."""
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+SIDE = 160  # pixels that a picture has on a contact sheet
+MOST_ROWS, MOST_COLUMNS = 40, 40  # that a contact sheet has room for
 
 
 def ablation_curve(found: dict, model: str, dataset: str, path: Path) -> None:
@@ -141,7 +145,7 @@ def head_truth(rows: list[dict], title: str, path: Path) -> None:
 
 def textspan_sweep(rows: list[dict], without: dict[str, float], title: str, path: Path) -> None:
     """TextSpan's accuracy against the number of texts a head, a line for each pool, beside the accuracies without
-    texts; both are those of utils/analysis/sweeps.py's `sweep`."""
+    texts; both are those of utils/analysis/textspan.py's `sweep`."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for name, label, style in (("whole_model", "whole model", "--"),
                                ("last_layers", "earlier heads mean-ablated, last layers whole", ":")):
@@ -292,4 +296,46 @@ def group_accuracies(found: dict[str, dict], columns: dict[str, str], title: str
     axes.set(ylabel="accuracy (%)", ylim=(0, 105))
     axes.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=10)
     figure.legend(loc="outside lower center", ncols=len(columns), fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def contact_sheet(report: list[dict], queries: list[Image.Image | None], picture: Callable[[int], Image.Image],
+                  row_title: Callable[[dict], str], title: str, path: Path) -> None:
+    """For each query of a `report` of utils/analysis/retrieval.py a group of rows: the query's picture at the left, or
+    its text where that is None, and for each way of comparing a row, under its `row_title`, of the images found, each a
+    `picture` of its index, with similarity and class below."""
+    rows, columns = sum(len(entry["ways"]) for entry in report), len(report[0]["ways"][0]["neighbors"])
+    figure, grid = plt.subplots(rows, columns + 2, figsize=(1.15 * (columns + 1.25), 1.72 * rows + 0.4), squeeze=False,
+                                gridspec_kw={"width_ratios": [1, 0.25, *[1] * columns]})
+    for axes in grid.flat:
+        axes.set_axis_off()
+
+    def show(axes, image: Image.Image, *captions: str) -> None:
+        image = image.convert("RGB")
+        image.thumbnail((2 * SIDE, 2 * SIDE))
+        axes.imshow(image)
+        lines = [line for text in captions for line in textwrap.wrap(text, 19, max_lines=2, placeholder=" ...")]
+        axes.text(0.5, -0.05, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=7,
+                  parse_math=False)
+
+    lines = iter(grid)
+    for entry, image in zip(report, queries):
+        for number, way in enumerate(entry["ways"]):
+            first, _, *others = next(lines)
+            query = entry["query"]
+            if not number and image is None:
+                words = textwrap.wrap(" ".join(query["text"].split()), 15, max_lines=6, placeholder=" ...")
+                first.text(0.5, 0.5, "\n".join(words), transform=first.transAxes, ha="center", va="center", fontsize=9,
+                           parse_math=False)
+            elif not number:
+                show(first, image, query.get("class") or Path(query["path"]).name)
+            if not number:
+                first.set_title("query" + (f" {query['index']}" if "index" in query else ""), fontsize=9, color="0.4")
+            words = textwrap.wrap(row_title(way), 16 * columns, max_lines=2, placeholder=" ...")
+            others[0].set_title("\n".join(words), fontsize=9, loc="left", parse_math=False)
+            for axes, neighbor in zip(others, way["neighbors"]):
+                show(axes, picture(neighbor["index"]), f"{neighbor['similarity']:.2f}", neighbor["class"])
+    height = figure.get_figheight()
+    figure.suptitle(title, fontsize=10, y=1 - 0.08 / height, va="top", parse_math=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.5 / height, top=1 - 0.6 / height, wspace=0.08, hspace=0.62)
     save(figure, path)
