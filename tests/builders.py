@@ -106,7 +106,8 @@ FAMILIES = {
     "vit": ("vit_tiny_patch16_224", VIT),
     "vit_one_block": ("vit_tiny_patch16_224", VIT | {"depth": 1, "num_heads": 1}),
     "vit_average": ("vit_tiny_patch16_224", VIT | {"global_pool": "avg"}),
-    "vit_average_norm_first": ("vit_tiny_patch16_224", VIT | {"global_pool": "avg", "final_norm": True, "fc_norm": False}),
+    "vit_average_norm_first": ("vit_tiny_patch16_224",
+                               VIT | {"global_pool": "avg", "final_norm": True, "fc_norm": False}),
     "vit_oblong": ("vit_tiny_patch16_224", VIT | {"img_size": (24, 40)}),
     "vit_qk_norm": ("vit_tiny_patch16_224", VIT | {"qk_norm": True, "pre_norm": True}),
     "vit_norm_over_heads": ("vit_tiny_patch16_224", VIT | {"scale_attn_norm": True, "scale_mlp_norm": True}),
@@ -126,8 +127,9 @@ FAMILIES = {
     "eva": ("eva02_tiny_patch14_224", VIT),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
     "swin_padded": ("swin_tiny_patch4_window7_224", SWIN | {"img_size": (60, 76)}),
-    "swin_four_stages": ("swin_tiny_patch4_window7_224", SWIN | {"img_size": 96, "depths": (1, 2, 1, 2), "window_size": 3,
-                                                                 "num_heads": (2, 2, 4, 4)}),
+    "swin_four_stages": ("swin_tiny_patch4_window7_224",
+                         SWIN | {"img_size": 96, "depths": (1, 2, 1, 2), "window_size": 3,
+                                 "num_heads": (2, 2, 4, 4)}),
     "swinv2": ("swinv2_tiny_window8_256", SWIN | {"img_size": 64, "window_size": 4}),
     "maxvit": ("maxvit_tiny_rw_224", MAXVIT),
     "maxvit_mlp_positions": ("maxvit_rmlp_pico_rw_256", MAXVIT),
@@ -171,7 +173,8 @@ def model_of(tower, image_size=None, encode=None, prefix_tokens=0, class_token=F
 
     if hasattr(tower, "class_embedding") and tower.pool_type == "tok":
         image_size, prefix_tokens, class_token = tower.image_size, 1, True
-    return Model(name="x", source="", device=torch.device("cpu"), network=tower, tower=tower, encode_image=encode or tower,
+    return Model(name="x", source="", device=torch.device("cpu"), network=tower, tower=tower,
+                 encode_image=encode or tower,
                  preprocess=preprocess, image_size=image_size, class_token=class_token, prefix_tokens=prefix_tokens)
 
 
@@ -208,7 +211,8 @@ def save_timm(folder: Path, family: str) -> Path:
 def random_maps(components: int, width: int, d: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps of a model's components to a space of d dimensions: weight [c, width, d] and bias [d]."""
     generator = torch.Generator().manual_seed(4)
-    return torch.randn(components, width, d, generator=generator) / width ** 0.5, torch.randn(d, generator=generator) * 0.3
+    return torch.randn(components, width, d, generator=generator) / width ** 0.5, torch.randn(d,
+                                                                                              generator=generator) * 0.3
 
 
 # Language models
@@ -278,7 +282,8 @@ def split_components(values: np.ndarray, names: dict[str, list]) -> dict[str, np
     return dict(zip(names, np.split(values, ends[:-1], axis=1)))
 
 
-def write_run(folder: Path, name: str, model: str, parts: dict, labels, /, names=None, dtype: str = "float32", **about) -> None:
+def write_run(folder: Path, name: str, model: str, parts: dict, labels, /, names=None, dtype: str = "float32",
+              **about) -> None:
     """Arrays with a manifest, as compute_prs.py writes them; `names` are those of components, `about` goes into the
     manifest."""
     from utils import cli
@@ -327,7 +332,8 @@ def unit_texts(texts=90, width=24, seed=1):
 # Reports
 
 def report_options(run, *more):
-    return ("--model", "emojiclip", "--dataset", "imagefolder", "--data_path", run / "images", "--input_dir", run / "out",
+    return ("--model", "emojiclip", "--dataset", "imagefolder", "--data_path", run / "images", "--input_dir",
+            run / "out",
             "--text_dir", run / "texts", "--text_descriptions", "pool", "--texts_per_head", 3, *more)
 
 
@@ -344,8 +350,9 @@ def write_report(emoji_run, folder):
     run = folder / "run"
     shutil.copytree(emoji_run, run, symlinks=True)
     analyse(run)
-    call_script("make_report", *report_options(run, "--images_per_head", 4, "--heat_maps", 2, "--output_dir", run / "page",
-                                               "--device", "cpu"))
+    call_script("make_report",
+                *report_options(run, "--images_per_head", 4, "--heat_maps", 2, "--output_dir", run / "page",
+                                "--device", "cpu"))
     return run
 
 
@@ -441,7 +448,8 @@ def write_cars(root):
         for name, _ in listed:
             picture(root / f"cars_{split}" / name)
     (root / "devkit").mkdir(parents=True)
-    savemat(root / "devkit" / "cars_meta.mat", {"class_names": cells("AM General Hummer SUV 2000", "Ram C/V Van 2012").T})
+    savemat(root / "devkit" / "cars_meta.mat",
+            {"class_names": cells("AM General Hummer SUV 2000", "Ram C/V Van 2012").T})
     savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": annotations(rows["train"])})
     savemat(root / "cars_test_annos_withlabels.mat", {"annotations": annotations(rows["test"])})
 

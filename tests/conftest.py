@@ -42,7 +42,8 @@ def refused(run_script):
         code, _, err = run_script(name, *arguments)
         lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
         assert code == 2, err
-        assert len(lines) == 1 and "Traceback" not in err, err
+        assert len(lines) == 1, err
+        assert "Traceback" not in err, err
         assert err.rstrip().splitlines()[-1] == lines[0]
         return lines[0]
 

@@ -59,7 +59,8 @@ TABLE = [
      "unknown model 'timm:vit_tiny_patch16_225'; closest are timm:vit_"),
     ("compute_prs", "--check --model timm:vit_tiny_patch16_224 --pretrained nothing",
      "no such weights of vit_tiny_patch16_224; give one of augreg"),
-    ("compute_prs", "--check --model timm:vit_tiny_patch16_224.nothing", "timm has no such weights of vit_tiny_patch16_224"),
+    ("compute_prs", "--check --model timm:vit_tiny_patch16_224.nothing",
+     "timm has no such weights of vit_tiny_patch16_224"),
     ("compute_prs", "--check --model timm:resnet18 --pretrained none", "cannot be decomposed: aten.relu"),
     ("compute_prs", "--check --model timm:local-dir:nowhere", "no config.json there"),
     ("compute_prs", "--check --model timm:hf-hub:timm/x --pretrained none", "brings its own weights"),
@@ -96,7 +97,8 @@ TABLE = [
     ("compute_heatmaps", "--model RN50 --pretrained none --text a", "ResNet"),
     ("compute_head_truth", "--dataset imagenet", "the truth of its images is not known; it is of emoji, "),
     ("compute_head_truth", "--texts_per_head 7", "make it with: python compute_complete_text_set.py"),
-    ("compute_alignment", "--split val", "emoji_val_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji "
+    ("compute_alignment", "--split val",
+     "emoji_val_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji "
                                          "--model m"),
     ("compute_alignment", "--clip other", "emoji_train_attn_other.npy does not exist"),
     ("compute_alignment", "--apply val", "emoji_val_attn_m.npy does not exist"),
@@ -106,8 +108,10 @@ TABLE = [
     ("compute_alignment", "--lr nan", "--lr is nan"),
     ("compute_alignment", "--penalty_weight -1", "--penalty_weight is -1; it must be at least 0"),
     ("compute_alignment", "--lr 1e30", "the training diverged in epoch 1; give a smaller --lr than 1e+30"),
-    ("compute_component_scores", "--dataset imagenet", "--truth: that of the images of imagenet is not known; it is of emoji, "),
-    ("compute_component_scores", "--features {runs}/animals.yaml", "has no feature that is known of scenes; these are object, "),
+    ("compute_component_scores", "--dataset imagenet",
+     "--truth: that of the images of imagenet is not known; it is of emoji, "),
+    ("compute_component_scores", "--features {runs}/animals.yaml",
+     "has no feature that is known of scenes; these are object, "),
     ("compute_component_scores", "--features none.yaml", "none.yaml: cannot be read"),
     ("compute_component_scores", "--split val", "--split val"),
     ("compute_component_ablation", "--model clip none",
@@ -125,7 +129,8 @@ TABLE = [
     ("compute_component_repair", "--components 13", "--components is 13; choose from 1 to 12"),
     ("compute_component_repair", "--random_trials 0", "--random_trials is 0"),
     ("compute_component_repair", "--source_model m", "--source_model goes with --classifier probe"),
-    ("compute_component_repair", "--classifier probe --source_model n", "does not exist; make it with: python compute_prs.py"),
+    ("compute_component_repair", "--classifier probe --source_model n",
+     "does not exist; make it with: python compute_prs.py"),
     ("compute_component_repair", "--core_texts nothing.txt", "nothing.txt does not exist"),
     ("compute_component_repair", "--model n-as-emojiclip", "python compute_alignment.py"),
     ("compute_component_repair", "--model timm:local-dir:{root}/models/emojivit --classifier probe",
@@ -145,7 +150,8 @@ TABLE = [
     ("compute_nearest_neighbors", "--index 1 --neighbors 41", "a sheet has room for 40"),
     ("compute_nearest_neighbors", "--index 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 0 --property whole color",
      "21 queries by 2 ways of comparing make 42 rows"),
-    ("compute_nearest_neighbors", "--index 1 --heads 6.0", "--heads: there is no head 6.0; the model has layers 0 to 5"),
+    ("compute_nearest_neighbors", "--index 1 --heads 6.0",
+     "--heads: there is no head 6.0; the model has layers 0 to 5"),
     ("compute_nearest_neighbors", "--index 1 --heads 5", "--heads: '5' is no head"),
     ("compute_nearest_neighbors", "--index 1 --property colour",
      "heads.yaml has no such role; choose from whole, color, object"),
@@ -161,7 +167,8 @@ TABLE = [
     ("compute_retrieval", "--text a --components 44", "--components is 44; choose from 1 to 43"),
     ("compute_retrieval", "--text a --neighbors 41", "room for 40"),
     ("compute_retrieval", "--index 1 --source_model m", "--source_model goes with --index and a mapped model"),
-    ("compute_retrieval", "--text a b c d e f g h i j k l m n o p q r s t u", "21 queries by 2 ways of comparing make 42 rows"),
+    ("compute_retrieval", "--text a b c d e f g h i j k l m n o p q r s t u",
+     "21 queries by 2 ways of comparing make 42 rows"),
     ("compute_retrieval", "--text a --features nothing.yaml", "nothing.yaml: cannot be read"),
     ("compute_retrieval", "--text a --pretrained openai", "--pretrained openai does not go with"),
     ("compute_retrieval", "--text a --split train", "does not exist; make it with: python compute_prs.py"),
@@ -175,9 +182,12 @@ TABLE = [
     ("compute_use_specific_heads", "--heads_file {lists}/binary_waterbirds_ViT-L-14.yaml", "lists heads of ViT-L-14"),
     ("compute_use_specific_heads", "--heads_file nothing.yaml", "nothing.yaml: no such list of heads"),
     ("compute_use_specific_heads", "--roles places", "--roles places: "),
-    ("compute_use_specific_heads", "--heads 5.4 --roles color", "--roles goes with a list of heads, and not with --heads"),
-    ("compute_use_specific_heads", "--select auto --roles color", "--roles goes with a list of heads, and not with --select"),
-    ("compute_use_specific_heads", "--heads 5.4 --select auto", "--heads and --select both choose heads; give one of them"),
+    ("compute_use_specific_heads", "--heads 5.4 --roles color",
+     "--roles goes with a list of heads, and not with --heads"),
+    ("compute_use_specific_heads", "--select auto --roles color",
+     "--roles goes with a list of heads, and not with --select"),
+    ("compute_use_specific_heads", "--heads 5.4 --select auto",
+     "--heads and --select both choose heads; give one of them"),
     ("compute_use_specific_heads", "--heads 5.4 --heads_file x.yaml", "--heads and --heads_file both choose heads"),
     ("compute_use_specific_heads", f"--heads_file x.yaml {BY_TEXTS}", "--heads_file and --select both choose heads"),
     ("compute_use_specific_heads", "--select texts", "--select texts needs --spurious_texts and --core_texts"),
@@ -187,9 +197,11 @@ TABLE = [
      "--spurious_texts goes with --select texts"),
     ("compute_use_specific_heads", "--heads 5.4 --core_texts {pools}/core_animals_emoji.txt",
      "--core_texts goes with --select texts"),
-    ("compute_use_specific_heads", "--heads 5.4 --number_of_heads 3", "--number_of_heads goes with --select auto or texts"),
+    ("compute_use_specific_heads", "--heads 5.4 --number_of_heads 3",
+     "--number_of_heads goes with --select auto or texts"),
     ("compute_use_specific_heads", "--select_split val", "--select_split goes with --select auto or texts"),
-    ("compute_use_specific_heads", "--select auto --select_split test", "--select_split test is the split that is reported"),
+    ("compute_use_specific_heads", "--select auto --select_split test",
+     "--select_split test is the split that is reported"),
     ("compute_use_specific_heads", "--select auto --split val",
      "--select_split val is the split that is reported; choose components on another, such as train"),
     ("compute_use_specific_heads", "--select auto --select_split train",
@@ -199,7 +211,8 @@ TABLE = [
     ("compute_use_specific_heads", f"{BY_TEXTS} --number_of_heads 25", "--number_of_heads is 25; choose from 1 to 24"),
     ("compute_use_specific_heads", f"{BY_TEXTS} --keep_last_layers 1", "--number_of_heads is 10; choose from 1 to 6"),
     ("compute_use_specific_heads", f"{BY_TEXTS} --spurious_texts nothing.txt", "nothing.txt does not exist"),
-    ("compute_use_specific_heads", f"{BY_TEXTS} --pretrained openai", "--pretrained openai does not go with --model emojiclip"),
+    ("compute_use_specific_heads", f"{BY_TEXTS} --pretrained openai",
+     "--pretrained openai does not go with --model emojiclip"),
     ("compute_use_specific_heads", f"{BY_TEXTS} --spurious_texts {{pools}}/emoji_descriptions.txt",
      "409 texts span more than the 128"),
     ("compute_use_specific_heads", "--heads 5.4 --keep_last_layers 0", "--keep_last_layers is 0; "),
@@ -221,9 +234,11 @@ TABLE = [
     ("train", "--batch_size 0", "--batch_size is 0; it must be at least "),
     ("train", "--per_device_batch_size 0", "--per_device_batch_size is 0; it must be at least "),
     ("train", "--num_generations 1", "--num_generations is 1; it must be at least 2"),
-    ("train", "--batch_size 6", "--batch_size 6 should be a multiple of --num_generations 2 and of --per_device_batch_size 4"),
+    ("train", "--batch_size 6",
+     "--batch_size 6 should be a multiple of --num_generations 2 and of --per_device_batch_size 4"),
     ("train", "--num_generations 3", "--batch_size 8 should be a multiple of --num_generations 3 "),
-    ("train", "--per_device_batch_size 5", "--batch_size 8 should be a multiple of --num_generations 2 and of --per_device_batch_size 5"),
+    ("train", "--per_device_batch_size 5",
+     "--batch_size 8 should be a multiple of --num_generations 2 and of --per_device_batch_size 5"),
     ("train", "--resume", "holds no run to resume; leave --resume out to begin one"),
     ("train", "--vlm_name emojiclip", "closest are r-open-clip:emojiclip"),
     ("train", "--model_name {out}/nowhere", "nowhere cannot be loaded"),
@@ -259,14 +274,17 @@ TABLE = [
     ("scripts.build_class_descriptions", "--batch_size 0", "--batch_size is 0"),
     ("scripts.build_class_descriptions", "--max_new_tokens 0", "--max_new_tokens is 0"),
     ("scripts.build_class_descriptions", "--model_name nowhere.gguf", "nowhere.gguf does not exist"),
-    ("scripts.sweep_textspan", "--pools pool few --texts_per_head 10 31", "--texts_per_head 31: few has 30 texts; choose from 1 to 30"),
+    ("scripts.sweep_textspan", "--pools pool few --texts_per_head 10 31",
+     "--texts_per_head 31: few has 30 texts; choose from 1 to 30"),
     ("scripts.sweep_textspan", "--pools few --texts_per_head 0", "--texts_per_head is 0; it must be at least 1"),
-    ("scripts.sweep_textspan", "--pools few --texts_per_head many", "--texts_per_head is 'many'; it must be a whole number"),
+    ("scripts.sweep_textspan", "--pools few --texts_per_head many",
+     "--texts_per_head is 'many'; it must be a whole number"),
     ("scripts.sweep_textspan", "--pools few nothing --texts_per_head 5", "nothing.txt does not exist"),
     ("scripts.sweep_textspan", "--pools few --texts_per_head 5 --num_of_last_layers 7",
      "--num_of_last_layers is 7; choose from 1 to 6"),
     ("scripts.sweep_textspan", "--pools few --texts_per_head 5 --num_of_last_layers 0", "it must be at least 1"),
-    ("scripts.sweep_textspan", "--pools few --texts_per_head 5 --split train", "imagefolder_train_attn_emojiclip.npy does not exist"),
+    ("scripts.sweep_textspan", "--pools few --texts_per_head 5 --split train",
+     "imagefolder_train_attn_emojiclip.npy does not exist"),
     ("models.emojivit.train", "", "no config.json"),
     ("models.emojivit.train", "--steps 0", "--steps is 0"),
     ("models.emojivit.train", "--eval_every 0", "--eval_every is 0"),
@@ -311,7 +329,8 @@ def test_numbers_out_of_their_range_are_refused(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_choices_that_there_are_not_are_refused(name):
     parser = load_script(name).get_args_parser()
-    assert [action.dest for before, action in actions(parser) if action.choices and accepted(parser, before, action, "nothing")] == []
+    assert [action.dest for before, action in actions(parser) if action.choices
+            and accepted(parser, before, action, "nothing")] == []
 
 
 @pytest.fixture(scope="module")
@@ -357,12 +376,14 @@ def places(tmp_path_factory):
     drawn = len(datasets.embedded_scenes("emoji_seg")[1])
     write_run(runs, "emoji_seg", "emojiclip", terms(drawn, 1, 1, 8), np.zeros(drawn, int), **own,
               classes=datasets.class_names("emoji_seg"))
-    write_classifier(runs, "emoji", "emojiclip", rng.normal(size=(128, 260)), **own, classes=datasets.class_names("emoji"))
+    write_classifier(runs, "emoji", "emojiclip", rng.normal(size=(128, 260)), **own,
+                     classes=datasets.class_names("emoji"))
     (runs / "heads.yaml").write_text("model: emojiclip\ndataset: imagefolder\nheads:\n  color: 5.4 5.3\n  object: '5.1'\n")
     (runs / "features.yaml").write_text("color: [a red background, a blue one]\nobject: [a dog, a pizza]\n")
     (runs / "animals.yaml").write_text("animal: [a dog, a cat]\n")
     (runs / "questions.txt").write_text("What is {concept}?\nWhat is it?\n")
-    return {"runs": runs, "texts": texts, "images": folder / "images", "masks": folder / "masks", "pools": TEXTS, "lists": LISTS,
+    return {"runs": runs, "texts": texts, "images": folder / "images", "masks": folder / "masks", "pools": TEXTS,
+            "lists": LISTS,
             "root": ROOT}
 
 

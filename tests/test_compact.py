@@ -83,7 +83,8 @@ def test_analyses_find_the_same_numbers(run_script, stored, script, options, nam
     for kind in (FULL, COMPACT):
         out = tmp_path / kind
         filled = [str(word).format(images=stored / "images", out=out) for word in options]
-        where = () if "--output_dir" in options else (("--figures_dir" if script == "compute_ablations" else "--output_dir"), out)
+        where = () if "--output_dir" in options else (("--figures_dir" if script == "compute_ablations"
+                                                       else "--output_dir"), out)
         code, _, err = run_script(script, *given(stored, kind, *filled, *where))
         assert code == 0, err
         found[kind] = numbers(json.loads((out / name).read_text()))
@@ -105,7 +106,8 @@ def test_texts_and_shares_are_the_same_from_all_three(run_script, stored, tmp_pa
         assert texts(found[kind]) == texts(found[FULL])
         ours, theirs = ([entry["share"] for head in found[k]["heads"] for entry in head["texts"]] for k in (kind, FULL))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    assert found[COMPACT]["accuracy"] == found[FULL]["accuracy"] and found[MOMENTS]["accuracy"] is None
+    assert found[COMPACT]["accuracy"] == found[FULL]["accuracy"]
+    assert found[MOMENTS]["accuracy"] is None
     assert found[MOMENTS]["images"] == 130
 
 
@@ -118,10 +120,12 @@ def test_what_needs_more_than_is_kept_is_refused(refused, stored):
 
 def test_the_disk_that_is_needed(stored):
     """The embedded model has 6 layers of 6 heads of 32 in 128."""
-    sizes = {kind: {path.name.split("_")[1]: path.stat().st_size for path in (stored / kind).glob("imagefolder_*_emojiclip.npy")}
+    sizes = {kind: {path.name.split("_")[1]: path.stat().st_size
+                    for path in (stored / kind).glob("imagefolder_*_emojiclip.npy")}
              for kind in (FULL, COMPACT, MOMENTS)}
     assert sizes[COMPACT]["heads"] - 128 == (sizes[FULL]["attn"] - 128) * 32 // 128
-    assert sizes[COMPACT]["mlp"] - 128 == (sizes[FULL]["mlp"] - 128) * 2 // 7 and "attn" not in sizes[COMPACT]
+    assert sizes[COMPACT]["mlp"] - 128 == (sizes[FULL]["mlp"] - 128) * 2 // 7
+    assert "attn" not in sizes[COMPACT]
     assert set(sizes[MOMENTS]) == {"readout", "mean", "second", "classifier"}
 
 
@@ -129,7 +133,8 @@ def test_compact_and_half_precision(run_script, folder_of_images, tmp_path):
     common = ("--model", "emojiclip", "--device", "cpu", "--dataset", "imagefolder", "--data_path", folder_of_images,
               "--num_workers", 0)
     assert run_script("compute_prs", *common, "--output_dir", tmp_path / "a")[0] == 0
-    assert run_script("compute_prs", *common, "--output_dir", tmp_path / "b", "--compact", "--save_dtype", "float16")[0] == 0
+    assert run_script("compute_prs", *common, "--output_dir", tmp_path / "b", "--compact", "--save_dtype",
+                      "float16")[0] == 0
     full, half = (Run.open(str(tmp_path / name), "imagefolder", "emojiclip") for name in "ab")
     every, heads = slice(None), full.columns["attn"]
     np.testing.assert_allclose(half.stack(every, heads), full.stack(every, heads), atol=2e-4)

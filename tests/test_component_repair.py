@@ -34,7 +34,8 @@ def test_ablation_is_the_literal_one(images, classes):
     run, flat = uneven_run(images, 5)
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(5, classes)).astype(np.float32)
-    bias = rng.normal(size=classes) - flat.sum(axis=1).mean(axis=0) @ weight  # else constants decide, whatever is ablated
+    # else constants decide, whatever is ablated
+    bias = rng.normal(size=classes) - flat.sum(axis=1).mean(axis=0) @ weight
     run.labels, means = rng.integers(0, classes, images), run.means()
     np.testing.assert_allclose(means, flat.astype(np.float64).mean(axis=0), atol=1e-6)
     sets = [(), [3, 0, 8], [1, 4, 7], [3], list(range(len(LABELS)))]
@@ -56,10 +57,14 @@ def test_a_class_that_is_never_answered_is_none():
 
 def test_the_ranking_is_by_the_difference_and_random_sets_are_drawn_without_replacement():
     scores = np.array([[0.5, 0.2, 0.9, -0.3], [0.6, -0.4, 0.5, -0.5]])
-    assert selection.by_scores(scores, range(4)) == sorted(range(4), key=lambda c: scores[1, c] - scores[0, c]) == [1, 2, 3, 0]
+    assert selection.by_scores(scores, range(4)) == sorted(range(4), key=lambda c: scores[1, c] - scores[0, c]) == [1,
+                                                                                                                    2,
+                                                                                                                    3,
+                                                                                                                    0]
     sets = selection.random_sets(range(20), 7, 50, 0)
     assert sets == selection.random_sets(range(20), 7, 50, 0) != selection.random_sets(range(20), 7, 50, 1)
-    assert all(len(set(chosen)) == 7 for chosen in sets) and {place for chosen in sets for place in chosen} == set(range(20))
+    assert all(len(set(chosen)) == 7 for chosen in sets)
+    assert {place for chosen in sets for place in chosen} == set(range(20))
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +78,10 @@ def runs(tmp_path_factory):
     turns = {"m": rng.normal(size=(2, 7)), "m-as-emojiclip": np.stack([cue[1] - cue[2], core[0] - core[1]]) * 3}
     coding = rng.normal(size=(2, len(LABELS)))  # how much of the place and of the class each component writes
     constant = {model: rng.normal(size=(len(LABELS), turn.shape[1])) for model, turn in turns.items()}
-    about = {"pretrained": "none", "classes": list(datasets.SPURIOUS_CLASSES), "skipped_images": [], "skipped_indices": []}
-    text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip", "text_weights_sha256": own,
+    about = {"pretrained": "none", "classes": list(datasets.SPURIOUS_CLASSES), "skipped_images": [],
+             "skipped_indices": []}
+    text = {"text_model": "emojiclip", "text_option": "emojiclip", "text_pretrained": "emojiclip",
+            "text_weights_sha256": own,
             "source_model": "m"}
     for split in ("train", "val", "test"):
         _, labels, places = datasets.embedded_scenes("emoji_spurious", split)
@@ -83,10 +90,12 @@ def runs(tmp_path_factory):
         for model, turn in turns.items():
             flat = amounts @ turn + constant[model] + rng.normal(size=(len(labels), len(LABELS), turn.shape[1])) * 0.3
             more = text if model != "m" else {}
-            write_run(folder, files.run_name("emoji_spurious", split), model, split_components(flat, NAMES), labels, NAMES,
+            write_run(folder, files.run_name("emoji_spurious", split), model, split_components(flat, NAMES), labels,
+                      NAMES,
                       **about | {"weights_sha256": model, **more})
     direction = turns["m-as-emojiclip"][1] + turns["m-as-emojiclip"][0]
-    write_classifier(folder, "emoji_spurious", "emojiclip", np.stack([-direction, direction], axis=1), **about, weights_sha256=own)
+    write_classifier(folder, "emoji_spurious", "emojiclip", np.stack([-direction, direction], axis=1), **about,
+                     weights_sha256=own)
     return folder
 
 
@@ -97,7 +106,8 @@ def loaded(folder, model, split):
 
 
 def call(folder, out, *more):
-    return ("compute_component_repair", "--model", "m-as-emojiclip", "--dataset", "emoji_spurious", "--input_dir", folder,
+    return ("compute_component_repair", "--model", "m-as-emojiclip", "--dataset", "emoji_spurious", "--input_dir",
+            folder,
             "--output_dir", out, "--device", "cpu", *TEXTS, *more)
 
 
@@ -105,7 +115,8 @@ def literal_choice(folder, split):
     """The scores of every component on a split, and all components by their difference."""
     flat, _, _ = loaded(folder, "m-as-emojiclip", split)
     clip, whole = loading.load("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
-    scores = np.array([[literal.feature_score(flat[:, c], whole, zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99))
+    scores = np.array([[literal.feature_score(flat[:, c], whole,
+                                              zeroshot.embed_texts(clip, zeroshot.read_texts(TEXTS[i]), 99))
                         for c in range(len(LABELS))] for i in (1, 3)])
     return scores, sorted(range(len(LABELS)), key=lambda c: scores[1, c] - scores[0, c])
 
@@ -128,7 +139,8 @@ def test_with_texts_the_mapped_components_are_ablated_and_every_figure_is_the_li
     assert found["components"] == [LABELS[place] for place in order[:4]]
     assert [tuple(entry.values()) for entry in found["scores"].values()] == [pytest.approx(column, abs=1e-5)
                                                                              for column in scores.T.tolist()]
-    assert list(found["scores"]) == LABELS and found["linear_head"] is None
+    assert list(found["scores"]) == LABELS
+    assert found["linear_head"] is None
     flat, labels, group = loaded(runs, "m-as-emojiclip", None)
     weight = np.load(runs / "emoji_spurious_classifier_emojiclip.npy")
     check_figures(found, flat, labels, group, weight, 0, order[:4])
@@ -137,13 +149,18 @@ def test_with_texts_the_mapped_components_are_ablated_and_every_figure_is_the_li
     assert (found["images"], found["split"], found["ablated_in_the_space_of"]) == (800, "test", "m-as-emojiclip")
     assert out.startswith(f"Baseline: {found['baseline']['overall']}\nReplaced: {found['ablated']['overall']}\n4 components")
     row = next(line for line in out.splitlines() if line.startswith("worst group")).split()
-    assert row[2:] == [f"{found[key]['worst_group']:.1f}" for key in ("baseline", "ablated", "random_best", "random_mean")]
+    assert row[2:] == [f"{found[key]['worst_group']:.1f}"
+                       for key in ("baseline", "ablated", "random_best", "random_mean")]
     assert Image.open(path.with_suffix(".png")).width > 1000
     other = literal_choice(runs, "train")[1]
-    assert run_script(*call(runs, tmp_path, "--components", len(LABELS), "--select_split", "train", "--random_trials", 1))[0] == 0
+    assert run_script(*
+                      call(runs, tmp_path, "--components", len(LABELS), "--select_split", "train", "--random_trials",
+                           1))[0] == 0
     found = json.loads(path.read_text())
-    assert found["components"] == [LABELS[place] for place in other] and found["options"]["select_split"] == "train"
-    assert other != order and found["ablated"] == found["random_mean"]  # all of them
+    assert found["components"] == [LABELS[place] for place in other]
+    assert found["options"]["select_split"] == "train"
+    assert other != order
+    assert found["ablated"] == found["random_mean"]  # all of them
 
 
 def test_with_a_probe_the_components_of_the_model_itself_are_ablated(run_script, runs, tmp_path):
@@ -152,9 +169,11 @@ def test_with_a_probe_the_components_of_the_model_itself_are_ablated(run_script,
     path = tmp_path / "emoji_spurious_component_repair_probe_m-as-emojiclip.json"
     found = json.loads(path.read_text())
     order = literal_choice(runs, "val")[1]
-    assert found["components"] == [LABELS[place] for place in order[:4]] and found["ablated_in_the_space_of"] == "m"
+    assert found["components"] == [LABELS[place] for place in order[:4]]
+    assert found["ablated_in_the_space_of"] == "m"
     train, train_labels, _ = loaded(runs, "m", "train")
-    head = LogisticRegression(C=found["linear_head"]["C"], tol=1e-6, max_iter=10_000).fit(train.sum(axis=1), train_labels)
+    head = LogisticRegression(C=found["linear_head"]["C"], tol=1e-6, max_iter=10_000).fit(train.sum(axis=1),
+                                                                                          train_labels)
     weight, bias = np.stack([0 * head.coef_[0], head.coef_[0]], axis=1), np.array([0, head.intercept_[0]])
     check_figures(found, *loaded(runs, "m", None), weight, bias, order[:4])
     assert run_script(*call(runs, tmp_path / "b", "--components", 4, "--classifier", "probe", "--random_trials", 2,
@@ -184,4 +203,6 @@ def test_the_texts_of_waterbirds_are_the_published_ones():
     args = get_args_parser().parse_args([])
     assert zeroshot.read_texts(ROOT / args.spurious_texts) == "water ocean lake sky land forest trees bamboo leaves".split()
     assert zeroshot.read_texts(ROOT / args.core_texts) == "bird finch hummingbird crow sparrow swan albatross pelican".split()
-    assert args.components == 10 and args.random_trials == 10 and args.select_split == "val"
+    assert args.components == 10
+    assert args.random_trials == 10
+    assert args.select_split == "val"

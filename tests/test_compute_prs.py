@@ -31,17 +31,21 @@ def test_arrays_equal_the_definition_and_sum_to_the_models_output(run_script, fo
     images = datasets.load_images("imagefolder", str(folder_of_images))
     pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, clip.preprocess, 15, 0)])
     slow = literal.decompose(clip.network.visual, pixels)
-    for what, expected in (("attn", slow["attn"].sum(2)), ("mlp", slow["mlp"]), ("cls_attn", slow["attn"][:, :, 0].sum(2))):
+    for what, expected in (("attn", slow["attn"].sum(2)), ("mlp", slow["mlp"]),
+                           ("cls_attn", slow["attn"][:, :, 0].sum(2))):
         found = load(tmp_path / "o", what)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
     own = torch.nn.functional.normalize(clip.network.encode_image(pixels), dim=-1)
-    np.testing.assert_allclose(load(tmp_path / "o", "attn").sum((1, 2)) + load(tmp_path / "o", "mlp").sum(1), own, atol=1e-5)
+    np.testing.assert_allclose(load(tmp_path / "o", "attn").sum((1, 2)) + load(tmp_path / "o", "mlp").sum(1), own,
+                               atol=1e-5)
     assert load(tmp_path / "o", "labels").tolist() == [0] * 5 + [1] * 5 + [2] * 5
 
     manifest = json.loads((tmp_path / "o" / "imagefolder_emojiclip.json").read_text())
-    assert manifest["images"] == 15 and manifest["classes"] == ["big dog", "cat", "owl"]
-    assert manifest["weights_sha256"] == clip.weights_hash and manifest["skipped_images"] == []
+    assert manifest["images"] == 15
+    assert manifest["classes"] == ["big dog", "cat", "owl"]
+    assert manifest["weights_sha256"] == clip.weights_hash
+    assert manifest["skipped_images"] == []
     assert not list((tmp_path / "o").glob("*.partial"))
 
 
@@ -56,15 +60,19 @@ def test_same_input_same_bytes(run_script, folder_of_images, tmp_path):
 
 def test_half_precision_halves_the_files(run_script, folder_of_images, tmp_path):
     for name, dtype in (("a", "float32"), ("b", "float16")):
-        run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 4, "--save_dtype", dtype))
+        run_script("compute_prs",
+                   *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 4, "--save_dtype", dtype))
     one, half = load(tmp_path / "a", "attn"), load(tmp_path / "b", "attn")
-    assert half.dtype == np.float16 and half.nbytes * 2 == one.nbytes
+    assert half.dtype == np.float16
+    assert half.nbytes * 2 == one.nbytes
     np.testing.assert_allclose(half, one, atol=1e-3)
 
 
 def test_a_model_with_random_weights_at_another_size(run_script, folder_of_images, tmp_path):
-    code, _, err = run_script("compute_prs", "--model", "ViT-M-32-alt", "--pretrained", "none", "--dataset", "imagefolder",
-                              "--data_path", folder_of_images, "--output_dir", tmp_path, "--num_workers", 0, "--device", "cpu")
+    code, _, err = run_script("compute_prs", "--model", "ViT-M-32-alt", "--pretrained", "none", "--dataset",
+                              "imagefolder",
+                              "--data_path", folder_of_images, "--output_dir", tmp_path, "--num_workers", 0, "--device",
+                              "cpu")
     assert code == 0, err
     attn = np.load(tmp_path / "imagefolder_attn_ViT-M-32-alt.npy")
     mlp = np.load(tmp_path / "imagefolder_mlp_ViT-M-32-alt.npy")
@@ -74,7 +82,9 @@ def test_a_model_with_random_weights_at_another_size(run_script, folder_of_image
 def test_check_prints_error_and_cost(run_script):
     code, out, _ = run_script("compute_prs", "--model", "emojiclip", "--check", "--device", "cpu")
     values = dict(line.split(": ") for line in out.strip().splitlines())
-    assert code == 0 and float(values["largest error"]) < 1e-5 and float(values["cost over a plain forward pass"]) > 0
+    assert code == 0
+    assert float(values["largest error"]) < 1e-5
+    assert float(values["cost over a plain forward pass"]) > 0
 
 
 def test_check_fails_where_the_library_computes_something_else(refused, monkeypatch):
@@ -89,7 +99,8 @@ def test_check_fails_where_the_library_computes_something_else(refused, monkeypa
 def test_the_published_command_without_cuda_is_one_line(refused, folder_of_images):
     line = refused("compute_prs", "--dataset", "imagefolder", "--device", "cuda:0", "--model", "ViT-H-14",
                    "--pretrained", "laion2b_s32b_b79k", "--data_path", folder_of_images)
-    assert "--device cuda:0 cannot be used here" in line and "leave --device out" in line
+    assert "--device cuda:0 cannot be used here" in line
+    assert "leave --device out" in line
 
 
 def test_a_truncated_image_stops_the_run_or_is_skipped(refused, run_script, folder_of_images, tmp_path):
@@ -97,8 +108,11 @@ def test_a_truncated_image_stops_the_run_or_is_skipped(refused, run_script, fold
     path.write_bytes(path.read_bytes()[:200])
     assert str(path) in refused("compute_prs", *run_arguments(folder_of_images, tmp_path / "o"))
     assert final_names(tmp_path / "o") == []
-    code, out, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / "o", "--skip_bad_images", "--resume"))
-    assert code == 0 and f"skipped: {path}" in out and "resuming at image 6 of 15" in err
+    code, out, err = run_script("compute_prs",
+                                *run_arguments(folder_of_images, tmp_path / "o", "--skip_bad_images", "--resume"))
+    assert code == 0
+    assert f"skipped: {path}" in out
+    assert "resuming at image 6 of 15" in err
     assert not list((tmp_path / "o").glob("*.partial"))
     manifest = json.loads((tmp_path / "o" / "imagefolder_emojiclip.json").read_text())
     assert manifest["images"] == len(load(tmp_path / "o", "attn")) == len(load(tmp_path / "o", "labels")) == 14
@@ -121,14 +135,16 @@ def test_half_precision_of_the_model_keeps_the_sums_in_full(run_script, folder_o
                  for name in ("float32", precision))
     np.testing.assert_allclose(half, one, atol=error)
     assert not np.array_equal(half, one)
-    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=error)  # what attention adds is rounded, sums are not
+    # what attention adds is rounded, sums are not
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=error)
     assert json.loads((tmp_path / precision / "imagefolder_emojiclip.json").read_text())["precision"] == precision
 
 
 @pytest.mark.long
 def test_a_compiled_model_gives_the_same_terms(run_script, folder_of_images, tmp_path):
     for name, more in (("plain", ()), ("compiled", ("--compile",))):
-        code, _, err = run_script("compute_prs", *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 5, *more))
+        code, _, err = run_script("compute_prs",
+                                  *run_arguments(folder_of_images, tmp_path / name, "--batch_size", 5, *more))
         assert code == 0, err
     for what in ("attn", "mlp", "cls_attn"):
         np.testing.assert_allclose(load(tmp_path / "compiled", what), load(tmp_path / "plain", what), atol=1e-6)
@@ -136,6 +152,7 @@ def test_a_compiled_model_gives_the_same_terms(run_script, folder_of_images, tmp
 
 def test_a_model_that_is_walked_back_is_neither_compiled_nor_halved(refused, folder_of_images, tmp_path):
     for more in (("--precision", "float16"), ("--compile",)):
-        line = refused("compute_prs", "--model", "timm:vit_tiny_patch16_224", "--pretrained", "none", "--dataset", "imagefolder",
+        line = refused("compute_prs", "--model", "timm:vit_tiny_patch16_224", "--pretrained", "none", "--dataset",
+                       "imagefolder",
                        "--data_path", folder_of_images, "--output_dir", tmp_path, "--device", "cpu", *more)
         assert "operation by operation" in line

@@ -34,7 +34,8 @@ def drawn():
 def options(classifier_dir, tmp_path):
     """Options of a run with the embedded model, and more."""
     def make(dataset, *more):
-        return ("--model", "emojiclip", "--device", "cpu", "--classifier_dir", classifier_dir, "--classifier_dataset", "emoji",
+        return ("--model", "emojiclip", "--device", "cpu", "--classifier_dir", classifier_dir, "--classifier_dataset",
+                "emoji",
                 "--train_dataset", dataset, "--output_dir", tmp_path / "out", "--num_workers", 0, *more)
     return make
 
@@ -86,15 +87,23 @@ def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_pa
     assert re.fullmatch(r"Mean AP over 2 classes: 0\.\d{4}", lines[2])
     found = json.loads((tmp_path / "out" / "emoji_seg_segmentation_decomposition_emojiclip.json").read_text())
     figures = found["methods"]["decomposition"]
-    assert found["images"] == SCENES and found["images_without_foreground"] == 0 and figures["images_without_map"] == 0
-    assert lines[0].endswith(f"{figures['mean_iou']:.4f}") and lines[2].endswith(f"{figures['mean_ap']:.4f}")
+    assert found["images"] == SCENES
+    assert found["images_without_foreground"] == 0
+    assert figures["images_without_map"] == 0
+    assert lines[0].endswith(f"{figures['mean_iou']:.4f}")
+    assert lines[2].endswith(f"{figures['mean_ap']:.4f}")
     # All background scores 80% and 40%: these maps find the objects.
-    assert figures["pixel_accuracy"] > 0.8 and figures["mean_iou"] > 0.6 and figures["mean_ap"] > 0.9
-    assert figures["published_percent"] is None and found["definitions"] == comparison.DEFINITIONS
-    assert found["options"]["image_size"] == 64 and found["weights_sha256"]
+    assert figures["pixel_accuracy"] > 0.8
+    assert figures["mean_iou"] > 0.6
+    assert figures["mean_ap"] > 0.9
+    assert figures["published_percent"] is None
+    assert found["definitions"] == comparison.DEFINITIONS
+    assert found["options"]["image_size"] == 64
+    assert found["weights_sha256"]
     for what in ("precision", "recall"):
         values = np.load(tmp_path / "out" / f"emoji_seg_decomposition_{what}_emojiclip.npy")
-        assert values.shape == (1, 1001) and np.isfinite(values).all()
+        assert values.shape == (1, 1001)
+        assert np.isfinite(values).all()
     pictures = tmp_path / "out" / "emoji_seg_decomposition_pictures_emojiclip"
     assert len(list(pictures.glob("*.png"))) == 5 * SCENES
     assert Image.open(pictures / "00010_decomposition_overlay.png").size == (64, 64)
@@ -124,22 +133,27 @@ def test_the_figures_equal_the_literal_ones(result, mask_folder, classifier_dir)
     maps = literal.segmentation_maps(terms["attn"], terms["representation"], np.load(
         classifier_dir / "emoji_classifier_emojiclip.npy"), (8, 8))
     # The scores in single precision, in which 1 - heat ties as it does in the script.
-    slow = literal.segmentation_figures(np.stack([literal.heat_map(patches, 64) for patches in maps]).astype(np.float32), masks)
+    slow = literal.segmentation_figures(np.stack([literal.heat_map(patches, 64)
+                                                  for patches in maps]).astype(np.float32), masks)
     assert {name: figures[name] for name in slow} == pytest.approx(slow, abs=1e-3)
 
 
 def test_another_image_size_and_thr(result, mat_file, tmp_path):
     found = result("imagenet_seg", "--data_path", mat_file, "--image_size", 96, "--thr", 0.5)
-    assert found["options"]["image_size"] == 96 and found["options"]["thr"] == 0.5
+    assert found["options"]["image_size"] == 96
+    assert found["options"]["thr"] == 0.5
     precision = np.load(tmp_path / "out" / "imagenet_seg_decomposition_precision_emojiclip.npy")[0]
     recall = np.load(tmp_path / "out" / "imagenet_seg_decomposition_recall_emojiclip.npy")[0]
-    assert (recall[:501] == 1).all() and recall[501] < 1 and len(set(precision[:501])) == 1
+    assert (recall[:501] == 1).all()
+    assert recall[501] < 1
+    assert len(set(precision[:501])) == 1
 
 
 def test_all_methods_in_one_table(result, run_script, options, mat_file, tmp_path):
     from utils.analysis.segmentation import METHODS
 
-    code, out, err = run_script("compute_segmentations", *options("imagenet_seg", "--data_path", mat_file, "--method", "all"))
+    code, out, err = run_script("compute_segmentations",
+                                *options("imagenet_seg", "--data_path", mat_file, "--method", "all"))
     assert code == 0, err
     assert [line.split()[0] for line in out.splitlines()] == ["percent", *METHODS, str(SCENES)]
     found = json.loads((tmp_path / "out" / "imagenet_seg_segmentation_all_emojiclip.json").read_text())["methods"]
@@ -156,7 +170,8 @@ def test_published_figures_stand_beside_ours():
     published = comparison.PUBLISHED["imagenet_seg", "ViT-L-14", "laion2b_s32b_b82k"]
 
     def lines(*methods):
-        return list(comparison.table({method: ours | {"published_percent": published.get(method)} for method in methods}))
+        return list(comparison.table({method: ours | {"published_percent": published.get(method)}
+                                      for method in methods}))
 
     assert lines("decomposition") == [
         "Mean IoU over 2 classes: 0.5000", "Pixel-wise Accuracy: 75.00%", "Mean AP over 2 classes: 0.8000",
@@ -172,7 +187,8 @@ def test_an_image_without_foreground_is_counted(result, mask_folder):
     Image.new("L", (64, 64)).save(mask_folder / "masks" / "scene03.png")
     found = result("masks_folder", "--data_path", mask_folder)
     assert found["images_without_foreground"] == 1
-    assert all(np.isfinite(found["methods"]["decomposition"][name]) for name in ("pixel_accuracy", "mean_iou", "mean_ap"))
+    assert all(np.isfinite(found["methods"]["decomposition"][name])
+               for name in ("pixel_accuracy", "mean_iou", "mean_ap"))
 
 
 def write(path, change):
@@ -224,7 +240,8 @@ def fewer_masks(file, refs):
 
 
 @pytest.mark.parametrize("change, reason", [
-    (other_mask, "image 1: its mask is 30 x 20 pixels and the image 20 x 30"), (grey_image, "image 2: is uint8 of shape"),
+    (other_mask, "image 1: its mask is 30 x 20 pixels and the image 20 x 30"),
+    (grey_image, "image 2: is uint8 of shape"),
     (float_image, "image 0: is float64"), (no_references, "does not hold /value/img and /value/gt"),
     (null_reference, "does not hold"), (no_group, "does not hold"), (fewer_masks, "3 images and 2 masks")])
 def test_a_wrong_mat_file_is_refused(refused, options, tmp_path, change, reason):
@@ -240,10 +257,12 @@ def test_matlabs_own_layout_is_read(result, tmp_path):
 
 def test_files_that_are_no_mat_file_are_refused(refused, options, tmp_path, mat_file):
     (tmp_path / "text.mat").write_text("MATLAB 5.0 MAT-file")
-    assert "not an HDF5 file" in refused("compute_segmentations", *options("imagenet_seg", "--data_path", tmp_path / "text.mat"))
+    assert "not an HDF5 file" in refused("compute_segmentations",
+                                         *options("imagenet_seg", "--data_path", tmp_path / "text.mat"))
     (tmp_path / "cut.mat").write_bytes(mat_file.read_bytes()[:20_000])
     assert "complete" in refused("compute_segmentations", *options("imagenet_seg", "--data_path", tmp_path / "cut.mat"))
-    assert "no such file" in refused("compute_segmentations", *options("imagenet_seg", "--data_path", tmp_path / "none.mat"))
+    assert "no such file" in refused("compute_segmentations",
+                                     *options("imagenet_seg", "--data_path", tmp_path / "none.mat"))
     assert "needs --data_path" in refused("compute_segmentations", *options("imagenet_seg"))
 
 
@@ -273,7 +292,8 @@ def spoil_images(folder):
 
 
 @pytest.mark.parametrize("spoil, reason", [
-    (spoil_size, "scene04.png: its mask is 64 x 60 pixels"), (spoil_name, "no mask for 1 of 11 images, such as scene04.png"),
+    (spoil_size, "scene04.png: its mask is 64 x 60 pixels"),
+    (spoil_name, "no mask for 1 of 11 images, such as scene04.png"),
     (spoil_image, "scene04.png: cannot be read as an image"), (spoil_double, "keep one file of a name"),
     (spoil_masks, "masks: no such folder"), (spoil_images, "images: no images there")])
 def test_a_wrong_folder_is_refused(refused, options, mask_folder, tmp_path, spoil, reason):
@@ -286,9 +306,11 @@ def test_a_wrong_folder_is_refused(refused, options, mask_folder, tmp_path, spoi
 def test_an_image_that_ends_too_early_is_named(refused, options, mask_folder, tmp_path, workers):
     path = mask_folder / "images" / "scene04.png"
     path.write_bytes(path.read_bytes()[:200])
-    line = refused("compute_segmentations", *options("masks_folder", "--data_path", mask_folder, "--num_workers", workers))
+    line = refused("compute_segmentations",
+                   *options("masks_folder", "--data_path", mask_folder, "--num_workers", workers))
     assert "cannot read image scene04" in line
-    assert not list((tmp_path / "out").glob("*.npy*")) and not list((tmp_path / "out").glob("*.json*"))
+    assert not list((tmp_path / "out").glob("*.npy*"))
+    assert not list((tmp_path / "out").glob("*.json*"))
 
 
 def test_a_classifier_of_another_model_or_width_is_refused(refused, options, classifier_dir, mask_folder, tmp_path):
@@ -333,7 +355,8 @@ def maps_file(tmp_path_factory):
     pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
     vision, clip = (loading.load(name, None, torch.device("cpu")) for name in (EMOJIVIT, "emojiclip"))
     with torch.no_grad():
-        x, y = (model.encode_image(torch.stack([model.preprocess(picture) for picture in pictures])) for model in (vision, clip))
+        x, y = (model.encode_image(torch.stack([model.preprocess(picture) for picture in pictures]))
+                for model in (vision, clip))
     weight, bias = alignment.start("ridge", 43, x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True), 0)
     alignment.save(path, weight, bias, {
         "model": "emojivit", "pretrained": vision.source, "weights_sha256": vision.weights_hash, "clip": "emojiclip",
@@ -362,10 +385,14 @@ def test_a_mapped_model_finds_the_objects(run_script, mapped, tmp_path, monkeypa
         found[target] = json.loads((tmp_path / "out" / f"emoji_seg_segmentation_decomposition_{name}.json").read_text())
         figures = found[target]["methods"]["decomposition"]
         assert f"Foreground alone: IoU {figures['foreground_iou']:.4f}, AP {figures['foreground_ap']:.4f}" in out
-        assert found[target]["options"]["target"] == target and found[target]["options"]["mask_resize"] == "aligned"
-        assert found[target]["text_model"] == "emojiclip" and len(found[target]["maps_sha256"]) == 64
+        assert found[target]["options"]["target"] == target
+        assert found[target]["options"]["mask_resize"] == "aligned"
+        assert found[target]["text_model"] == "emojiclip"
+        assert len(found[target]["maps_sha256"]) == 64
         # All background scores 80% and 40%.
-        assert figures["pixel_accuracy"] > 0.8 and figures["mean_iou"] > 0.58 and figures["foreground_iou"] > 0.35
+        assert figures["pixel_accuracy"] > 0.8
+        assert figures["mean_iou"] > 0.58
+        assert figures["foreground_iou"] > 0.35
     assert found["predicted"]["methods"] != found["true"]["methods"]
     pictures = tmp_path / "out" / f"emoji_seg_decomposition_pictures_{name}"
     assert len(list(pictures.glob("*.png"))) == 5 * 40
@@ -389,7 +416,8 @@ def test_the_true_class_is_explained_by_every_method(result, monkeypatch):
     from utils.data import datasets
 
     monkeypatch.setitem(datasets.REGISTRY["emoji_seg"].scenes, "test", (12, 3))
-    predicted, true = (result("emoji_seg", "--target", target, method="all")["methods"] for target in ("predicted", "true"))
+    predicted, true = (result("emoji_seg", "--target", target, method="all")["methods"]
+                       for target in ("predicted", "true"))
     for method in ("decomposition", "gradcam", "maskclip"):
         assert predicted[method] != true[method]
     assert predicted["rollout"] == true["rollout"]  # it knows no class
@@ -401,16 +429,21 @@ def test_a_clip_that_the_walk_alone_takes(run_script, refused, drawn, mask_folde
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    config, folder = {"embed_dim": 20, "vision_cfg": VISION | {"pool_type": "avg"}, "text_cfg": TEXT}, tmp_path / "small"
+    config, folder = {"embed_dim": 20, "vision_cfg": VISION | {"pool_type": "avg"},
+                      "text_cfg": TEXT}, tmp_path / "small"
     folder.mkdir()
     save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     np.save(tmp_path / "emoji_classifier_small.npy", np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32))
-    options = ("--model", f"local-dir:{folder}", "--device", "cpu", "--classifier_dir", tmp_path, "--classifier_dataset", "emoji",
-               "--train_dataset", "masks_folder", "--data_path", mask_folder, "--num_workers", 0, "--output_dir", tmp_path / "o")
+    options = ("--model", f"local-dir:{folder}", "--device", "cpu", "--classifier_dir", tmp_path,
+               "--classifier_dataset", "emoji",
+               "--train_dataset", "masks_folder", "--data_path", mask_folder, "--num_workers", 0, "--output_dir",
+               tmp_path / "o")
     code, out, err = run_script("compute_segmentations", *options)
-    assert code == 0 and f"{SCENES} images" in out, err
-    assert "this model has --method decomposition alone" in refused("compute_segmentations", *options, "--method", "rollout")
+    assert code == 0, err
+    assert f"{SCENES} images" in out, err
+    assert "this model has --method decomposition alone" in refused("compute_segmentations", *options, "--method",
+                                                                    "rollout")
 
 
 def test_what_a_mapped_model_cannot_is_refused(refused, mapped, mask_folder, maps_file, classifier_dir, tmp_path):

@@ -65,7 +65,8 @@ def photo_file(photo, tmp_path):
 
 
 @pytest.mark.parametrize("layer, head", SELECTIONS)
-@pytest.mark.parametrize("changes", [{}, {"vision_cfg": {"image_size": [24, 40]}}, {"vision_cfg": {"ls_init_value": 0.4}}])
+@pytest.mark.parametrize("changes",
+                         [{}, {"vision_cfg": {"image_size": [24, 40]}}, {"vision_cfg": {"ls_init_value": 0.4}}])
 def test_maps_and_parts_equal_their_definition(layer, head, changes):
     model = random_clip(**changes)
     images, directions = images_for(model, 1), random_directions(20)
@@ -77,7 +78,8 @@ def test_maps_and_parts_equal_their_definition(layer, head, changes):
     for one, direction in zip(found, directions.astype(np.float64)):
         expected = (chosen[:, 1:].sum(axis=(0, 2)) @ direction).reshape(rows, columns)
         np.testing.assert_allclose(one.patches, expected, atol=1e-5)
-        values = [expected.sum(), attn[:, 0].sum(axis=(0, 1)) @ direction, mlp[1:].sum(axis=0) @ direction, mlp[0] @ direction]
+        values = [expected.sum(), attn[:, 0].sum(axis=(0, 1)) @ direction, mlp[1:].sum(axis=0) @ direction,
+                  mlp[0] @ direction]
         if layer is not None:
             values.insert(1, attn[:, 1:].sum(axis=(0, 1, 2)) @ direction - expected.sum())
         np.testing.assert_allclose(list(one.parts.values()), values, atol=1e-5)
@@ -98,7 +100,8 @@ def test_heads_sum_to_their_layer_and_layers_to_the_whole(emojiclip, decomposer,
     directions, pixels = random_directions(128), pixels_of(photo, emojiclip, decomposer.patch_size)
 
     def maps(layer=None, head=None):
-        return np.stack([one.patches for one in heatmaps.explain(decomposer, pixels, ["a", "b"], directions, layer, head)])
+        return np.stack([one.patches
+                         for one in heatmaps.explain(decomposer, pixels, ["a", "b"], directions, layer, head)])
 
     np.testing.assert_allclose(sum(maps(2, head) for head in range(6)), maps(2), atol=1e-5)
     np.testing.assert_allclose(sum(maps(layer) for layer in range(6)), maps(), atol=1e-5)
@@ -114,7 +117,8 @@ def test_a_square_picture_is_what_the_model_itself_would_see(emojiclip, decompos
 
 
 @pytest.mark.parametrize("size, patch, expected", [
-    ((60, 40), (8, 8), (64, 96)), ((40, 60), (8, 8), (96, 64)), ((100, 99), (8, 8), (64, 64)), ((100, 80), (8, 8), (64, 80)),
+    ((60, 40), (8, 8), (64, 96)), ((40, 60), (8, 8), (96, 64)), ((100, 99), (8, 8), (64, 64)),
+    ((100, 80), (8, 8), (64, 80)),
     ((60, 40), (7, 7), (63, 98)), ((4000, 1000), (8, 8), (64, 256)), ((4, 3), (8, 16), (64, 80))])
 def test_sizes_follow_the_picture_in_whole_patches(emojiclip, photo, size, patch, expected):
     assert tuple(pixels_of(photo.resize(size), emojiclip, patch).shape) == (1, 3, *expected)
@@ -122,13 +126,17 @@ def test_sizes_follow_the_picture_in_whole_patches(emojiclip, photo, size, patch
 
 def test_the_script_prints_draws_and_writes(run_script, photo_file, tmp_path):
     picture = tmp_path / "new" / "out.png"
-    code, out, err = run_script("compute_heatmaps", "--model", "emojiclip", "--device", "cpu", "--image", photo_file, "--text",
+    code, out, err = run_script("compute_heatmaps", "--model", "emojiclip", "--device", "cpu", "--image", photo_file,
+                                "--text",
                                 "a red apple", "costs $5 or $6\nin all", "--text", "a dog", "--output", picture,
                                 "--layer", "5", "--head", "1")
     assert code == 0, err
-    assert "layer 5, head 1, patches" in out and "= cosine similarity" in out and out.count("MLPs") == 3
+    assert "layer 5, head 1, patches" in out
+    assert "= cosine similarity" in out
+    assert out.count("MLPs") == 3
     with Image.open(picture) as drawn:
-        assert drawn.format == "PNG" and min(drawn.size) > 300
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 300
     written = json.loads(picture.with_suffix(".json").read_text())
     assert [entry["text"] for entry in written["texts"]] == ["a red apple", "costs $5 or $6\nin all", "a dog"]
     assert (written["grid"], written["pixels"], written["layer"], written["head"]) == ([8, 12], [64, 96], 5, 1)
@@ -142,16 +150,20 @@ def test_default_place_and_settings_file(run_script, photo_file, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(f"model: emojiclip\nimage: {photo_file}\ntext: a dog\n")
     code, out, err = run_script("compute_heatmaps", "--config", "s.yaml", "--device", "cpu")
-    assert code == 0 and "\na dog\n" in "\n" + out, err
+    assert code == 0, err
+    assert "\na dog\n" in "\n" + out, err
     assert (tmp_path / "output_dir" / "photo_heatmaps.png").is_file()
     code, out, err = run_script("compute_heatmaps", "--config", "s.yaml", "--device", "cpu", "--text", "a cat")
-    assert code == 0 and "a cat" in out and "a dog" not in out, err
+    assert code == 0, err
+    assert "a cat" in out, err
+    assert "a dog" not in out, err
 
 
 def test_a_number_in_a_settings_file_is_no_text(refused, photo_file, tmp_path):
     for text in ("5", "[a, 5]"):
         (tmp_path / "s.yaml").write_text(f"image: {photo_file}\ntext: {text}\n")
-        assert "text is 5, and should be text; put it in quotes" in refused("compute_heatmaps", "--config", tmp_path / "s.yaml")
+        assert "text is 5, and should be text; put it in quotes" in refused("compute_heatmaps", "--config",
+                                                                            tmp_path / "s.yaml")
 
 
 def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
@@ -163,7 +175,8 @@ def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
 
 def test_the_input_is_not_replaced(refused, photo_file):
     before = photo_file.read_bytes()
-    assert "would replace --image" in refused("compute_heatmaps", "--image", photo_file, "--text", "a", "--output", photo_file)
+    assert "would replace --image" in refused("compute_heatmaps", "--image", photo_file, "--text", "a", "--output",
+                                              photo_file)
     assert photo_file.read_bytes() == before
 
 
@@ -177,10 +190,12 @@ def _truncated(path, photo):
     (lambda path, photo: path.write_text("<svg></svg>"), "in no format of Pillow's"),
     (lambda path, photo: path.write_bytes(b""), "in no format of Pillow's"), (_truncated, "cannot be read"),
     (lambda path, photo: photo.resize((410, 100)).save(path, "PNG"), "410 x 100 pixels; crop it")])
-def test_files_that_are_no_fitting_picture_are_refused_before_a_model_is_loaded(refused, photo, tmp_path, make, message):
+def test_files_that_are_no_fitting_picture_are_refused_before_a_model_is_loaded(refused, photo, tmp_path, make,
+                                                                                message):
     make(tmp_path / "x", photo)
     line = refused("compute_heatmaps", "--model", "no such model", "--image", tmp_path / "x", "--text", "a")
-    assert message in line and "--image" in line
+    assert message in line
+    assert "--image" in line
 
 
 def test_python_callers_get_the_same_refusals(emojiclip, decomposer, photo):
@@ -202,8 +217,9 @@ def test_the_walk_gives_the_maps_and_parts_of_the_fast_path(name, layer, head):
         assert one.parts == pytest.approx(other.parts, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["vit", "vit_average", "vit_oblong", "deit_distilled", "dinov2_registers", "siglip", "swin",
-                                    "swin_padded", "maxvit"])
+@pytest.mark.parametrize("family",
+                         ["vit", "vit_average", "vit_oblong", "deit_distilled", "dinov2_registers", "siglip", "swin",
+                          "swin_padded", "maxvit"])
 def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
     """Each head's terms of tokens, one coordinate after the other, through that head's own map; patches of a coarser layer laid
     out one by one."""
@@ -224,13 +240,15 @@ def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
     prefix = model.prefix_tokens
     sizes = {layer: scores.shape[1] - prefix for (layer, _), scores in scored.items()}
     aspect = model.image_size[0] / model.image_size[1]
-    grids = {layer: (round((number * aspect) ** 0.5), round((number / aspect) ** 0.5)) for layer, number in sizes.items()}
+    grids = {layer: (round((number * aspect) ** 0.5), round((number / aspect) ** 0.5))
+             for layer, number in sizes.items()}
     finest = max(grids.values())
 
     def laid(layer, values, grid):
         rows, columns = grids[layer]
         out = np.zeros(grid)
-        cells = [[r * rows // grid[0] * columns + c * columns // grid[1] for c in range(grid[1])] for r in range(grid[0])]
+        cells = [[r * rows // grid[0] * columns + c * columns // grid[1] for c in range(grid[1])]
+                 for r in range(grid[0])]
         for cell in np.unique(cells):
             out[cells == cell] = values[cell] / np.sum(cells == cell)
         return out
@@ -264,7 +282,8 @@ def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
 
 
 def test_heads_of_a_hierarchical_model_sum_to_their_layer_and_layers_to_the_whole():
-    decomposer, images, directions = Decomposer(family_model("swin")), random_images(SWIN["img_size"], 1), random_directions(96)
+    decomposer, images, directions = Decomposer(family_model("swin")), random_images(SWIN["img_size"],
+                                                                                     1), random_directions(96)
 
     def maps_of(layer=None, head=None):
         return heatmaps.explain(decomposer, images, ["a"], directions[:1], layer, head)[0].patches
@@ -278,7 +297,8 @@ def test_heads_of_a_hierarchical_model_sum_to_their_layer_and_layers_to_the_whol
 
 
 def test_layers_and_heads_that_a_walked_model_lacks_are_refused():
-    decomposer, images, directions = Decomposer(family_model("swin")), random_images(SWIN["img_size"], 1), random_directions(96, 1)
+    decomposer, images, directions = Decomposer(family_model("swin")), random_images(SWIN["img_size"],
+                                                                                     1), random_directions(96, 1)
     for layer, head, message in ((5, None, "layer 5: the model's layers with heads are 0, 1, 2, 3, 4"),
                                  (-1, None, "layer -1"), (0, 2, "head 2: layer 0 has 2 of them"), (0, -1, "head -1"),
                                  (None, 1, "head needs its layer")):
@@ -293,11 +313,14 @@ def test_tokens_that_are_no_grid_and_maps_of_other_components_are_refused():
         with pytest.raises(UserError, match="tokens cannot be laid out on its images of 32 x 32 pixels"):
             heatmaps.explain(Decomposer(model), images, ["a"], random_directions(48, 1))
     for number, width in ((15, 48), (16, 47)):
-        with pytest.raises(UserError, match=f"for {number} components of width {width}, and the model has 16 of width 48"):
-            heatmaps.explain(Decomposer(model), images, ["a"], random_directions(10, 1), maps=random_maps(number, width))
+        with pytest.raises(UserError,
+                           match=f"for {number} components of width {width}, and the model has 16 of width 48"):
+            heatmaps.explain(Decomposer(model), images, ["a"], random_directions(10, 1),
+                             maps=random_maps(number, width))
 
 
-@pytest.mark.parametrize("options", [{}, {"crop_pct": 0.5}, {"crop_pct": 0.9, "crop_mode": "squash"}, {"crop_mode": "border"}])
+@pytest.mark.parametrize("options",
+                         [{}, {"crop_pct": 0.5}, {"crop_pct": 0.9, "crop_mode": "squash"}, {"crop_mode": "border"}])
 @pytest.mark.parametrize("size", [(60, 40), (31, 97), (64, 64)])
 def test_the_picture_that_is_shown_is_what_the_model_sees(photo, options, size):
     vision = model_of(None, (32, 32), preprocess=create_transform((3, 32, 32), is_training=False, **options))
@@ -333,12 +356,16 @@ def test_a_mapped_models_picture_and_numbers(run_script, photo, photo_file, maps
 
     file, parts = maps_file(), {}
     for name, options in (("all", ()), ("head", ("--layer", "5", "--head", "1"))):
-        code, out, err = run_script("compute_heatmaps", *EMOJIVIT, "--maps", file, "--image", photo_file, "--text", "a dog",
+        code, out, err = run_script("compute_heatmaps", *EMOJIVIT, "--maps", file, "--image", photo_file, "--text",
+                                    "a dog",
                                     "red", "--output", tmp_path / f"{name}.png", *options)
-        assert code == 0 and "class token to itself" in out and "8 x 8 patches, 2 texts" in out, err
+        assert code == 0, err
+        assert "class token to itself" in out, err
+        assert "8 x 8 patches, 2 texts" in out, err
         found = json.loads((tmp_path / f"{name}.json").read_text())
         assert (found["grid"], found["pixels"], found["text_model"]) == ([8, 8], [64, 64], "emojiclip")
-        assert found["maps"] == str(file) and len(found["maps_sha256"]) == 64
+        assert found["maps"] == str(file)
+        assert len(found["maps_sha256"]) == 64
         for entry in found["texts"]:
             assert sum(entry["parts"].values()) == pytest.approx(entry["similarity"], abs=1e-5)
         parts[name] = found["texts"]
@@ -346,7 +373,8 @@ def test_a_mapped_models_picture_and_numbers(run_script, photo, photo_file, maps
         assert min(drawn.size) > 300
     trained, pixels = alignment.load(file), emojivit.preprocess(photo)[None]
     terms = Decomposer(emojivit).terms(pixels).values
-    whole = torch.nn.functional.normalize(alignment.mapped(trained.weight, trained.bias, terms).sum(dim=1), dim=-1)[0].numpy()
+    whole = torch.nn.functional.normalize(alignment.mapped(trained.weight, trained.bias, terms).sum(dim=1),
+                                          dim=-1)[0].numpy()
     for entry, text in zip(parts["all"], embed_texts(emojiclip, ["a dog", "red"], 2)):
         assert entry["similarity"] == pytest.approx(float(whole @ text), abs=1e-5)
 
@@ -362,7 +390,8 @@ def test_a_clip_that_the_walk_alone_takes_gets_the_picture_at_its_own_size(run_s
     config = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": TEXT}
     save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    code, out, err = run_script("compute_heatmaps", "--model", f"local-dir:{tmp_path}", "--device", "cpu", "--image", photo_file,
+    code, out, err = run_script("compute_heatmaps", "--model", f"local-dir:{tmp_path}", "--device", "cpu", "--image",
+                                photo_file,
                                 "--text", "a dog", "--output", tmp_path / "x.png")
     assert code == 0, err
     found = json.loads((tmp_path / "x.json").read_text())
@@ -380,9 +409,12 @@ def test_wrong_maps_are_refused(refused, photo_file, maps_file, tmp_path):
     assert "has no text side; give --maps" in line(*EMOJIVIT)
     assert "does not exist; make them with compute_alignment.py" in line(*EMOJIVIT, "--maps", tmp_path / "none")
     assert "not maps of compute_alignment.py" in line(*EMOJIVIT, "--maps", photo_file)
-    assert "maps were trained with --model other, and --model is emojivit" in line(*EMOJIVIT, "--maps", maps_file(model="other"))
+    assert "maps were trained with --model other, and --model is emojivit" in line(*EMOJIVIT, "--maps",
+                                                                                   maps_file(model="other"))
     assert "trained with other weights of emojivit" in line(*EMOJIVIT, "--maps", maps_file(weights_sha256="0" * 64))
-    assert "mapped to emojiclip, whose weights are others" in line(*EMOJIVIT, "--maps", maps_file(clip_weights_sha256="0" * 64))
-    assert "maps were trained with --model emojivit, and --model is emojiclip" in line("--model", "emojiclip", "--device", "cpu",
+    assert "mapped to emojiclip, whose weights are others" in line(*EMOJIVIT, "--maps",
+                                                                   maps_file(clip_weights_sha256="0" * 64))
+    assert "maps were trained with --model emojivit, and --model is emojiclip" in line("--model", "emojiclip",
+                                                                                       "--device", "cpu",
                                                                                        "--maps", maps_file())
     assert "layer 6: the model's layers" in line(*EMOJIVIT, "--maps", maps_file(), "--layer", "6")

@@ -77,15 +77,19 @@ def test_one_description_a_concept_and_question(run_script, options, tiny_lm, tm
     assert all(tuple(row) == ("concept", "question", "description", "seed", "reward") for row in rows)
     assert [(row["concept"], row["question"]) for row in rows] == [
         (name, question.replace("{concept}", name)) for name in NAMES for question in QUESTIONS]
-    assert [row["seed"] for row in rows] == list(range(6)) and {row["reward"] for row in rows} == {None}
+    assert [row["seed"] for row in rows] == list(range(6))
+    assert {row["reward"] for row in rows} == {None}
     said = [row["description"] for row in rows]
-    assert json.loads((tmp_path / "out" / "d.json").read_text()) == [said[:3], said[3:]] and len(set(said)) == 6
+    assert json.loads((tmp_path / "out" / "d.json").read_text()) == [said[:3], said[3:]]
+    assert len(set(said)) == 6
     manifest = json.loads((tmp_path / "out" / "d.manifest.json").read_text())
-    assert manifest["mean_reward"] is None and manifest["measures"]["duplicates"] == 0
+    assert manifest["mean_reward"] is None
+    assert manifest["measures"]["duplicates"] == 0
     assert header(manifest) == {
         "model_name": tiny_lm, "base_model_name": tiny_lm, "backend": "hf", "dataset": "emoji", "concepts": NAMES,
         "questions": QUESTIONS, "seed": 0, "max_new_tokens": 5, "weights_sha256": None}
-    assert "words a description" in out and f"6 descriptions -> {tmp_path / 'out' / 'd.json'}" in out
+    assert "words a description" in out
+    assert f"6 descriptions -> {tmp_path / 'out' / 'd.json'}" in out
     assert "mean reward" not in out
 
     tokenizer = loading.load_tokenizer(tiny_lm)
@@ -99,7 +103,8 @@ def test_seeds_make_the_difference(run_script, options, tmp_path):
     for seed in (0, 0, 3):
         assert run_script("inference", *options, "--seed", seed)[0] == 0
         found.append(read(tmp_path / "out" / "d.jsonl"))
-    assert found[0] == found[1] and [row["seed"] for row in found[2]] == [3, 4, 5, 6, 7, 8]
+    assert found[0] == found[1]
+    assert [row["seed"] for row in found[2]] == [3, 4, 5, 6, 7, 8]
     assert all(one["description"] != other["description"] for one, other in zip(found[0], found[2]))
 
 
@@ -118,7 +123,8 @@ def test_descriptions_are_scored_as_they_are_made_or_later(run_script, options, 
     assert code == 0, err
     rows, manifest = descriptions.read(str(tmp_path / "out" / "d.json"))
     expected = score(rows)
-    assert [row["reward"] for row in rows] == pytest.approx(expected, abs=1e-4) and min(expected) != max(expected)
+    assert [row["reward"] for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert min(expected) != max(expected)
     assert f"mean reward: {manifest['mean_reward'][0]:.2f} +- " in out
     assert (manifest["vlm_name"], manifest["reward_split"], manifest["num_images_for_reward"]) == (JUDGE, "train", 3)
 
@@ -182,7 +188,8 @@ def test_what_was_made_is_kept_as_it_is_made(run_script, options, tmp_path, monk
 
     monkeypatch.setattr(generation, "with_transformers", cut_off)
     code, _, err = run_script("inference", *options)
-    assert code == 130 and "interrupted" in err
+    assert code == 130
+    assert "interrupted" in err
     (partial,) = (tmp_path / "out").iterdir()
     assert partial.name not in FILES
     kept = partial.read_text().split("\n")[1:-1]
@@ -250,7 +257,8 @@ def test_a_concept_without_images_is_refused_before_the_long_work(refused, optio
     line = refused("inference", *options, "--eval_dataset", "stanford_cars", "--data_root", tmp_path / "cars",
                    "--split", "test", "--score", JUDGE)
     assert "no images of 'Ram C/V Van 2012' in the split 'test'; choose another --split" in line
-    assert not generated and not (tmp_path / "out").exists()
+    assert not generated
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_inference_did_not_write_is_refused(refused, tmp_path):

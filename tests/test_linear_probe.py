@@ -36,14 +36,16 @@ def literal_features(attn, mlp, train_attn, train_mlp, last_layers, mlps):
 
 def random_run(images, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
-    return {"attn": rng.normal(1, 1, (images, 5, 3, 7)).astype(dtype), "mlp": rng.normal(2, 1, (images, 6, 7)).astype(dtype),
+    return {"attn": rng.normal(1, 1, (images, 5, 3, 7)).astype(dtype),
+            "mlp": rng.normal(2, 1, (images, 6, 7)).astype(dtype),
             "labels": rng.integers(0, 4, images)}
 
 
 def write_run(folder, split, run, classes="abcd", weights="aa"):
     """A run of flowers, whose names of splits are train, val and test."""
     parts = {what: run[what] for what in ("attn", "mlp")}
-    builders.write_run(folder, files.run_name("flowers", split), "m", parts, run["labels"], dtype=run["attn"].dtype.name,
+    builders.write_run(folder, files.run_name("flowers", split), "m", parts, run["labels"],
+                       dtype=run["attn"].dtype.name,
                        classes=list(classes), weights_sha256=weights)
 
 
@@ -118,7 +120,8 @@ def check_rows(found, runs, held):
             assert tried["validation_accuracy"] == pytest.approx(score(fitted, judged, tried["C"]), abs=step * 1.01)
         best = max(tried["validation_accuracy"] for tried in row["search"])
         assert row["C"] == min(tried["C"] for tried in row["search"] if tried["validation_accuracy"] == best)
-        assert row["validation_accuracy"] == best and row["converged"]
+        assert row["validation_accuracy"] == best
+        assert row["converged"]
         expected = score(features["train"], features["test"], row["C"])
         assert row["accuracy"] == pytest.approx(expected, abs=101 / len(features["test"][1]))
 
@@ -133,7 +136,8 @@ def test_features_equal_the_literal_ablation(images, dtype):
         assert found.dtype == np.float32
         slow = literal_features(run["attn"], run["mlp"], train["attn"], train["mlp"], row["last_layers"], row["mlps"])
         np.testing.assert_allclose(found, slow, atol=1e-4)
-    assert [(row["last_layers"], row["mlps"]) for row in probe.rows(5, 2)] == [(None, True), (None, False), (2, True), (2, False)]
+    assert [(row["last_layers"], row["mlps"]) for row in probe.rows(5, 2)] == [(None, True), (None, False), (2, True),
+                                                                               (2, False)]
     assert probe.rows(5, 2)[3]["name"] == "all MLPs and first 3 attention layers ablated"
 
 
@@ -141,7 +145,8 @@ def test_the_script_chooses_on_the_val_split_and_equals_scikit_learn(run_script,
     code, out, err = run_script("compute_linear_probe", *real(folder, "--output_dir", tmp_path))
     assert code == 0, err
     found = report(tmp_path, "imagefolder_test_linear_probe_emojiclip")
-    assert found["validation"] == "val split" and "20 images of the val split" in out
+    assert found["validation"] == "val split"
+    assert "20 images of the val split" in out
     assert found["images"] == {"train": 70, "test": 30, "validation": 20}
     assert (found["keep_last_layers"], found["classes_not_in_train"]) == (4, 0)
     check_rows(found, {split: load(folder, split) for split in SPLITS}, None)
@@ -157,8 +162,10 @@ def test_without_a_val_split_a_tenth_of_train_is_held_out(run_script, folder, tm
                                                               "--keep_last_layers", 2))
     assert code == 0, err
     found = report(tmp_path, "imagefolder_test_linear_probe_emojiclip")
-    assert found["validation"] == "held out of train" and "5 images of train, held out by seed 3" in out
-    assert found["images"] == {"train": 70, "test": 30, "validation": 5} and found["seed"] == 3
+    assert found["validation"] == "held out of train"
+    assert "5 images of train, held out by seed 3" in out
+    assert found["images"] == {"train": 70, "test": 30, "validation": 5}
+    assert found["seed"] == 3
     runs = {split: load(folder, split) for split in ("train", "test")}
     check_rows(found, runs, probe.hold_out(runs["train"]["labels"], 3))
 
@@ -182,11 +189,13 @@ def test_the_final_probe_is_fitted_to_all_of_train(with_val):
 
 
 def test_the_val_split_does_not_choose_what_it_reports(run_script, folder, tmp_path):
-    code, _, err = run_script("compute_linear_probe", "--model", "emojiclip", "--dataset", "imagefolder", "--split", "val",
+    code, _, err = run_script("compute_linear_probe", "--model", "emojiclip", "--dataset", "imagefolder", "--split",
+                              "val",
                               "--input_dir", folder, "--output_dir", tmp_path)
     assert code == 0, err
     found = report(tmp_path, "imagefolder_val_linear_probe_emojiclip")
-    assert found["validation"] == "held out of train" and found["images"]["test"] == 20
+    assert found["validation"] == "held out of train"
+    assert found["images"]["test"] == 20
 
 
 def test_a_linear_function_is_read_and_the_means_are_those_of_train(run_script, tmp_path):
@@ -220,7 +229,8 @@ def test_held_out_are_a_tenth_of_every_class():
     labels = np.random.default_rng(0).permutation(np.repeat([4, 7, 8, 9, 11], [40, 25, 3, 2, 1]))
     held = probe.hold_out(labels, 0)
     assert [int(held[labels == label].sum()) for label in (4, 7, 8, 9, 11)] == [4, 2, 1, 1, 0]
-    assert np.array_equal(held, probe.hold_out(labels, 0)) and not np.array_equal(held, probe.hold_out(labels, 1))
+    assert np.array_equal(held, probe.hold_out(labels, 0))
+    assert not np.array_equal(held, probe.hold_out(labels, 1))
     with pytest.raises(UserError, match="one image of each class"):
         probe.hold_out(np.arange(5), 0)
 
@@ -234,15 +244,19 @@ def test_the_search_finds_the_peak_to_an_eighth_of_a_decade(peak, best):
         return -abs(np.log10(c) - peak)
 
     found, scores = probe.search(score)
-    assert found == best and len(tried) == len(set(tried)) == len(scores) <= probe.SWEEP_FITS
+    assert found == best
+    assert len(tried) == len(set(tried)) == len(scores) <= probe.SWEEP_FITS
     assert sorted(tried) == pytest.approx([10 ** exponent for exponent in sorted(scores)])
-    assert min(tried) >= 1e-6 and max(tried) <= 1e6
+    assert min(tried) >= 1e-6
+    assert max(tried) <= 1e6
 
 
 def test_of_equal_scores_the_strongest_penalty_is_chosen():
     assert probe.search(lambda c: 50.0)[0] == -6
     found, scores = probe.search(lambda c: float(c >= 10))
-    assert found == 1 and scores[0.875] == 0 and len(scores) == probe.SWEEP_FITS
+    assert found == 1
+    assert scores[0.875] == 0
+    assert len(scores) == probe.SWEEP_FITS
 
 
 def test_a_fit_that_has_not_converged_goes_on_and_says_so():
@@ -251,7 +265,8 @@ def test_a_fit_that_has_not_converged_goes_on_and_says_so():
     _, iterations, converged = probe.fit(x, run["labels"], 10.0, 3)
     assert (iterations, converged) == (3, False)
     model, iterations, converged = probe.fit(x, run["labels"], 10.0, 3, 1000)
-    assert converged and 3 < iterations < 1000
+    assert converged
+    assert 3 < iterations < 1000
     assert probe.fit(x, run["labels"], 10.0, *range(5, 1000, 5))[2]  # five at a time: from where it stood
     direct = LogisticRegression(C=10.0, tol=probe.TOLERANCE, max_iter=1000).fit(x, run["labels"])
     np.testing.assert_allclose(model.predict_proba(x), direct.predict_proba(x), atol=1e-3)
@@ -262,27 +277,32 @@ def test_what_did_not_converge_stands_in_table_and_json(run_script, folder, tmp_
     monkeypatch.setattr(probe, "ITERATIONS", 2)
     monkeypatch.setattr(probe, "MORE_ITERATIONS", 4)
     code, out, err = run_script("compute_linear_probe", *real(folder, "--output_dir", tmp_path))
-    assert code == 0 and out.count("not converged in 4 iterations") == 4, err
+    assert code == 0, err
+    assert out.count("not converged in 4 iterations") == 4, err
     found = report(tmp_path, "imagefolder_test_linear_probe_emojiclip")
     assert found["max_iterations"] == [2, 4]
-    assert all(not row["converged"] and row["iterations"] == 4 and len(row["unconverged_C"]) > 3 for row in found["rows"])
+    assert all(not row["converged"] and row["iterations"] == 4 and len(row["unconverged_C"]) > 3
+               for row in found["rows"])
 
 
 def test_missing_arrays_are_named_with_the_command_that_makes_them(refused, tmp_path):
     write_run(tmp_path, None, linear_run(20, 1), "abc")
     line = refused("compute_linear_probe", *arguments(tmp_path))
-    assert "flowers_train_attn_m.npy does not exist; make it with: python compute_prs.py" in line and "--split train" in line
+    assert "flowers_train_attn_m.npy does not exist; make it with: python compute_prs.py" in line
+    assert "--split train" in line
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("change, message", [
-    ({"weights": "bb"}, "made with other weights"), ({"classes": "abd"}, "has other classes than flowers; make both from"),
+    ({"weights": "bb"}, "made with other weights"),
+    ({"classes": "abd"}, "has other classes than flowers; make both from"),
     ({"run": random_run(30)}, "has other layers, heads or width than flowers")])
 def test_splits_that_do_not_belong_together_are_refused(refused, tmp_path, split, change, message):
     for own in ("train", "val", "test"):
         write_run(tmp_path, own, **{"run": linear_run(30, 1), "classes": "abc"} | (change if own == split else {}))
     line = refused("compute_linear_probe", *arguments(tmp_path, "--keep_last_layers", 2))
-    assert message in line and f"flowers_{split}_attn_m.npy" in line
+    assert message in line
+    assert f"flowers_{split}_attn_m.npy" in line
 
 
 def test_a_train_split_that_teaches_nothing_is_refused(refused, tmp_path):

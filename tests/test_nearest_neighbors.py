@@ -65,7 +65,8 @@ def test_a_query_of_the_run_is_left_out_of_its_own_neighbors_alone(rows):
     for w, way in enumerate(WAYS):
         for q, row in enumerate(rows):
             slow = literal_nearest(run, run["attn"][row], run["mlp"][row], way, 299, row)
-            assert indices[w, q].tolist() == slow[0] and sorted([*indices[w, q], row]) == list(range(300))
+            assert indices[w, q].tolist() == slow[0]
+            assert sorted([*indices[w, q], row]) == list(range(300))
             np.testing.assert_allclose(similarities[w, q], slow[1], atol=1e-6)
     itself, _ = retrieval.by_images(opened(run), WAYS, queries, 1)  # where it is not left out
     assert (itself == np.array([rows] * 3)[..., None]).all()
@@ -79,7 +80,8 @@ def test_of_equally_near_images_the_first_comes_first():
     for row in (3, 400):
         indices, similarities = retrieval.by_images(run, WAYS, retrieval.vectors(run, np.array([row]), WAYS), 7, [row])
         assert (indices[:, 0, :6] == [copy for copy in copies if copy != row]).all()
-        assert (similarities[:, 0, :6] == 1).all() and (similarities[:, 0, 6] < 1).all()
+        assert (similarities[:, 0, :6] == 1).all()
+        assert (similarities[:, 0, 6] < 1).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -88,11 +90,14 @@ def test_a_head_that_writes_a_constant_finds_no_one_nearer(dtype, value):
     run = random_run(300, dtype)
     run["attn"][:, 1, 2] = value
     if value:  # but for the rounding of what is stored
-        run["attn"][:, 1, 2] += (np.finfo(dtype).eps * value * np.random.default_rng(1).uniform(-1, 1, (300, 6))).astype(dtype)
+        run["attn"][:, 1,
+                    2] += (np.finfo(dtype).eps * value *
+                           np.random.default_rng(1).uniform(-1, 1, (300, 6))).astype(dtype)
     run = opened(run)
     queries = retrieval.vectors(run, np.array([0, 150]), [WAYS[1]])
     indices, similarities = retrieval.by_images(run, [WAYS[1]], queries, 4, [0, 150])
-    assert (similarities == 0).all() and indices[0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
+    assert (similarities == 0).all()
+    assert indices[0].tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]
 
 
 def test_a_representation_of_zeros_is_near_to_nothing():
@@ -101,7 +106,9 @@ def test_a_representation_of_zeros_is_near_to_nothing():
         run[what][[4, 9]] = 0
     run = opened(run)
     similarities = retrieval.by_images(run, [None], retrieval.vectors(run, np.array([4, 5]), [None]), 19, [4, 5])[1]
-    assert (similarities[0, 0] == 0).all() and np.isfinite(similarities).all() and (similarities[0, 1] == 0).sum() == 2
+    assert (similarities[0, 0] == 0).all()
+    assert np.isfinite(similarities).all()
+    assert (similarities[0, 1] == 0).sum() == 2
 
 
 def test_adding_the_same_to_every_image_changes_no_neighbor_by_heads():
@@ -123,7 +130,8 @@ def heads_file(tmp_path):
 
 
 def arguments(run, out, *more):
-    return ("--model", "emojiclip", "--dataset", "imagefolder", "--input_dir", run / "out", "--data_path", run / "images",
+    return ("--model", "emojiclip", "--dataset", "imagefolder", "--input_dir", run / "out", "--data_path",
+            run / "images",
             "--output_dir", out, "--device", "cpu", *more)
 
 
@@ -137,7 +145,8 @@ def files(run):
 
 def test_the_script_writes_neighbors_by_every_way(run_script, emoji_run, heads_file, tmp_path):
     code, out, err = run_script("compute_nearest_neighbors", *arguments(
-        emoji_run, tmp_path / "new", "--index", 17, 0, "--neighbors", 5, "--heads", "4.2,3.1", "--heads_file", heads_file,
+        emoji_run, tmp_path / "new", "--index", 17, 0, "--neighbors", 5, "--heads", "4.2,3.1", "--heads_file",
+        heads_file,
         "--property", "object", "whole", "color"))
     assert code == 0, err
     found, paths = report(tmp_path / "new"), files(emoji_run)
@@ -156,25 +165,34 @@ def test_the_script_writes_neighbors_by_every_way(run_script, emoji_run, heads_f
         for near in [entry["query"], *(near for way in entry["ways"] for near in way["neighbors"])]:
             assert near["path"] == paths[near["index"]]
             assert near["class"] == near["path"].split("/")[-2].replace("_", " ")
-    assert out.count("17, ") >= 4 and "0, color: heads 5.4, 5.3: " in out and "17, whole representation: " in out
-    assert "17, object: head 5.1: " in out and "0, heads 4.2, 3.1: " in out
+    assert out.count("17, ") >= 4
+    assert "0, color: heads 5.4, 5.3: " in out
+    assert "17, whole representation: " in out
+    assert "17, object: head 5.1: " in out
+    assert "0, heads 4.2, 3.1: " in out
     with Image.open(tmp_path / "new" / "imagefolder_neighbors_emojiclip.png") as sheet:
-        assert sheet.format == "PNG" and sheet.height > 8 * 200 and sheet.width > 6 * 100
+        assert sheet.format == "PNG"
+        assert sheet.height > 8 * 200
+        assert sheet.width > 6 * 100
     assert sorted(path.suffix for path in (tmp_path / "new").iterdir()) == [".json", ".png"]
 
 
 def test_a_picture_is_found_and_has_the_neighbors_of_its_own_image(run_script, emoji_run, heads_file, tmp_path):
     ways = ("--property", "whole", "color", "object", "--heads_file", heads_file)
     pictures = [files(emoji_run)[index] for index in (30, 60)]
-    code, _, err = run_script("compute_nearest_neighbors", *arguments(emoji_run, tmp_path / "a", "--image", *pictures, *ways,
-                                                                      "--neighbors", 6))
+    code, _, err = run_script("compute_nearest_neighbors",
+                              *arguments(emoji_run, tmp_path / "a", "--image", *pictures, *ways,
+                                         "--neighbors", 6))
     assert code == 0, err
-    run_script("compute_nearest_neighbors", *arguments(emoji_run, tmp_path / "b", "--index", 30, 60, *ways, "--neighbors", 5))
+    run_script("compute_nearest_neighbors",
+               *arguments(emoji_run, tmp_path / "b", "--index", 30, 60, *ways, "--neighbors", 5))
     by_file, by_index = report(tmp_path / "a")["queries"], report(tmp_path / "b")["queries"]
     for file, index, number, path in zip(by_file, by_index, (30, 60), pictures):
-        assert file["query"] == {"path": path} and len(file["ways"]) == 3
+        assert file["query"] == {"path": path}
+        assert len(file["ways"]) == 3
         for found, known in zip(file["ways"], index["ways"]):
-            assert found["neighbors"][0]["index"] == number and found["neighbors"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+            assert found["neighbors"][0]["index"] == number
+            assert found["neighbors"][0]["similarity"] == pytest.approx(1, abs=1e-5)
             assert [near["index"] for near in found["neighbors"][1:]] == [near["index"] for near in known["neighbors"]]
             assert [near["similarity"] for near in found["neighbors"][1:]] == pytest.approx(
                 [near["similarity"] for near in known["neighbors"]], abs=1e-4)
@@ -187,9 +205,11 @@ def test_the_whole_is_the_default_and_heads_alone_need_no_mlps(run_script, emoji
                                                                       "--config", tmp_path / "s.yaml"))
     assert code == 0, err
     entry, = report(tmp_path)["queries"]
-    assert [way["by"] for way in entry["ways"]] == ["whole"] and len(entry["ways"][0]["neighbors"]) == 8
+    assert [way["by"] for way in entry["ways"]] == ["whole"]
+    assert len(entry["ways"][0]["neighbors"]) == 8
     (tmp_path / "run" / "out" / "imagefolder_mlp_emojiclip.npy").unlink()
-    code, _, err = run_script("compute_nearest_neighbors", *arguments(tmp_path / "run", tmp_path, "--index", 4, "--heads", "5.4"))
+    code, _, err = run_script("compute_nearest_neighbors",
+                              *arguments(tmp_path / "run", tmp_path, "--index", 4, "--heads", "5.4"))
     assert code == 0, err
     entry, = report(tmp_path)["queries"]
     assert [way["by"] for way in entry["ways"]] == ["5.4"]
@@ -244,7 +264,8 @@ def test_an_embedded_set_is_drawn_and_its_list_is_found(run_script, tmp_path):
     assert code == 0, err
     found = json.loads((tmp_path / "emoji_spurious_val_neighbors_emojiclip.json").read_text())
     way, = found["queries"][0]["ways"]
-    assert way["heads"] == [str(head) for head in roles[role]] and found["split"] == "val"
+    assert way["heads"] == [str(head) for head in roles[role]]
+    assert found["split"] == "val"
     assert all("path" not in near and near["class"] == ("land animal", "sea animal")[labels[near["index"]]]
                for near in [found["queries"][0]["query"], *way["neighbors"]])
     assert (tmp_path / "emoji_spurious_val_neighbors_emojiclip.png").is_file()
@@ -255,20 +276,25 @@ def test_an_embedded_set_is_drawn_and_its_list_is_found(run_script, tmp_path):
     (HEADS.replace("5.4 5.3", "5.4 5.6"), "color: there is no head 5.6"), (None, "no such list of heads")])
 def test_lists_of_heads_that_do_not_fit_are_refused(refused, emoji_run, heads_file, tmp_path, text, message):
     heads_file.unlink() if text is None else heads_file.write_text(text)
-    line = refused("compute_nearest_neighbors", *arguments(emoji_run, tmp_path, "--heads_file", heads_file, "--index", 1,
-                                                           "--property", "color"))
-    assert message in line and str(heads_file) in line
+    line = refused("compute_nearest_neighbors",
+                   *arguments(emoji_run, tmp_path, "--heads_file", heads_file, "--index", 1,
+                              "--property", "color"))
+    assert message in line
+    assert str(heads_file) in line
 
 
 def test_a_single_head_of_a_settings_file_stands_in_quotes(refused, emoji_run, tmp_path):
     (tmp_path / "s.yaml").write_text("index: 1\nheads: 5.10\n")
-    assert "in quotes" in refused("compute_nearest_neighbors", *arguments(emoji_run, tmp_path, "--config", tmp_path / "s.yaml"))
+    assert "in quotes" in refused("compute_nearest_neighbors",
+                                  *arguments(emoji_run, tmp_path, "--config", tmp_path / "s.yaml"))
 
 
 def test_more_neighbors_than_images_are_refused(refused, run_with_a_bad_image, tmp_path):
-    line = refused("compute_nearest_neighbors", *arguments(run_with_a_bad_image, tmp_path, "--index", 1, "--neighbors", 12))
+    line = refused("compute_nearest_neighbors",
+                   *arguments(run_with_a_bad_image, tmp_path, "--index", 1, "--neighbors", 12))
     assert "--neighbors 12: there are 11 images to choose from" in line
-    line = refused("compute_nearest_neighbors", *arguments(run_with_a_bad_image, tmp_path, "--image", "x", "--neighbors", 13))
+    line = refused("compute_nearest_neighbors",
+                   *arguments(run_with_a_bad_image, tmp_path, "--image", "x", "--neighbors", 13))
     assert "--neighbors 13: there are 12 images" in line
 
 
@@ -279,7 +305,8 @@ def test_other_images_than_those_of_the_run_are_refused(refused, emoji_run, run_
     shutil.copytree(emoji_run / "images", tmp_path / "images")
     first = sorted(path for path in (tmp_path / "images").iterdir())[0]
     first.rename(first.with_name("a new name"))
-    line = refused("compute_nearest_neighbors", *arguments(emoji_run, tmp_path, "--index", 1, "--data_path", tmp_path / "images"))
+    line = refused("compute_nearest_neighbors",
+                   *arguments(emoji_run, tmp_path, "--index", 1, "--data_path", tmp_path / "images"))
     assert "has other classes than the arrays" in line
 
 
@@ -290,12 +317,14 @@ def test_weights_that_are_not_those_of_the_run_are_refused(refused, emoji_run, t
     out = tmp_path / "run" / "out"
     if message is None:
         manifest = json.loads((out / "imagefolder_emojiclip.json").read_text())
-        (out / "imagefolder_emojiclip.json").write_text(json.dumps(manifest | {"weights_sha256": "0", "pretrained": "another"}))
+        (out / "imagefolder_emojiclip.json").write_text(json.dumps(manifest |
+                                                                   {"weights_sha256": "0", "pretrained": "another"}))
         message = "its weights (emojiclip) are not those of the arrays (another); give --pretrained"
     else:  # foreign arrays, without a manifest
         for path in out.glob("imagefolder_*_emojiclip.npy"):
             path.rename(out / path.name.replace("emojiclip", model[0]))
-    line = refused("compute_nearest_neighbors", *arguments(tmp_path / "run", tmp_path, "--image", files(emoji_run)[0]), "--model",
+    line = refused("compute_nearest_neighbors", *arguments(tmp_path / "run", tmp_path, "--image", files(emoji_run)[0]),
+                   "--model",
                    *model)
     assert message in line
 
@@ -309,8 +338,10 @@ def test_names_on_the_sheet(by, heads, words):
 
 def test_a_sheet_of_odd_pictures_and_long_names(tmp_path):
     near = {"index": 0, "class": "great $white$ shark, Carcharodon carcharias", "similarity": -0.5}
-    report = [{"query": {"path": "some/where/a photo.jpg"}, "ways": [{"by": "whole", "heads": None, "neighbors": [near]}]}]
+    report = [{"query": {"path": "some/where/a photo.jpg"},
+               "ways": [{"by": "whole", "heads": None, "neighbors": [near]}]}]
     charts.contact_sheet(report, [Image.new("L", (900, 30))], lambda index: Image.new("RGBA", (3, 7)), retrieval.title,
                          "a $title$", tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as sheet:
-        assert sheet.format == "PNG" and len(np.unique(np.asarray(sheet.convert("L")))) > 10
+        assert sheet.format == "PNG"
+        assert len(np.unique(np.asarray(sheet.convert("L")))) > 10

@@ -34,7 +34,8 @@ def test_the_explicit_forward_pass_is_the_models_own(variant):
     _, model = variant
     batch = batch_of(model, *inputs_for(model))
     own = torch.nn.functional.normalize(model.encode_image(batch.images), dim=-1)
-    torch.testing.assert_close(relevance.represent(batch.explainer.tower, batch.single.layers[-1].after), own, atol=1e-6, rtol=0)
+    torch.testing.assert_close(relevance.represent(batch.explainer.tower, batch.single.layers[-1].after), own,
+                               atol=1e-6, rtol=0)
     assert len(batch.double.layers) == len(batch.single.attentions) == len(batch.explainer.tower.blocks)
     for rows, precise in zip(batch.single.attentions, batch.double.attentions):
         torch.testing.assert_close(rows.double(), precise, atol=1e-5, rtol=0)
@@ -50,8 +51,11 @@ def test_every_map_equals_its_definition(variant):
     batch = batch_of(model, images, classifier, predicted)
     for name in BASELINES:
         maps = methods.FUNCTIONS[name](batch)
-        assert maps.shape == (3, rows, columns) and maps.dtype == torch.float32 and not maps.requires_grad, name
-        assert maps.isfinite().all() and maps.amax() > maps.amin(), name
+        assert maps.shape == (3, rows, columns), name
+        assert maps.dtype == torch.float32, name
+        assert not maps.requires_grad, name
+        assert maps.isfinite().all(), name
+        assert maps.amax() > maps.amin(), name
         close(maps.flatten(1), torch.stack([image[name] for image in slow]), 1e-5)
 
 
@@ -89,7 +93,8 @@ def test_rules_by_hand():
     shared = relevance.relevance_of_linear(x, weight, torch.tensor([[10.0, 7.0]]))
     torch.testing.assert_close(shared, torch.tensor([[4.0, 7.0, 6.0]]))
     # 2 * 3 + 1 * 4 = 10.
-    left, right = relevance.relevance_of_product(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0], [4.0]]), torch.tensor([[20.0]]))
+    left, right = relevance.relevance_of_product(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0], [4.0]]),
+                                                 torch.tensor([[20.0]]))
     torch.testing.assert_close(left, torch.tensor([[6.0, 4.0]]))
     torch.testing.assert_close(right, torch.tensor([[6.0], [4.0]]))
     # Parts in proportion are (3, 4) and (1, -2); sums 7 and -1 are rescaled to 7/8 and 1/8 of the relevance, 6.
@@ -108,7 +113,8 @@ def test_nothing_to_share_out_gives_no_infinities():
 
 def test_all_methods_share_two_passes_and_one_copy_of_the_tower(monkeypatch):
     ran, copied, run_layer, deepcopy = [], [], relevance.run_layer, copy.deepcopy
-    monkeypatch.setattr(relevance, "run_layer", lambda block, tokens: ran.append(tokens.dtype) or run_layer(block, tokens))
+    monkeypatch.setattr(relevance, "run_layer",
+                        lambda block, tokens: ran.append(tokens.dtype) or run_layer(block, tokens))
     monkeypatch.setattr(copy, "deepcopy", lambda *given: copied.append(given[0]) or deepcopy(*given))
     model = random_clip()
     images, classifier, predicted = inputs_for(model)
@@ -135,7 +141,8 @@ def test_images_of_another_shape(name):
     model = random_clip()
     images, classifier, predicted = inputs_for(model, number=2, size=(24, 56))
     maps = methods.FUNCTIONS[name](batch_of(model, images, classifier, predicted))
-    assert maps.shape == (2, 3, 7) and maps.isfinite().all()
+    assert maps.shape == (2, 3, 7)
+    assert maps.isfinite().all()
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -145,7 +152,8 @@ def test_the_model_is_left_as_it_was(name):
     before = copy.deepcopy(model.state_dict())
     maps = method(batch_of(model, images, classifier, predicted))
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
-    assert not images.requires_grad and torch.is_grad_enabled()
+    assert not images.requires_grad
+    assert torch.is_grad_enabled()
     after = model.state_dict()
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
     with torch.inference_mode():
@@ -188,7 +196,8 @@ def scenes_of_the_embedded_model():
 def test_the_embedded_models_objects_are_found(name, scenes_of_the_embedded_model):
     model, images, classifier, labels, where = scenes_of_the_embedded_model
     maps = methods.FUNCTIONS[name](batch_of(model, images, classifier, labels))
-    assert maps.shape == where.shape and maps.isfinite().all()
+    assert maps.shape == where.shape
+    assert maps.isfinite().all()
     inside = (maps * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2))
     outside = (maps * (1 - where)).sum(dim=(1, 2)) / (1 - where).sum(dim=(1, 2))
     spread = maps.std(dim=(1, 2)).clamp(min=1e-9)  # GradCAM's map can be all zero

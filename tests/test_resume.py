@@ -18,7 +18,8 @@ KILLS = int(os.environ.get("KILLS", "12"))  # of the test that kills at random m
 
 # A fork server has imported everything, so that a run begins at once, and most kills meet it at work.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "open_clip", "accelerate", "utils.decompose.dataset", "utils.models.open_clip", "utils.runs.writer"])
+PROCESSES.set_forkserver_preload(["torch", "open_clip", "accelerate", "utils.decompose.dataset",
+                                  "utils.models.open_clip", "utils.runs.writer"])
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def compute_prs(given, log):
 
     torch.set_num_threads(1)
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in a shell's background are told to ignore it
+    # tests that run in a shell's background are told to ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -118,19 +120,24 @@ def test_runs_killed_at_random_moments_end_with_the_same_bytes(images, whole, tm
     assert resumed
 
 
-@pytest.mark.parametrize("told, code, words", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "told to end")])
+@pytest.mark.parametrize("told, code, words",
+                         [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "told to end")])
 def test_a_run_told_to_end_stops_cleanly_and_goes_on(images, whole, tmp_path, told, code, words):
     output, log = tmp_path / "o", tmp_path / "log"
     process = start(arguments(images, output), log)
     until(process, lambda: list(output.glob("*journal*")))
     os.kill(process.pid, told)
     process.join(60)
-    lines = log.read_text().replace("\r", "\n").splitlines()  # a worker that is cut off in its answer may have the last word
-    assert process.exitcode == code and sum(line.startswith(f"error: {words}") for line in lines) == 1
-    assert all(path.name.endswith(".partial") for path in output.iterdir()) and not list(output.glob("*lock*"))
+    # a worker that is cut off in its answer may have the last word
+    lines = log.read_text().replace("\r", "\n").splitlines()
+    assert process.exitcode == code
+    assert sum(line.startswith(f"error: {words}") for line in lines) == 1
+    assert all(path.name.endswith(".partial") for path in output.iterdir())
+    assert not list(output.glob("*lock*"))
     process = start(arguments(images, output, "--resume"), log)
     process.join(120)
-    assert process.exitcode == 0 and result(output) == whole
+    assert process.exitcode == 0
+    assert result(output) == whole
     place = int(log.read_text().partition("resuming at image ")[2].split()[0])
     assert 0 < place < 600
 
@@ -145,13 +152,15 @@ def test_a_run_that_is_complete_is_recognised_and_a_changed_option_refused(run_s
     assert run_script("compute_prs", *given, "--resume")[0] == 0  # nothing to go on with: it begins
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").iterdir()}
     code, out, _ = run_script("compute_prs", *given, "--resume")
-    assert code == 0 and "is complete; nothing to do" in out
+    assert code == 0
+    assert "is complete; nothing to do" in out
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").iterdir()}
     assert "options was" in refused("compute_prs", *given, "--resume", "--save_dtype", "float16")
     mlp = tmp_path / "o" / "imagefolder_mlp_emojiclip.npy"
     content = mlp.read_bytes()
     mlp.unlink()  # not complete: it begins anew
-    assert run_script("compute_prs", *given, "--resume")[0] == 0 and mlp.read_bytes() == content
+    assert run_script("compute_prs", *given, "--resume")[0] == 0
+    assert mlp.read_bytes() == content
     (data / short[0].name).write_bytes(short[1].read_bytes())
     assert "data_sha256 was" in refused("compute_prs", *given, "--resume")
 
@@ -163,7 +172,8 @@ def test_a_second_run_in_the_same_place_is_refused(refused, images, tmp_path):
     line = refused("compute_prs", *arguments(images, output, "--num_workers", 0))
     assert "another run is writing imagefolder_emojiclip there" in line
     process.join(120)
-    assert process.exitcode == 0 and not list(output.glob("*.partial"))
+    assert process.exitcode == 0
+    assert not list(output.glob("*.partial"))
 
 
 def test_a_data_set_that_changes_meanwhile_is_noticed(images, tmp_path):
@@ -175,12 +185,14 @@ def test_a_data_set_that_changes_meanwhile_is_noticed(images, tmp_path):
     until(process, lambda: list((tmp_path / "o").glob("*.npy.partial")))
     os.utime(sorted(data.iterdir())[0])
     process.join(120)
-    assert process.exitcode == 2 and "changed while it was read" in log.read_text()
+    assert process.exitcode == 2
+    assert "changed while it was read" in log.read_text()
     assert not list((tmp_path / "o").glob("*.npy"))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk: a full one was not covered")
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(refused, run_script, folder_of_images, tmp_path):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(refused, run_script, folder_of_images,
+                                                                        tmp_path):
     given = arguments(folder_of_images, tmp_path / "o", "--num_workers", 0)
     assert run_script("compute_prs", *arguments(folder_of_images, tmp_path / "whole", "--num_workers", 0))[0] == 0
     (tmp_path / "o").mkdir()
@@ -209,7 +221,8 @@ def test_a_read_only_folder_is_one_line(refused, folder_of_images, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path / "o"], check=False).returncode:
         pytest.skip("cannot mount a read-only folder here: it was not covered")
     try:
-        assert "Read-only file system" in refused("compute_prs", *arguments(folder_of_images, tmp_path / "o", "--num_workers", 0))
+        assert "Read-only file system" in refused("compute_prs",
+                                                  *arguments(folder_of_images, tmp_path / "o", "--num_workers", 0))
     finally:
         subprocess.run(["umount", tmp_path / "o"], check=True)
 
@@ -230,7 +243,8 @@ def test_nan_in_a_models_output_names_the_image(refused, folder_of_images, tmp_p
     spoiled.calls = -1  # the second batch of two
     monkeypatch.setattr(decomposition, "by_tower", spoiled)
     line = refused("compute_prs", *arguments(folder_of_images, tmp_path / "o", "--num_workers", 0))
-    assert "the model gives NaN or infinity for" in line and "big_dog/3.png" in line
+    assert "the model gives NaN or infinity for" in line
+    assert "big_dog/3.png" in line
 
 
 def test_an_interrupted_renaming_is_finished(run_script, folder_of_images, tmp_path, monkeypatch):
@@ -250,7 +264,8 @@ def test_an_interrupted_renaming_is_finished(run_script, folder_of_images, tmp_p
     monkeypatch.setattr(writer.os, "replace", cut_off)
     assert run_script("compute_prs", *given)[0] == 130
     monkeypatch.undo()
-    assert len(list((tmp_path / "o").glob("*.npy"))) == 2 and not (tmp_path / "o" / "imagefolder_emojiclip.json").exists()
+    assert len(list((tmp_path / "o").glob("*.npy"))) == 2
+    assert not (tmp_path / "o" / "imagefolder_emojiclip.json").exists()
     assert run_script("compute_prs", *given, "--resume")[0] == 0
     assert result(tmp_path / "o") == result(tmp_path / "whole")
 
@@ -261,10 +276,12 @@ def test_gaps_of_bad_images_are_closed(run_script, folder_of_images, tmp_path):
     given = arguments(folder_of_images, tmp_path / "o", "--num_workers", 0, "--skip_bad_images")
     assert run_script("compute_prs", *given)[0] == 0
     manifest = json.loads((tmp_path / "o" / "imagefolder_emojiclip.json").read_text())
-    assert manifest["skipped_indices"] == [1, 5] and manifest["images"] == 13
+    assert manifest["skipped_indices"] == [1, 5]
+    assert manifest["images"] == 13
     for name in ("big_dog/1.png", "cat/0.png"):
         (folder_of_images / name).unlink()
-    assert run_script("compute_prs", *arguments(folder_of_images, tmp_path / "w", "--num_workers", 0, "--batch_size", 1))[0] == 0
+    assert run_script("compute_prs",
+                      *arguments(folder_of_images, tmp_path / "w", "--num_workers", 0, "--batch_size", 1))[0] == 0
     for what in ("attn", "mlp", "cls_attn"):
         found, alone = (np.load(tmp_path / folder / f"imagefolder_{what}_emojiclip.npy") for folder in ("o", "w"))
         np.testing.assert_allclose(found, alone, atol=1e-6)

@@ -77,10 +77,12 @@ def test_images_of_an_image_are_the_literal_ones_without_itself(images, dtype):
 def test_what_is_the_same_in_every_image_is_similar_to_none(dtype):
     parts = uneven_terms(70, 5, dtype=dtype)
     noise = np.random.default_rng(1).uniform(-1, 1, (70, 5))
-    parts["mlp"][:, 1] = (0.3 + np.finfo(dtype).eps * 0.3 * noise).astype(dtype)  # but for the rounding of what is stored
+    # but for the rounding of what is stored
+    parts["mlp"][:, 1] = (0.3 + np.finfo(dtype).eps * 0.3 * noise).astype(dtype)
     run = opened(parts, NAMES)
     indices, similarities = by_images(run, [[7], [7, 0]], [2], 69)
-    assert (similarities[0] == 0).all() and (similarities[1] != 0).all()
+    assert (similarities[0] == 0).all()
+    assert (similarities[1] != 0).all()
     assert indices[0, :, :3].tolist() == [[0, 1, 3]]
 
 
@@ -107,9 +109,11 @@ def test_the_most_of_a_feature_with_and_without_the_others():
 
 
 @pytest.mark.parametrize("attribute, text, value", [
-    ("color", "a red background", "red"), ("color", "a colored background", None), ("position", "up in the top left", "top left"),
+    ("color", "a red background", "red"), ("color", "a colored background", None),
+    ("position", "up in the top left", "top left"),
     ("position", "at the top", "top"), ("count", "four dogs", 4), ("count", "a dog", None),
-    ("style", "an outlined drawing", "openmoji"), ("object", "two hot dog", "hot dog"), ("texture", "striped", "striped")])
+    ("style", "an outlined drawing", "openmoji"), ("object", "two hot dog", "hot dog"),
+    ("texture", "striped", "striped")])
 def test_the_value_that_a_text_names(attribute, text, value):
     values = {scene.attributes()[attribute] for scene in scenes.sample_scenes(2000, 1)}
     assert retrieval.named_value(attribute, text, values) == value
@@ -128,7 +132,8 @@ def scenes_run(tmp_path_factory):
     """The embedded model's arrays on the val split of emoji_spurious, as a run of emojiclip; as one of a model "m", whose blocks
     have 2, 3 and 1 heads and whose components are turned, in a space of its own; and as "m-as-emojiclip"."""
     folder = tmp_path_factory.mktemp("retrieval")
-    call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size", 16,
+    call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size",
+                16,
                 "--num_workers", 0, "--device", "cpu", "--output_dir", folder)
     run = Run.open(folder, "emoji_spurious", "emojiclip", "val")
     groups = np.array_split(run.stack(slice(None)), len(LABELS), axis=1)
@@ -151,7 +156,8 @@ def features_file(tmp_path):
 
 
 def arguments(folder, out, features_file, *more, model="emojiclip"):
-    return ("--model", model, "--dataset", "emoji_spurious", "--split", "val", "--input_dir", folder, "--output_dir", out,
+    return ("--model", model, "--dataset", "emoji_spurious", "--split", "val", "--input_dir", folder, "--output_dir",
+            out,
             "--features", features_file, "--device", "cpu", *more)
 
 
@@ -159,7 +165,8 @@ def literal_scores(flat):
     """Every component's score for every feature [features, c], and the CLIP."""
     clip, whole = loading.load("emojiclip", None, "cpu"), flat.astype(np.float64).sum(axis=1)
     embedded = [zeroshot.embed_texts(clip, texts, 99) for texts in FEATURES.values()]
-    return np.array([[literal.feature_score(flat[:, c], whole, texts) for c in range(flat.shape[1])] for texts in embedded]), clip
+    return np.array([[literal.feature_score(flat[:, c], whole, texts) for c in range(flat.shape[1])]
+                     for texts in embedded]), clip
 
 
 def loaded(folder, model):
@@ -202,7 +209,8 @@ def test_the_script_finds_images_by_text(run_script, scenes_run, features_file, 
                         "share": pytest.approx(20 * sum(blue[near["index"]] for near in way["neighbors"]))}
             assert way["agreement"] == {"color": None if q else expected}
     first = found["queries"][0]["ways"][0]["agreement"]["color"]
-    assert first["share"] == 100 and f"; color blue 100.0% (any image {first['chance']:.1f}%): " in out
+    assert first["share"] == 100
+    assert f"; color blue 100.0% (any image {first['chance']:.1f}%): " in out
     assert "a dog, whole representation: " in out
     assert Image.open(tmp_path / "emoji_spurious_val_retrieval_emojiclip.png").height > 6 * 200
 
@@ -231,7 +239,8 @@ def test_the_script_compares_the_unmapped_components_of_uneven_blocks(run_script
                 "value": truth[query]["object"], "chance": pytest.approx(100 * len(same) / 399),
                 "share": pytest.approx(100 * sum(near["index"] in same for near in way["neighbors"]) / 6)}
     assert "399, whole representation; object " in out
-    assert run_script("compute_retrieval", *common, "--source_model", "m")[0] == 0 and path.read_text() == text
+    assert run_script("compute_retrieval", *common, "--source_model", "m")[0] == 0
+    assert path.read_text() == text
 
 
 def test_what_does_not_belong_together_is_one_line(refused, scenes_run, features_file, tmp_path):

@@ -58,7 +58,9 @@ def test_rewards_equal_their_definition(vlm, images):
     assert images.classes == list(NUMBERS)
     counted, passes = counting(vlm)
     means = rewards.image_means(counted, images, batch_size=4, num_workers=0)
-    assert passes == [4, 4, 2] and means.shape == (3, vlm.embed_texts(["x"]).shape[1]) and means.dtype == np.float32
+    assert passes == [4, 4, 2]
+    assert means.shape == (3, vlm.embed_texts(["x"]).shape[1])
+    assert means.dtype == np.float32
     texts = ["a cat", "  a red pair of cherries\n", "snail", "nothing like that"]
     pairs = [(text, concept) for text in texts for concept in (2, 0, 1)]
     found = rewards.score(vlm, means, *map(list, zip(*pairs)))
@@ -68,7 +70,8 @@ def test_rewards_equal_their_definition(vlm, images):
     assert [len(of_concept) for of_concept in single] == list(NUMBERS.values())
     for (text, concept), reward in zip(pairs, found):
         expected = literal.description_reward(single[concept], vlm.embed_texts([text.strip()])[0], vlm.logit_scale)
-        assert abs(reward - expected) < 2e-3 and type(reward) is float
+        assert abs(reward - expected) < 2e-3
+        assert type(reward) is float
     assert found[pairs.index(("a cat", 0))] > found[pairs.index(("a cat", 1))] + 5  # a judge that can tell
     assert not np.allclose(np.linalg.norm(means[[0, 2]], axis=1), 1, atol=1e-3)     # means of unit vectors are shorter
 
@@ -155,7 +158,8 @@ def kept(folder, vlm, number_of_concepts=2, number=3, **description):
 def test_means_are_computed_once_and_kept(vlm, tmp_path):
     first, looked = kept(tmp_path, vlm)
     again, looked_again = kept(tmp_path, vlm)
-    assert (looked, looked_again) == (6, 0) and np.array_equal(first, again)
+    assert (looked, looked_again) == (6, 0)
+    assert np.array_equal(first, again)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "emoji_image_means_r-open-clip-emojiclip.json", "emoji_image_means_r-open-clip-emojiclip.npy"]
     manifest = json.loads((tmp_path / "emoji_image_means_r-open-clip-emojiclip.json").read_text())
@@ -163,7 +167,8 @@ def test_means_are_computed_once_and_kept(vlm, tmp_path):
     assert manifest["images"] == 6
     assert len(manifest["concepts"]) == 2
     expected = rewards.image_means(vlm, datasets.load_concepts("emoji", None, "train", 2, 3, 64), num_workers=0)
-    assert np.array_equal(first, expected) and not np.allclose(first[0], first[1], atol=0.1)
+    assert np.array_equal(first, expected)
+    assert not np.allclose(first[0], first[1], atol=0.1)
 
 
 @pytest.mark.parametrize("changes, looked", [({"number": 4}, 8), ({"number_of_concepts": 3}, 9), ({"split": "val"}, 6),
@@ -172,7 +177,8 @@ def test_means_of_anything_else_are_computed_again(vlm, tmp_path, changes, looke
     kept(tmp_path, vlm)
     found, passes = kept(tmp_path, vlm, **changes)
     assert passes == looked
-    assert np.array_equal(kept(tmp_path, vlm, **changes)[0], found) and kept(tmp_path, vlm, **changes)[1] == 0
+    assert np.array_equal(kept(tmp_path, vlm, **changes)[0], found)
+    assert kept(tmp_path, vlm, **changes)[1] == 0
     number = {"number": changes.get("number", 3), "number_of_concepts": changes.get("number_of_concepts", 2)}
     same = datasets.load_concepts("emoji", None, "train", number["number_of_concepts"], number["number"], 64)
     assert np.array_equal(found, rewards.image_means(vlm, same, num_workers=0))
@@ -187,19 +193,23 @@ def test_means_of_other_files_are_computed_again(vlm, tmp_path, root):
         return rewards.kept_image_means(str(tmp_path), "imagefolder", counted, found, {})
 
     first = keep(256)
-    assert np.array_equal(keep(256), first) and sum(passes) == 10
+    assert np.array_equal(keep(256), first)
+    assert sum(passes) == 10
     (copy / "snail" / "0.png").unlink()
     (copy / "cat" / "4.png").rename(copy / "snail" / "9.png")  # as many images of the same names, but others
-    assert not np.array_equal(keep(256), first) and sum(passes) == 10 + 9
+    assert not np.array_equal(keep(256), first)
+    assert sum(passes) == 10 + 9
     keep(2)
     assert sum(passes) == 10 + 9 + 5
     before = keep(2)
     (copy / "snail" / "1.png").rename(copy / "snail" / "1b.png")
     (copy / "snail" / "9.png").rename(copy / "snail" / "1a.png")  # as many again
-    assert not np.array_equal(keep(2), before) and sum(passes) == 10 + 9 + 5 + 5
+    assert not np.array_equal(keep(2), before)
+    assert sum(passes) == 10 + 9 + 5 + 5
 
 
 def test_means_of_another_vlm_have_a_file_of_their_own(vlm, tmp_path):
     kept(tmp_path, vlm)
     other = loading.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
-    assert kept(tmp_path, other)[1] == 6 and kept(tmp_path, other)[1] == kept(tmp_path, vlm)[1] == 0
+    assert kept(tmp_path, other)[1] == 6
+    assert kept(tmp_path, other)[1] == kept(tmp_path, vlm)[1] == 0

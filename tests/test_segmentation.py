@@ -23,7 +23,8 @@ def random_classifier(classes=7, seed=2):
 def batches(data_path, prepare, side, mask_resize, batch_size=4, numbers=None):
     """Images and masks of a folder, in batches."""
     data, prepare_mask = datasets.load_masks("masks_folder", str(data_path)), mask_transform(prepare, side, mask_resize)
-    for pixels, masks, _ in datasets.batches(data, prepare, batch_size, 0, numbers=numbers, prepare_target=prepare_mask):
+    for pixels, masks, _ in datasets.batches(data, prepare, batch_size, 0, numbers=numbers,
+                                             prepare_target=prepare_mask):
         yield pixels, torch.from_numpy(masks)
 
 
@@ -72,7 +73,8 @@ def test_maps_are_the_same_at_any_batch_size():
     images = images_for(model, 7)
     together = maps_of(model.visual, images, classifier)
     for size in (1, 3):
-        parts = torch.cat([maps_of(model.visual, images[start:start + size], classifier) for start in range(0, 7, size)])
+        parts = torch.cat([maps_of(model.visual, images[start:start + size], classifier)
+                           for start in range(0, 7, size)])
         torch.testing.assert_close(parts, together, atol=1e-6, rtol=0)
 
 
@@ -202,7 +204,8 @@ def test_scores_of_parts_of_the_batches_add_up_to_the_same_bits():
     together, parts = fed(batches), fed(batches[1::3])
     for others in (batches[2::3], batches[::3], []):
         parts.add(fed(others))
-    assert parts.figures() == together.figures() and parts.figures()["images_without_map"] == 1
+    assert parts.figures() == together.figures()
+    assert parts.figures()["images_without_map"] == 1
     for found, expected in zip(parts.curve(), together.curve()):
         assert (found == expected).all()
     parts.average_precisions = {2: [1.0], 0: [1e16], 1: [-1e16]}  # whose sum is 0 in this order
@@ -228,7 +231,8 @@ def test_batches_by_number_are_those_of_all(oblong_folder):
 @pytest.mark.parametrize("value", [0.0, 0.3, -1.0, 1e-30, 1e30, float("nan"), float("inf")])
 def test_a_constant_map_is_all_background(value):
     heat = figures.heat_maps(torch.full((2, 3, 3), value), 32)
-    assert (heat == 0).all() and not figures.foreground(heat).any()
+    assert (heat == 0).all()
+    assert not figures.foreground(heat).any()
     scores = figures.Scores(0.0, torch.device("cpu"))
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, :8] = True
@@ -249,7 +253,9 @@ def test_a_data_set_without_foreground_has_figures():
     assert found["foreground_ap"] == 0 == found["foreground_iou"]
     expected = literal.segmentation_figures(heat.numpy(), masks.numpy())
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    assert np.isfinite(precision).all() and (recall == 1).all() and precision[0] == 0
+    assert np.isfinite(precision).all()
+    assert (recall == 1).all()
+    assert precision[0] == 0
 
 
 def test_sizes_that_patches_do_not_cover_are_refused():
@@ -276,7 +282,9 @@ def one_batch(data_path, mask_resize):
     vision = loading.load("emojiclip", None, torch.device("cpu"))
     prepare, _ = transform(vision, (8, 8), 32)
     (pixels, masks), = batches(data_path, prepare, 32, mask_resize)
-    assert pixels.shape == (1, 3, 32, 32) and masks.shape == (1, 32, 32) and masks.dtype == torch.bool
+    assert pixels.shape == (1, 3, 32, 32)
+    assert masks.shape == (1, 32, 32)
+    assert masks.dtype == torch.bool
     return pixels[0, 0] > 0, masks[0]
 
 
@@ -298,8 +306,9 @@ def test_an_aligned_mask_is_cropped_like_its_image_and_a_published_one_squeezed(
 def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timms_transform(oblong_folder, options):
     from timm.data import create_transform
 
-    vision = model_of(None, (32, 32), preprocess=create_transform((3, 32, 32), is_training=False, mean=(0.3,) * 3, std=(0.2,) * 3,
-                                                                  interpolation="bilinear", **options))
+    vision = model_of(None, (32, 32),
+                      preprocess=create_transform((3, 32, 32), is_training=False, mean=(0.3,) * 3, std=(0.2,) * 3,
+                                                  interpolation="bilinear", **options))
     for part in ("images", "masks"):  # white at the left, a quarter from the top
         picture = np.zeros((40, 80), np.uint8)
         picture[10:, :35] = 255
@@ -309,8 +318,10 @@ def test_a_mask_goes_through_the_same_resizing_and_cropping_as_its_image_by_timm
     white = pixels[0, 0] * 0.2 + 0.3 > 0.5
     if options.get("crop_mode") == "border":  # the border is grey, and no foreground
         white[:8], white[24:] = False, False
-    assert side == 32 and masks.shape == (1, 32, 32)
-    assert (white == masks[0]).float().mean() > 0.97 and 0.1 < masks.float().mean() < 0.9
+    assert side == 32
+    assert masks.shape == (1, 32, 32)
+    assert (white == masks[0]).float().mean() > 0.97
+    assert 0.1 < masks.float().mean() < 0.9
 
 
 def test_sizes_of_a_model_that_takes_its_own_alone():
@@ -326,7 +337,8 @@ def test_sizes_of_a_model_that_takes_its_own_alone():
 def test_true_classes_are_those_of_the_scenes():
     data = datasets.load_masks("emoji_seg")
     truth = true_classes(data, data.classes)
-    assert [data.classes[label] for label in truth] == [scenes.concepts()[scene.object]["name"] for scene in data.scenes]
+    assert [data.classes[label] for label in truth] == [scenes.concepts()[scene.object]["name"]
+                                                        for scene in data.scenes]
     for classes in (None, data.classes[1:]):
         with pytest.raises(UserError, match="the classifier has other classes than the images"):
             true_classes(data, classes)
@@ -339,10 +351,14 @@ def test_any_value_but_black_is_foreground(oblong_folder, kind):
             "palette": lambda: Image.fromarray(left.astype(np.uint8)).convert("P"),
             "colour": lambda: Image.fromarray(np.stack([0 * left, 0 * left, left], axis=2).astype(np.uint8)),
             "sixteen bits": lambda: Image.fromarray((left * 256).astype(np.uint16)),
-            "grey with alpha": lambda: Image.merge("LA", [Image.fromarray(left.astype(np.uint8)), Image.new("L", (80, 40), 255)])}
+            "grey with alpha": lambda: Image.merge("LA",
+                                                   [Image.fromarray(left.astype(np.uint8)),
+                                                    Image.new("L", (80, 40), 255)])}
     made[kind]().save(oblong_folder / "masks" / "half.png")
     white, found = one_batch(oblong_folder, "aligned")
-    assert (white == found).all() and found.any() and not found.all()
+    assert (white == found).all()
+    assert found.any()
+    assert not found.all()
 
 
 def test_an_image_is_turned_upright_before_it_meets_its_mask(oblong_folder):

@@ -26,7 +26,8 @@ def random_run(images, layers=3, heads=2, width=24, inner=6):
                      for i in range(layers)], 1)
     run = {"attn": attn, "mlp": rng.normal(size=(images, layers + 1, width)).astype(np.float32) * 0.1,
            "labels": rng.integers(0, 7, images)}
-    return run, rng.normal(size=(width, 7)).astype(np.float32), {"small": unit_texts(40, width, 1), "large": unit_texts(90, width, 2)}
+    return run, rng.normal(size=(width, 7)).astype(np.float32), {"small": unit_texts(40, width, 1),
+                                                                 "large": unit_texts(90, width, 2)}
 
 
 def percent_right(representations, classifier, labels):
@@ -55,7 +56,8 @@ def test_rows_equal_the_literal_algorithm_for_every_pool_and_number(images, last
     assert [(row["pool"], row["texts_per_head"]) for row in rows] == [(name, n) for name in pools for n in (1, 2, 5)]
     for row in rows:
         accuracy, distinct, explained = literal_row(run, classifier, pools[row["pool"]], last, row["texts_per_head"])
-        assert row["accuracy"] == pytest.approx(accuracy) and row["number_of_texts"] == distinct
+        assert row["accuracy"] == pytest.approx(accuracy)
+        assert row["number_of_texts"] == distinct
         assert row["explained"] == pytest.approx(explained, abs=1e-6)
     assert len({row["accuracy"] for row in rows}) > 2  # otherwise the comparison says little
     attn, mlp = run["attn"].astype(np.float64), run["mlp"].astype(np.float64).sum(1)
@@ -69,8 +71,10 @@ def test_texts_that_span_all_a_head_writes_change_nothing():
     without, rows = textspan.sweep(opened(run), classifier, pools, 2, [2, 10, 20], 80)
     for row in rows:
         if row["texts_per_head"] > 2:
-            assert row["accuracy"] == pytest.approx(without["last_layers"]) and row["explained"] == pytest.approx(1, abs=1e-5)
-    assert rows[0]["explained"] < 0.999 and rows[1]["number_of_texts"] == rows[2]["number_of_texts"]
+            assert row["accuracy"] == pytest.approx(without["last_layers"])
+            assert row["explained"] == pytest.approx(1, abs=1e-5)
+    assert rows[0]["explained"] < 0.999
+    assert rows[1]["number_of_texts"] == rows[2]["number_of_texts"]
 
 
 def test_a_single_image_has_nothing_to_explain():
@@ -102,7 +106,8 @@ def two_pools(emoji_run, tmp_path_factory):
 
 
 def arguments(run, *more):
-    return ("--model", "emojiclip", "--dataset", "imagefolder", "--input_dir", run / "out", "--text_dir", run / "texts", *more)
+    return ("--model", "emojiclip", "--dataset", "imagefolder", "--input_dir", run / "out", "--text_dir", run / "texts",
+            *more)
 
 
 def test_every_accuracy_is_the_one_that_textspan_reports(run_script, two_pools, tmp_path):
@@ -110,7 +115,8 @@ def test_every_accuracy_is_the_one_that_textspan_reports(run_script, two_pools, 
         two_pools, "--output_dir", tmp_path / "new", "--pools", "pool", "few", "--num_of_last_layers", 2,
         "--texts_per_head", 20, 3, 8, 3))
     assert code == 0, err
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"{NAME}.{kind}" for kind in ("csv", "json", "png")]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"{NAME}.{kind}"
+                                                                          for kind in ("csv", "json", "png")]
     with (tmp_path / "new" / f"{NAME}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["pool", "texts_per_head", "accuracy", "number_of_texts", "explained"]
@@ -125,20 +131,23 @@ def test_every_accuracy_is_the_one_that_textspan_reports(run_script, two_pools, 
         expected = json.loads(path.read_text())
         assert float(row["accuracy"]) == pytest.approx(expected["accuracy"])
         assert int(row["number_of_texts"]) == expected["number_of_texts"]
-        assert float(row["explained"]) == pytest.approx(np.mean([head["explained"] for head in expected["heads"]]), abs=1e-9)
+        assert float(row["explained"]) == pytest.approx(np.mean([head["explained"] for head in expected["heads"]]),
+                                                        abs=1e-9)
         assert f"{expected['accuracy']:.2f}" in out
     assert len({row["accuracy"] for row in rows}) > 3
 
     found = json.loads((tmp_path / "new" / f"{NAME}.json").read_text())
     assert [{name: str(value) for name, value in row.items()} for row in found["rows"]] == rows
-    run_script("compute_ablations", "--model", "emojiclip", "--dataset", "imagefolder", "--input_dir", two_pools / "out",
+    run_script("compute_ablations", "--model", "emojiclip", "--dataset", "imagefolder", "--input_dir",
+               two_pools / "out",
                "--figures_dir", tmp_path)
     ablations = json.loads((tmp_path / "imagefolder_ablations_emojiclip.json").read_text())
     assert found["whole_model"] == pytest.approx(ablations["baseline"])
     assert found["last_layers"] == pytest.approx(ablations["attention_ablated"][4])
     assert (found["images"], found["num_of_last_layers"], found["w_ov_rank"]) == (130, 2, 80)
     picture = Image.open(tmp_path / "new" / f"{NAME}.png")
-    assert picture.format == "PNG" and picture.width > 600
+    assert picture.format == "PNG"
+    assert picture.width > 600
 
 
 def test_the_picture_has_a_line_for_each_pool_and_each_reference(tmp_path, monkeypatch):
@@ -148,9 +157,12 @@ def test_the_picture_has_a_line_for_each_pool_and_each_reference(tmp_path, monke
         ("a", 10, 50.0), ("a", 60, 60.0), ("b", 10, 40.0), ("b", 60, 65.0))]
     charts.textspan_sweep(rows, {"whole_model": 70.0, "last_layers": 66.0}, "title", tmp_path / "x.png")
     lines = {line.get_label(): line for line in drawn[0].axes[0].get_lines()}
-    assert lines["a"].get_xydata().tolist() == [[10, 50], [60, 60]] and lines["b"].get_xydata().tolist() == [[10, 40], [60, 65]]
+    assert lines["a"].get_xydata().tolist() == [[10, 50], [60, 60]]
+    assert lines["b"].get_xydata().tolist() == [[10, 40], [60, 65]]
     whole = lines["whole model: 70.0%"]
-    assert whole.get_linestyle() == "--" and set(whole.get_ydata()) == {70.0} and len(lines) == 4
+    assert whole.get_linestyle() == "--"
+    assert set(whole.get_ydata()) == {70.0}
+    assert len(lines) == 4
 
 
 def test_a_pool_that_was_not_embedded_is_one_line(refused, two_pools, tmp_path):
@@ -160,18 +172,21 @@ def test_a_pool_that_was_not_embedded_is_one_line(refused, two_pools, tmp_path):
     assert "make it with: python compute_text_set_projection.py" in line
 
 
-@pytest.mark.skipif(not sys.prefix.startswith(str(ROOT)), reason="not run from .venv: sweep_textspan.sh was not covered")
+@pytest.mark.skipif(not sys.prefix.startswith(str(ROOT)),
+                    reason="not run from .venv: sweep_textspan.sh was not covered")
 def test_the_runner_makes_only_what_is_missing(two_pools, tmp_path):
     folder = tmp_path / "with blanks"
     shutil.copytree(two_pools, folder)
     (folder / "out" / "few_emojiclip.json").unlink()
 
     settings = {"DATASET": "imagefolder", "DATA_PATH": str(folder / "images"), "OUTPUT_DIR": str(folder / "out"),
-                "TEXT_DIR": str(folder / "texts"), "POOLS": "pool few", "TEXTS": "2 4", "LAST_LAYERS": "1", "DEVICE": "cpu"}
+                "TEXT_DIR": str(folder / "texts"), "POOLS": "pool few", "TEXTS": "2 4", "LAST_LAYERS": "1",
+                "DEVICE": "cpu"}
 
     def sweep(**changes):
         """The run, and the commands it started."""
-        done = subprocess.run(["bash", ROOT / "scripts" / "sweep_textspan.sh"], cwd=tmp_path, capture_output=True, text=True,
+        done = subprocess.run(["bash", ROOT / "scripts" / "sweep_textspan.sh"], cwd=tmp_path, capture_output=True,
+                              text=True,
                               timeout=300, env=os.environ | settings | changes)
         return done, [line for line in done.stderr.splitlines() if line.startswith("+ ")]
 
@@ -180,5 +195,7 @@ def test_the_runner_makes_only_what_is_missing(two_pools, tmp_path):
     assert [command.split()[2] for command in commands] == ["compute_text_set_projection.py", "-m"]
     assert len((folder / "out" / f"{NAME}.csv").read_text().splitlines()) == 5
     done, commands = sweep(DATASET="another")  # has no arrays yet, and compute_prs.py does not know it
-    assert done.returncode == 2 and "invalid choice: 'another'" in done.stderr
-    assert len(commands) == 1 and commands[0].startswith("+ python compute_prs.py --model emojiclip ")
+    assert done.returncode == 2
+    assert "invalid choice: 'another'" in done.stderr
+    assert len(commands) == 1
+    assert commands[0].startswith("+ python compute_prs.py --model emojiclip ")

@@ -15,7 +15,8 @@ def one_head(x):
 
 def span(x, texts, number, rank):
     means, seconds = one_head(x).moments(slice(None))
-    return textspan.text_span(means[0], seconds[0], torch.from_numpy(texts).double(), number, rank, np.finfo(x.dtype).eps)
+    return textspan.text_span(means[0], seconds[0], torch.from_numpy(texts).double(), number, rank,
+                              np.finfo(x.dtype).eps)
 
 
 def reconstruct(found, x, number=None):
@@ -58,7 +59,8 @@ def test_picks_are_in_falling_order_of_what_they_explain_and_never_repeat():
 
 def test_no_more_texts_than_there_are_directions():
     found = span(head_terms(inner=3), unit_texts(), 20, 80)
-    assert found.rank == 4 and len(found.picks) <= 4
+    assert found.rank == 4
+    assert len(found.picks) <= 4
     assert sum(found.shares) == pytest.approx(1, abs=1e-5)
 
 
@@ -90,7 +92,8 @@ def test_accuracy_with_reconstructions_equals_the_literal_one():
     rng = np.random.default_rng(3)
     b, l, h, d, last = 200, 4, 3, 24, 2
     attn = np.stack([np.stack([head_terms(b, d, 5, seed=10 * i + j) for j in range(h)], 1) for i in range(l)], 1)
-    run = {"attn": attn, "mlp": rng.normal(size=(b, l + 1, d)).astype(np.float32) * 0.1, "labels": rng.integers(0, 7, b)}
+    run = {"attn": attn, "mlp": rng.normal(size=(b, l + 1, d)).astype(np.float32) * 0.1,
+           "labels": rng.integers(0, 7, b)}
     classifier = rng.normal(size=(d, 7)).astype(np.float32)
     texts = unit_texts(width=d)
     spans = textspan.span_heads(opened(run), {"pool": texts}, last, 4, 80)
@@ -138,12 +141,16 @@ def test_a_head_of_one_role_is_consistent_and_a_random_one_is_not():
     texts = np.concatenate([near, rng.normal(size=(200, 24))])
     texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float32)
     one_role = (rng.normal(size=(300, 12)) @ texts[:12]).astype(np.float32)
-    spans = {(0, 0): span(one_role, texts, 5, 80), **{(1, i): span(head_terms(seed=i), texts, 5, 80) for i in range(40)}}
+    spans = {(0, 0): span(one_role, texts, 5, 80),
+             **{(1, i): span(head_terms(seed=i), texts, 5, 80) for i in range(40)}}
     spans[2, 0] = span(head_terms(), texts, 1, 80)
     found = textspan.consistency(texts, spans)
     assert list(found) == list(spans)
-    assert found[0, 0]["percentile"] >= 85 and found[0, 0]["similarity"] > found[0, 0]["random"]
+    assert found[0, 0]["percentile"] >= 85
+    assert found[0, 0]["similarity"] > found[0, 0]["random"]
     others = [found[1, i]["percentile"] for i in range(40)]
-    assert 25 < np.mean(others) < 75 and min(others) < 25 and max(others) > 75  # spread as chance spreads them
+    assert 25 < np.mean(others) < 75
+    assert min(others) < 25
+    assert max(others) > 75  # spread as chance spreads them
     assert found[2, 0] is None
     assert found == textspan.consistency(texts, spans)

@@ -70,8 +70,11 @@ def test_automatic_selection_lifts_the_worst_group_and_every_figure_is_the_liter
     assert len(found["random_best_heads"]) == len(found["heads"]) > 0
     assert found["random_mean"]["worst_group"] <= found["random_best"]["worst_group"]
     assert found["images_of_groups"] == {name: int((group == i).sum()) for i, name in enumerate(GROUPS)}
-    assert found["images"] == 800 and found["split"] == "test" and found["chosen"]["split"] == "val"
-    assert found["options"]["keep_last_layers"] == 4 and found["options"]["keep_mlps"] is True
+    assert found["images"] == 800
+    assert found["split"] == "test"
+    assert found["chosen"]["split"] == "val"
+    assert found["options"]["keep_last_layers"] == 4
+    assert found["options"]["keep_mlps"] is True
 
     lines = out.splitlines()
     assert lines[:2] == [f"Baseline: {before['overall']}", f"Replaced: {after['overall']}"]
@@ -90,10 +93,13 @@ def test_selection_never_sees_the_reported_split(ablate, arrays, tmp_path):
     for way in (("--select", "auto"), TEXTS):
         whole, _ = ablate(*way, "--random_trials", 1)
         altered, _ = ablate(*way, "--random_trials", 1, folder=copy)
-        assert altered["heads"] == whole["heads"] and altered["chosen"] == whole["chosen"]
+        assert altered["heads"] == whole["heads"]
+        assert altered["chosen"] == whole["chosen"]
         assert altered["baseline"] != whole["baseline"]
     other, _ = ablate("--select", "auto", "--random_trials", 1, "--split", "val", "--select_split", "test")
-    assert other["split"] == "val" and other["chosen"]["split"] == "test" and other["images"] == 400
+    assert other["split"] == "val"
+    assert other["chosen"]["split"] == "test"
+    assert other["images"] == 400
     assert other["chosen"]["heads"] != whole["chosen"]["heads"]
 
 
@@ -118,16 +124,19 @@ def test_heads_come_from_the_list_of_the_data_set_another_or_the_command_line(ab
     found, out = ablate("--random_trials", 1)
     roles = read_head_list(head_list_path("emoji_spurious", "emojiclip"), "emojiclip")
     listed = dict.fromkeys(str(head) for role in roles.values() for head in role)
-    assert found["heads"] == list(listed) and found["chosen"] == {"by": "emoji_spurious_emojiclip.yaml", "roles": list(roles)}
+    assert found["heads"] == list(listed)
+    assert found["chosen"] == {"by": "emoji_spurious_emojiclip.yaml", "roles": list(roles)}
     assert f"{len(listed)} heads ablated, by emoji_spurious_emojiclip.yaml: {' '.join(listed)}\n" in out
     named, _ = ablate("--random_trials", 1, "--heads", ",".join(listed))
-    assert named["heads_ablated"] == found["heads_ablated"] and named["chosen"] == {"by": "--heads"}
+    assert named["heads_ablated"] == found["heads_ablated"]
+    assert named["chosen"] == {"by": "--heads"}
     path = tmp_path / "own.yaml"
     path.write_text("model: emojiclip\ndataset: emoji\nheads:\n  a: 5.4 5.1\n  b: '5.1'\n  c: '4.2'\n")
     own, _ = ablate("--random_trials", 1, "--heads_file", path)
     assert own["heads"] == ["5.4", "5.1", "4.2"]
     own, _ = ablate("--random_trials", 1, "--heads_file", path, "--roles", "b", "c")
-    assert own["heads"] == ["5.1", "4.2"] and own["chosen"]["roles"] == ["b", "c"]
+    assert own["heads"] == ["5.1", "4.2"]
+    assert own["chosen"]["roles"] == ["b", "c"]
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"random_trials: 1\nheads_file: {path}\nroles: b c\n")
     assert ablate("--config", settings)[0] == own
@@ -136,12 +145,14 @@ def test_heads_come_from_the_list_of_the_data_set_another_or_the_command_line(ab
 def test_a_head_that_a_settings_file_reads_as_a_number_is_refused(refused, arrays, tmp_path):
     (tmp_path / "settings.yaml").write_text("heads: 5.10\n")
     assert "heads is 5.1, and should be text; put it in quotes" in refused(
-        "compute_use_specific_heads", "--model", "emojiclip", "--dataset", "emoji_spurious", "--input_dir", arrays, "--config",
+        "compute_use_specific_heads", "--model", "emojiclip", "--dataset", "emoji_spurious", "--input_dir", arrays,
+        "--config",
         tmp_path / "settings.yaml")
 
 
 def test_without_keep_mlps_the_published_recipe_is_run(run_script, arrays, tmp_path):
-    code, _, err = run_script("compute_use_specific_heads", "--model", "emojiclip", "--dataset", "emoji_spurious", "--heads",
+    code, _, err = run_script("compute_use_specific_heads", "--model", "emojiclip", "--dataset", "emoji_spurious",
+                              "--heads",
                               "5.4", "--input_dir", arrays, "--output_dir", tmp_path, "--keep_last_layers", 2)
     assert code == 0, err
     found = json.loads((tmp_path / "emoji_spurious_specific_heads_emojiclip.json").read_text())
@@ -155,7 +166,8 @@ def test_random_heads_are_the_best_of_their_trials_and_follow_the_seed(ablate, a
     found, _ = ablate("--heads", "5.3,5.4", "--random_trials", 4, "--seed", 3)
     run, classifier, group = load(arrays)
     trials = selection.random_sets([(layer, head) for layer in range(2, 6) for head in range(6)], 2, 4, 3)
-    worst = [min(literal.group_accuracies(literal.right_answers(run, classifier, trial, 4, True), group, GROUPS).values())
+    worst = [min(literal.group_accuracies(literal.right_answers(run, classifier, trial, 4, True), group,
+                                          GROUPS).values())
              for trial in trials]
     assert found["random_best"]["worst_group"] == pytest.approx(max(worst), abs=0.6)
     assert found["random_mean"]["worst_group"] == pytest.approx(np.mean(worst), abs=0.6)
@@ -167,15 +179,18 @@ def test_a_data_set_without_groups_has_its_overall_accuracy(run_script, arrays, 
     run, classifier, _ = load(arrays, "_val")
     for name, array in {**run, "classifier": classifier}.items():  # foreign arrays, without a manifest
         np.save(tmp_path / f"imagefolder_{name}{'' if name == 'labels' else '_emojiclip'}.npy", array)
-    code, out, err = run_script("compute_use_specific_heads", "--model", "emojiclip", "--dataset", "imagefolder", "--input_dir",
+    code, out, err = run_script("compute_use_specific_heads", "--model", "emojiclip", "--dataset", "imagefolder",
+                                "--input_dir",
                                 tmp_path, "--heads", "4.2 5.1 5.2 5.5", "--keep_mlps")
     assert code == 0, err
     found = json.loads((tmp_path / "imagefolder_specific_heads_emojiclip.json").read_text())
     slow = 100 * literal.right_answers(run, classifier, [(4, 2), (5, 1), (5, 2), (5, 5)], 4, True).mean()
     assert found["heads_ablated"]["overall"] == pytest.approx(slow, abs=0.3)
-    assert found["heads_ablated"]["groups"] == {} and found["heads_ablated"]["worst_group"] is None
+    assert found["heads_ablated"]["groups"] == {}
+    assert found["heads_ablated"]["worst_group"] is None
     assert found["random_best"]["overall"] > found["random_mean"]["overall"] > found["heads_ablated"]["overall"]
-    assert "overall" in out and "worst" not in out
+    assert "overall" in out
+    assert "worst" not in out
     assert Image.open(tmp_path / "imagefolder_specific_heads_emojiclip.png").format == "PNG"
 
 
@@ -213,14 +228,19 @@ def test_waterbirds_as_it_is_downloaded(run_script, refused, waterbirds, tmp_pat
     names = ["landbird on land", "landbird on water", "waterbird on land", "waterbird on water"]
     test = [row for row in rows if row[3] == "2"]
     sizes = {name: sum(2 * row[2] + row[4] == i for row in test) for i, name in enumerate(names)}
-    assert found["images_of_groups"] == sizes and sizes["landbird on water"] == 0 and sum(sizes.values()) == len(test) > 5
+    assert found["images_of_groups"] == sizes
+    assert sizes["landbird on water"] == 0
+    assert sum(sizes.values()) == len(test) > 5
     assert found["baseline"]["groups"]["landbird on water"] is None
-    assert found["baseline"]["worst_group"] == min(value for value in found["baseline"]["groups"].values() if value is not None)
-    assert next(line for line in out.splitlines() if line.startswith("landbird on water")).split()[3:] == ["0", *"-----"]
+    assert found["baseline"]["worst_group"] == min(value for value in found["baseline"]["groups"].values()
+                                                   if value is not None)
+    assert next(line for line in out.splitlines() if line.startswith("landbird on water")).split()[3:] == ["0",
+                                                                                                           *"-----"]
 
     code, _, err = run_script(*given, "--data_path", root, "--select", "auto", "--keep_mlps")
     assert code == 0, err
-    assert "has no images of landbird on water" in refused(*given, "--data_path", root, "--select", "auto", "--split", "val",
+    assert "has no images of landbird on water" in refused(*given, "--data_path", root, "--select", "auto", "--split",
+                                                           "val",
                                                        "--select_split", "test")
     assert "needs --data_path" in refused(*given, "--heads", "5.4")
     assert "there is no list of heads binary_waterbirds_emojiclip.yaml" in refused(*given, "--data_path", root)
@@ -236,7 +256,8 @@ def test_texts_and_splits_of_other_weights_are_refused(refused, arrays, tmp_path
 
     def alter(name):
         path = copy / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"weights_sha256": "0" * 64, "pretrained": "another"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) |
+                                   {"weights_sha256": "0" * 64, "pretrained": "another"}))
 
     alter("emoji_spurious_val_emojiclip.json")
     assert "made with other weights (another) than the terms (emojiclip)" in refused(*call, "--select", "auto")

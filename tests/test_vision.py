@@ -17,19 +17,23 @@ from utils.models import loading
     ("vit", (3, 4), True), ("average", (3, 4), False), ("swin", (8,), False), ("maxvit", (6,), False)])
 def test_a_model_of_timm_works_where_a_clip_does(run_script, folder_of_images, tmp_path, family, heads, class_token):
     folder = save_timm(tmp_path, family)
-    code, out, err = run_script("compute_prs", "--model", f"timm:local-dir:{folder}", "--dataset", "imagefolder", "--data_path",
-                                folder_of_images, "--batch_size", 4, "--num_workers", 0, "--device", "cpu", "--output_dir",
+    code, out, err = run_script("compute_prs", "--model", f"timm:local-dir:{folder}", "--dataset", "imagefolder",
+                                "--data_path",
+                                folder_of_images, "--batch_size", 4, "--num_workers", 0, "--device", "cpu",
+                                "--output_dir",
                                 tmp_path / "out")
     assert code == 0, err
     found = {path.name.removeprefix("imagefolder_").removesuffix(f"_{family}.npy"): np.load(path)
              for path in (tmp_path / "out").glob(f"*_{family}.npy")}
-    assert found["attn"].shape[:-1] == (15, *heads) and ("cls_attn" in found) == class_token
+    assert found["attn"].shape[:-1] == (15, *heads)
+    assert ("cls_attn" in found) == class_token
     assert ("conv" in found) == (family == "maxvit")
     vision = loading.load(f"timm:local-dir:{folder}", None, torch.device("cpu"))
     images = datasets.load_images("imagefolder", str(folder_of_images))
     pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, vision.preprocess, 15, 0)])
     own = torch.nn.functional.normalize(vision.encode_image(pixels), dim=-1).numpy()
-    total = sum(terms.reshape(15, -1, terms.shape[-1]).sum(axis=1) for what, terms in found.items() if what != "cls_attn")
+    total = sum(terms.reshape(15, -1, terms.shape[-1]).sum(axis=1) for what, terms in found.items()
+                if what != "cls_attn")
     np.testing.assert_allclose(total, own, atol=1e-5)
     components = tmp_path / "out" / f"imagefolder_components_{family}.json"
     assert components.is_file() == (len(heads) == 1)
@@ -67,8 +71,10 @@ def test_the_walk_gives_the_arrays_of_the_fast_path():
 
 def test_the_size_and_preprocessing_are_timms_own():
     vision = loading.load("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
-    assert vision.image_size == (224, 224) and vision.source == "random weights, seed 3"
-    assert vision.name == "timm-vit_tiny_patch16_224" and vision.class_token
+    assert vision.image_size == (224, 224)
+    assert vision.source == "random weights, seed 3"
+    assert vision.name == "timm-vit_tiny_patch16_224"
+    assert vision.class_token
     again = loading.load("timm:vit_tiny_patch16_224", "none", torch.device("cpu"), seed=3)
     assert vision.weights_hash == again.weights_hash
 
@@ -82,7 +88,8 @@ def test_a_checkpoint_file_with_its_classifier(tmp_path):
     vision = loading.load("timm:vit_tiny_patch16_224", str(tmp_path / "x.safetensors"), torch.device("cpu"))
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(vision.encode_image(images), network.forward_head(network.forward_features(images), pre_logits=True))
+        torch.testing.assert_close(vision.encode_image(images),
+                                   network.forward_head(network.forward_features(images), pre_logits=True))
     assert vision.source == str(tmp_path / "x.safetensors")
 
 

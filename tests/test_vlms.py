@@ -58,8 +58,10 @@ def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
     texts = ["a red dog", "photo of a blue cat", "dog " * 200]  # the last is cut off where the model's context ends
     images = vlm.embed_images(torch.stack([vlm.preprocess(picture) for picture in pictures]))
     words = vlm.embed_texts(texts)
-    assert images.dtype == words.dtype == torch.float32 and vlm.image_size == (32, 32)
-    assert torch.allclose(images.norm(dim=1), torch.ones(3)) and torch.allclose(words.norm(dim=1), torch.ones(3))
+    assert images.dtype == words.dtype == torch.float32
+    assert vlm.image_size == (32, 32)
+    assert torch.allclose(images.norm(dim=1), torch.ones(3))
+    assert torch.allclose(words.norm(dim=1), torch.ones(3))
     assert torch.allclose(vlm.embed_texts(texts[:1]), words[:1], atol=1e-5)
 
     model, processor = hf.AutoModel.from_pretrained(tmp_path).eval(), hf.AutoProcessor.from_pretrained(tmp_path)
@@ -75,7 +77,8 @@ def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
 def test_the_embedded_vlm_and_a_folder_of_open_clip():
     vlm = loading.load_vlm("r-open-clip:emojiclip", CPU)
     same = loading.load_vlm(f"r-open-clip:local-dir:{ROOT / 'models' / 'emojiclip'}", CPU)
-    assert vlm.logit_scale == 100 and vlm.image_size == (64, 64)
+    assert vlm.logit_scale == 100
+    assert vlm.image_size == (64, 64)
     assert torch.equal(vlm.embed_texts(["a red dog"]), same.embed_texts(["a red dog"]))
     assert vlm.embed_images(torch.zeros(2, 3, 64, 64)).shape == vlm.embed_texts(["x", ""]).shape
 
