@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from builders import opened, write_run
+from builders import ROOT, opened, write_run
 from PIL import Image
 
 from utils.analysis import retrieval
@@ -213,6 +213,27 @@ def test_the_whole_is_the_default_and_heads_alone_need_no_mlps(run_script, emoji
     assert code == 0, err
     entry, = report(tmp_path)["queries"]
     assert [way["by"] for way in entry["ways"]] == ["5.4"]
+
+
+def test_a_picture_is_found_by_a_model_of_timm(run_script, emoji_run, tmp_path):
+    for path in files(emoji_run)[:6]:
+        place = tmp_path / "images" / path.split("/")[-2]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    given = ("--model", f"timm:local-dir:{ROOT / 'models' / 'emojivit'}", "--dataset", "imagefolder", "--data_path",
+             tmp_path / "images", "--output_dir", tmp_path, "--device", "cpu")
+    code, _, err = run_script("compute_prs", *given, "--num_workers", 0)
+    assert code == 0, err
+    picture = files(emoji_run)[4]
+    code, _, err = run_script("compute_nearest_neighbors", *given, "--input_dir", tmp_path, "--image", picture,
+                              "--neighbors", 2, "--property", "whole", "--heads", "2.1,3.0")
+    assert code == 0, err
+    report, = tmp_path.glob("*_neighbors_*.json")
+    for way in json.loads(report.read_text())["queries"][0]["ways"]:
+        first, second = way["neighbors"]
+        assert first["path"].endswith("/".join(picture.split("/")[-2:]))
+        assert first["similarity"] == pytest.approx(1, abs=1e-4)
+        assert second["similarity"] < 0.999
 
 
 @pytest.fixture
