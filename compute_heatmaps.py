@@ -106,7 +106,7 @@ def main(args) -> None:
     rows, columns = found[0].patches.shape
     cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
-        "image": args.image, **alignment.describe(maps, args.maps), "layer": args.layer, "head": args.head,
+        "image": args.image, **alignment.describe(maps), "layer": args.layer, "head": args.head,
         "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
                   for one in found]})

@@ -106,7 +106,7 @@ def main(args) -> None:
         return
     path, found = figures.save(args.output_dir, args.method, name, scores, {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
-        **alignment.describe(maps, args.maps), "dataset": args.train_dataset, "images": len(data.names),
+        **alignment.describe(maps), "dataset": args.train_dataset, "images": len(data.names),
         "images_without_foreground": scores[chosen[0]].without_foreground,
         "classifier": args.classifier_dataset, "classes": classifier.shape[1],
         "options": {"image_size": image_size, "mask_resize": mask_resize, "thr": args.thr, "target": args.target,

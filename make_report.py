@@ -3,6 +3,7 @@ network.
 
     python make_report.py --model emojiclip --dataset emoji --text_descriptions emoji_descriptions
     python make_report.py --model ViT-L-14 --pretrained openai --dataset imagenet --data_path DIR --device cuda:0
+    python make_report.py --model emojiclip --dataset emoji --text_descriptions emoji_descriptions --text
 
 For every head that compute_complete_text_set.py named: its texts and what they explain, the images that score highest
 and lowest on the first text, the patches that the highest scores come from, and the accuracy with the head switched
@@ -11,12 +12,15 @@ JavaScript.
 
 Reads what compute_prs.py, compute_text_projection.py, compute_text_set_projection.py, compute_ablations.py and
 compute_complete_text_set.py wrote to --input_dir; where it is there, also what compute_head_truth.py wrote; and the
-images. Heat maps need the model, which must be the CLIP that made the arrays; with --heat_maps 0 none is loaded, and
-mapped arrays (compute_alignment.py) are taken, too.
+images. Heat maps need the model that made the arrays, and for mapped arrays (compute_alignment.py) the maps beside
+them; where these are missing, heat maps are left out, and a line says so. With --heat_maps 0 no model is loaded.
 
 Writes to --output_dir: index.html, images/, heat/, and report.json, which holds everything that the page shows. The
 folder has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is
 refused. Prints where the page is, and the folder's size.
+
+With --text, there is no page: prints what each part of the model is worth and the texts of the heads that vary most,
+and draws {dataset}_heads_{model}.png beside the arrays: for these heads, the images that score highest and lowest.
 """
 from utils import cli
 from utils.data.datasets import NAMES
@@ -36,6 +40,7 @@ def get_args_parser():
                         help="heat maps a head, of the highest images; 0 needs no model")
     parser.add_argument("--thumbnail_size", type=cli.POSITIVE, default=96, metavar="PIXELS",
                         help="side of an image on the page; it is stored twice as large")
+    parser.add_argument("--text", action="store_true", help="print a summary instead of making a page")
     cli.add_reload_options(parser, "of heat maps: ", "of random weights, as given there")
     parser.add_argument("--output_dir", metavar="FOLDER",
                         help="where the page goes (default: {input_dir}/{run}_report_{model})")
@@ -47,39 +52,54 @@ def main(args) -> None:
     import sys
     from pathlib import Path
 
-    from utils.analysis import ablation, zeroshot
+    from utils.analysis import ablation, alignment, zeroshot
     from utils.data import datasets
-    from utils.report import page
+    from utils.plots import charts
+    from utils.report import page, results
     from utils.runs.files import Place
     from utils.runs.run import Run
 
-    cli.check_range("--heat_maps", args.heat_maps, args.images_per_head, least=0)  # a heat map is of an image of the page
+    cli.check_range("--heat_maps", args.heat_maps, args.images_per_head, least=0)  # of images that the page shows
     place = Place(args.input_dir, args.dataset, args.model, args.split)
     folder = Path(args.output_dir or place.path("report", ""))
-    page.check_folder(folder)
+    if not args.text:
+        page.check_folder(folder)
+
+    # The run, what other scripts found in it, its images, and the model that made it.
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
-    classifier, pool, manifest = run.classifier(), run.texts(args.text_descriptions, texts), run.manifest
-    hints = page.hints(run, args.text_descriptions, args.texts_per_head, args.text_dir)
-    results = page.read_results(run, args.text_descriptions, args.texts_per_head, texts, hints)
+    classifier, pool = run.classifier(), run.texts(args.text_descriptions, texts)
+    found = results.read(run, args.text_descriptions, args.texts_per_head, texts, args.text_dir)
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
     indices = run.indices(images)
-    clip = page.load_clip(args, manifest)
+    model = maps = None
+    if args.heat_maps and not args.text:
+        model, maps = alignment.load_source(run, args.pretrained, cli.pick_device(args.device), args.seed)
+        if model is None:
+            print(f"heat maps are left out: the maps that made the arrays are not in {args.input_dir}")
 
-    scored = page.score_images(run, classifier, pool, results, hints)
-    alone = ablation.single_heads(run, classifier, results["texts"]["num_of_last_layers"])
-    heads = page.describe_heads(results, scored, alone, args.images_per_head, indices, run.labels, images,
-                                  args.data_path)
+    # What each head does for which images.
+    average, scores = results.score_images(run, classifier, pool, found)
+    if args.text:
+        print(*results.lines(run, found), sep="\n")
+        images.draw_at(96)
+        paths = results.paths(run, found)
+        charts.head_sheet(results.sheet(found, scores, indices, images), paths[-1])
+        print("\nAll of it:", *(f"  {path}" for path in paths), sep="\n")
+        return
+    alone = ablation.single_heads(run, classifier, found.texts["num_of_last_layers"])
+    heads = results.describe_heads(found, (average, scores), alone, args.images_per_head, indices, run.labels, images,
+                                   args.data_path)
+
+    # The page.
     own = cli.command(__file__, get_args_parser(), args)
-    if args.output_dir:
-        own += f" --output_dir {shlex.quote(args.output_dir)}"
-    lines = page.commands(run, args.text_descriptions, results, own)
+    own += f" --output_dir {shlex.quote(args.output_dir)}" if args.output_dir else ""
     with page.complete_folder(folder) as partial:
-        shape = page.save_thumbnails(heads, images, 2 * args.thumbnail_size, clip, partial)
-        if clip:
-            page.save_heat_maps(heads, args.heat_maps, pool, images, clip, partial)
-        content = page.describe_run(args, run, results, heads, lines, thumbnail=shape, texts=len(texts),
-                                      classes=classifier.shape[1])
+        shape = page.save_thumbnails(heads, images, 2 * args.thumbnail_size, model, partial)
+        if model:
+            page.save_heat_maps(heads, args.heat_maps, pool, images, model, maps, partial)
+        content = results.describe(run, args.data_path, found, heads, own, thumbnail=shape, texts=len(texts),
+                                   classes=classifier.shape[1])
         size = page.save_page(content, partial)
     print(f"{len(heads)} heads, {size / 1e6:.1f} MB -> {folder / 'index.html'}")
     if size > LARGE:

@@ -25,5 +25,5 @@ run compute_text_set_projection.py "${model[@]}" --data_path "text_descriptions/
 run compute_ablations.py "${arrays[@]}"
 run compute_complete_text_set.py "${arrays[@]}" "${texts[@]}" --num_of_last_layers "$LAST_LAYERS" "${to[@]}"
 case "$DATASET" in emoji*) run compute_head_truth.py "${arrays[@]}" "${texts[@]}" ;; esac  # scenes with known truth
-python -m scripts.show_results "${arrays[@]}" "${texts[@]}"
+python make_report.py --text "${arrays[@]}" "${texts[@]}"
 run make_report.py "${arrays[@]}" "${texts[@]}"

@@ -125,21 +125,3 @@ def test_published_arrays_without_manifests_are_read_with_a_warning(run_script, 
     assert code == 0
     assert out.startswith("Baseline: ")
     assert err.count("warning: no manifest") == 2
-
-
-def test_the_summary_names_heads_and_files_and_draws_them(run_script, emoji_run):
-    run_script("compute_ablations", *arguments(emoji_run))
-    run_script("compute_complete_text_set",
-               *texts_of(emoji_run, "--output_dir", emoji_run / "out", "--num_of_last_layers", 2))
-    code, out, err = run_script("scripts.show_results", "--model", "emojiclip", "--dataset", "imagefolder",
-                                "--input_dir", emoji_run / "out", "--text_descriptions", "pool",
-                                "--data_path", emoji_run / "images")
-    assert code == 0, err
-    assert Image.open(emoji_run / "out" / "imagefolder_heads_emojiclip.png").format == "PNG"
-    assert "whole model" in out
-    assert "layer 5, head " in out
-    assert str(emoji_run) in out
-
-
-def test_a_summary_of_nothing_is_one_line(refused, tmp_path):
-    assert "run compute_ablations.py" in refused("scripts.show_results", "--input_dir", tmp_path)

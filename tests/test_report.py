@@ -11,12 +11,12 @@ from builders import analyse, call_script, load_script, opened, read_report, rep
 from PIL import Image
 
 from utils import cli
-from utils.data import datasets
+from utils.data import datasets, pictures
 from utils.decompose.decomposer import Decomposer
 from utils.models import loading
-from utils.report import page as report
+from utils.report import page as pages
+from utils.report import results
 from utils.runs import files
-from utils.runs import files as arrays
 
 TEXTS = "imagefolder_completeness_pool_top_3_heads_emojiclip.json"
 
@@ -157,12 +157,12 @@ def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
 
 def test_the_overlay_is_red_above_blue_below_and_grey_at_zero():
     picture = Image.new("RGB", (40, 20), (10, 200, 90))
-    found = np.asarray(report.overlay(picture, np.array([[1.0, 0.0, -1.0, 0.5]]), 1.0), int)
+    found = np.asarray(pages.overlay(picture, np.array([[1.0, 0.0, -1.0, 0.5]]), 1.0), int)
     assert found.shape == (20, 40, 3)
     above, zero, below, half = (found[:, start:start + 10].mean(axis=(0, 1)) for start in range(0, 40, 10))
     assert above[0] - above[2] > 100 and below[2] - below[0] > 100
     assert np.ptp(zero) < 1 and 40 < half[0] - half[2] < above[0] - above[2]
-    assert np.ptp(np.asarray(report.overlay(picture, np.zeros((1, 4)), 0.0), int), axis=-1).max() <= 1
+    assert np.ptp(np.asarray(pages.overlay(picture, np.zeros((1, 4)), 0.0), int), axis=-1).max() <= 1
 
 
 def test_pictures_are_stored_once_and_show_what_the_model_sees(made):
@@ -194,10 +194,13 @@ def test_images_are_framed_as_the_model_sees_them(mode, size):
     height, width = (size, size) if isinstance(size, int) else size
     seen = image_transform(size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode)(picture)
     errors = {}
-    for name, frame in report.FRAMES.items():
-        framed = frame(picture, (3 * width, 3 * height), Image.Resampling.LANCZOS).resize((width, height))
-        errors[name] = np.abs(np.asarray(framed, float).transpose(2, 0, 1) / 255 - seen.numpy()).mean()
-    assert errors[mode] < 0.03 and all(errors[mode] < error for name, error in errors.items() if name != mode), errors
+    for name in ("shortest", "squash", "longest"):
+        framed = pictures.shape(picture, image_transform(size, is_train=False, resize_mode=name), 3)
+        assert framed.size == (3 * width, 3 * height)
+        framed = np.asarray(framed.resize((width, height)), float).transpose(2, 0, 1) / 255
+        errors[name] = np.abs(framed - seen.numpy()).mean()
+    assert errors[mode] < 0.03
+    assert errors[mode] == min(errors.values()), errors
 
 
 @pytest.mark.parametrize("block", (1, 16, 256))
@@ -209,9 +212,9 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
     heads = [{"layer": layer, "head": head, "texts": [{"index": 7 * head}] if head else [],
               "variance": float(run["attn"][:, layer, head].var(axis=0).sum())} for layer in (4, 5) for head in range(6)]
     whole = run["attn"].sum((1, 2)) + run["mlp"].sum(1)
-    results = {"texts": {"heads": heads},
-               "ablations": {"baseline": 100 * float(((whole @ classifier).argmax(1) == run["labels"]).mean())}}
-    average, scores = report.score_images(opened(run), classifier, pool, results, {})
+    baseline = 100 * float(((whole @ classifier).argmax(1) == run["labels"]).mean())
+    found = results.Results("pool", 3, {"baseline": baseline}, {"heads": heads}, None, {})
+    average, scores = results.score_images(opened(run), classifier, pool, found)
     assert average.shape == (12,) and scores.shape == (12, 37)
     for i, head in enumerate(heads):
         expected = run["attn"][:, head["layer"], head["head"]] @ pool[7 * head["head"]] if head["texts"] else np.zeros(37)
@@ -220,7 +223,7 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
 
 
 def test_few_images_are_never_both_highest_and_lowest():
-    found = [[rows.tolist() for rows in report.extremes(np.array(scores, float), number)] for scores, number in (
+    found = [[rows.tolist() for rows in results.extremes(np.array(scores, float), number)] for scores, number in (
         ([3.0], 8), ([1, 2], 8), ([1, 3, 2], 8), ([5, 1, 4, 2, 3], 2), ([1, 1, 1, 1], 1))]
     assert found == [[[0], []], [[1], [0]], [[1, 2], [0]], [[0, 2], [1, 3]], [[0], [3]]]
 
@@ -251,7 +254,7 @@ def test_what_others_wrote_is_escaped(own):
     index = json.loads((own / "out" / TEXTS).read_text())["heads"][0]["texts"][0]["index"]
     lines[index] = evil
     pool.write_text("\n".join(lines) + "\n")
-    change(own / "out" / "pool_emojiclip.json", lambda found: found.update(texts_sha256=arrays.texts_hash(lines)))
+    change(own / "out" / "pool_emojiclip.json", lambda found: found.update(texts_sha256=files.texts_hash(lines)))
     analyse(own)
     call_script("make_report", *report_options(own, "--heat_maps", 0, "--images_per_head", 65, "--output_dir", own / "page"))
     page = page_of(own / "page")
@@ -259,6 +262,29 @@ def test_what_others_wrote_is_escaped(own):
     assert evil in [html.unescape(text) for text in re.findall(r'<span class="text-of-head">([^<>]*)</span>', page)]
     assert 'label: &lt;b&gt;x&amp;"' in page
     assert any(entry["text"] == evil for head in read_report(own / "page")["heads"] for entry in head["texts"])
+
+
+def test_the_text_form_says_what_others_found_and_draws_it(run_script, own):
+    code, out, err = run_script("make_report", *report_options(own, "--text"))
+    assert code == 0, err
+    ablations, texts = (json.loads((own / "out" / name).read_text())
+                        for name in ("imagefolder_ablations_emojiclip.json", TEXTS))
+    lines = out.splitlines()
+    assert lines[1] == "emojiclip on 130 images of imagefolder: zero-shot accuracy (%)"
+    values = {line[:52].strip(): float(line[52:]) for line in lines[2:lines.index("", 2)]}
+    assert values["whole model"] == pytest.approx(ablations["baseline"], abs=0.05)
+    assert values["attention layers 1 to 6 ablated"] == pytest.approx(ablations["attention_ablated"][6], abs=0.05)
+    assert values[f"heads of the last 2 layers reduced to {texts['number_of_texts']} texts"] == pytest.approx(
+        texts["accuracy"], abs=0.05)
+    heads = sorted(texts["heads"], key=lambda head: -head["variance"])[:8]
+    first = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in heads[0]["texts"][:4])
+    assert f"  layer {heads[0]['layer']}, head {heads[0]['head']}: {first}" in lines
+    assert sum(line.startswith("  layer ") for line in lines) == 8
+    for line in lines[lines.index("All of it:") + 1:]:
+        assert (own / "out" / line.strip()).is_file()
+    with Image.open(own / "out" / "imagefolder_heads_emojiclip.png") as sheet:
+        assert sheet.format == "PNG"
+    assert not (own / "out" / "imagefolder_report_emojiclip").exists()
 
 
 def test_the_commands_on_the_page_are_understood(made):
@@ -428,7 +454,7 @@ def test_other_weights_are_refused_unless_no_model_is_needed(run_script, refused
     assert code == 0, err
     page = page_of(own / "out" / "imagefolder_report_emojiclip")
     assert not (own / "out" / "imagefolder_report_emojiclip" / "heat").exists() and "Heat maps" not in page
-    assert "--pretrained others" in page
+    assert "<dt>Weights</dt><dd>others" in page
 
 
 def test_images_that_changed_are_refused(refused, own):
@@ -447,8 +473,8 @@ def test_images_that_changed_are_refused(refused, own):
 
 def test_a_label_that_changed_is_refused(folder_of_images):
     images = datasets.load_images("imagefolder", str(folder_of_images))
-    assert report.read_picture(images, 6, "cat").size == (57, 41)
+    assert pages.read_picture(images, 6, "cat").size == (57, 41)
     with pytest.raises(cli.UserError, match="image 6 is labelled cat, and was owl: the data set has changed"):
-        report.read_picture(images, 6, "owl")
+        pages.read_picture(images, 6, "owl")
 
 

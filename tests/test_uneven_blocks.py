@@ -379,7 +379,7 @@ def test_the_report_and_the_summary(run_script, refused, own):
         assert [image["index"] for image in head["highest"]] == np.argsort(-scores)[:3].tolist()
     assert "unknown model 'm'" in refused("make_report", *pooled(own, "--output_dir", own / "page"))
 
-    code, out, err = run_script("scripts.show_results", *options(own, "--text_descriptions", "pool", "--texts_per_head", 3))
+    code, out, err = run_script("make_report", *pooled(own, "--text"))
     assert code == 0, err
     assert "all convolution blocks mean-ablated" in out and "layer 4, head 0" in out
     assert (own / "emoji_spurious_heads_m.png").is_file()
@@ -434,7 +434,19 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
     assert page["commands"][0].startswith(f"python compute_alignment.py --model {model} --dataset imagefolder ")
     assert page["commands"][0].endswith(f" --output_dir {out}")
     assert page["commands"][1].startswith("python compute_text_projection.py --model emojiclip --dataset imagefolder")
-    assert "pictures cannot be decomposed like them; leave heat maps out with --heat_maps 0" in refused(*report, "--heat_maps", 1)
+    assert all(head["heat_maps"] == [] for head in page["heads"])
+    code, printed, err = run_script(*report, "--heat_maps", 1)
+    assert code == 0, err
+    assert "left out" not in printed
+    page = json.loads((out / f"imagefolder_report_{family}-as-emojiclip" / "report.json").read_text())
+    for column, head in enumerate(sorted(page["heads"], key=lambda head: (head["layer"], head["head"])), start=last.start):
+        (drawn,), text = head["heat_maps"], pool[head["texts"][0]["index"]]
+        assert drawn["patches"] == pytest.approx(terms[drawn["index"], column] @ text, abs=1e-4)
+        assert drawn["class_token"] == 0
+    (out / f"imagefolder_maps_{family}_to_emojiclip.safetensors").unlink()
+    code, printed, err = run_script(*report, "--heat_maps", 1)
+    assert code == 0, err
+    assert f"heat maps are left out: the maps that made the arrays are not in {out}" in printed
     for arguments in (mapped, ("--model", model, *mapped[2:])):
         line = refused("compute_nearest_neighbors", *arguments, "--data_path", folder_of_images, "--image",
                        folder_of_images / "cat" / "0.png")

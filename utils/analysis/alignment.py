@@ -41,6 +41,7 @@ class Maps:
     bias: Tensor    # [d]: for the sum of all components
     about: dict     # model, clip, their weights' hashes, components, cosine, options
     sha256: str     # of the file
+    path: str = ""  # of the file
 
 
 def same_images(run: Run, another: Run) -> None:
@@ -194,7 +195,7 @@ def load(path: Path, instead: str = "leave --maps out to train them") -> Maps:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--maps {path}: not maps of compute_alignment.py, or cut off; {instead}") from error
     with path.open("rb") as file:
-        return Maps(weight, bias, about, hashlib.file_digest(file, "sha256").hexdigest())
+        return Maps(weight, bias, about, hashlib.file_digest(file, "sha256").hexdigest(), str(path))
 
 
 def check(maps: Maps, run: Run, clip: str, target: Run | None) -> None:
@@ -236,6 +237,26 @@ def load_model(name: str, pretrained: str | None, maps: str | None, device, seed
     return model, trained
 
 
+def load_source(run: Run, pretrained: str | None, device, seed: int) -> tuple[Model | None, Maps | None]:
+    """The model that made a run, of these options, or for a mapped run the model that was mapped, and the maps, which
+    are beside the run: None where its manifest does not name them, or they are gone.
+
+    Raises UserError for other weights, and for other maps.
+    """
+    manifest = run.manifest
+    if not manifest or "text_model" not in manifest:
+        return loading.load_same(manifest, run.place.model, pretrained, device, seed), None
+    path = Path(run.place.folder, manifest.get("maps", ""))
+    if not path.is_file():
+        return None, None
+    source, pretrained, seed = loading.options_of(manifest["source_model"], manifest["source_pretrained"])
+    model, maps = load_model(source, pretrained, str(path), device, seed)
+    if maps.sha256 != manifest["weights_sha256"]:
+        raise UserError(f"{path}: holds other maps than those of the arrays; make the arrays again with "
+                        "compute_alignment.py")
+    return model, maps
+
+
 def text_side(about: dict) -> dict:
     """What the manifest of a mapped run says of the CLIP whose texts go with it, by what maps are about."""
     return {"text_model": about["clip"], "text_option": about["clip_option"],
@@ -243,9 +264,9 @@ def text_side(about: dict) -> dict:
             "source_weights_sha256": about["weights_sha256"]}
 
 
-def describe(maps: Maps | None, path: str | None) -> dict:
-    """What a result says of the maps that it used, of the file `path`; nothing where it used none."""
-    return {"maps": path, "maps_sha256": maps.sha256, **text_side(maps.about)} if maps else {}
+def describe(maps: Maps | None) -> dict:
+    """What a result says of the maps that it used; nothing where it used none."""
+    return {"maps": maps.path, "maps_sha256": maps.sha256, **text_side(maps.about)} if maps else {}
 
 
 def apply(maps: Maps, run: Run, folder: str, target: Run | None, device, command: str) -> tuple[Place, float | None]:
@@ -272,7 +293,8 @@ def apply(maps: Maps, run: Run, folder: str, target: Run | None, device, command
         if not run.is_plain:
             cli.save_result(place.path("components", ".json"), by_array(run.components))
         writer.finish({**run.manifest, "model": place.model, "weights_sha256": maps.sha256, "cosine": cosine,
-                       "source_model": run.manifest["model"], "command": command,
+                       "source_model": run.manifest["model"], "source_pretrained": run.manifest["pretrained"],
+                       "maps": Path(maps.path).name, "command": command,
                        "pretrained": f"{about['pretrained']}, mapped to {about['clip']} {about['clip_pretrained']}",
                        **text_side(about)}, {})
     return place, cosine

@@ -31,10 +31,7 @@ def prepare(picture: Image.Image, model: Model, patch_size: tuple[int, int] | No
     from torchvision.transforms import functional as transforms
 
     if patch_size is None:
-        shown = picture
-        for step in pictures.shaping(model.preprocess):
-            shown = step(shown)
-        return model.preprocess(picture)[None].to(model.device), shown
+        return model.preprocess(picture)[None].to(model.device), pictures.shape(picture, model.preprocess)
     settings, shorter = model.tower.preprocess_cfg, min(model.image_size)
     scale = shorter / min(picture.size)
     # Models whose size is no multiple of their patches never see the last pixels: the shorter side is rounded down.

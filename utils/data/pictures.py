@@ -1,4 +1,5 @@
 """Pictures as RGB: the one reader of them, whatever holds them."""
+import copy
 import itertools
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def upright_size(path: Path) -> tuple[int, int]:
             return image.size[::-1] if turned else image.size
     except BROKEN as error:
         raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); mend or remove it") from error
+
+
+def shape(picture: Image.Image, preprocess, scale: float = 1) -> Image.Image:
+    """What a transform makes of a picture before it becomes numbers: resized, and cropped or squeezed; `scale` times as
+    large as the model sees it."""
+    for step in shaping(preprocess):
+        step = copy.copy(step)
+        if isinstance(step.size, int):
+            step.size = round(scale * step.size)
+        else:
+            step.size = tuple(round(scale * side) for side in step.size)
+        picture = step(picture)
+    return picture
 
 
 def shaping(preprocess) -> list:

@@ -1,4 +1,5 @@
 """Models by name: which library a name belongs to, and whether a model is the one that made some arrays."""
+import os
 from dataclasses import replace
 
 import torch
@@ -21,6 +22,16 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
         return timm.load(model, pretrained, device, seed)
     from utils.models import open_clip
     return open_clip.load(model, pretrained, device, seed)
+
+
+def options_of(model: str, source: str) -> tuple[str, str | None, int]:
+    """--model, --pretrained and --seed by which a model is loaded again, from --model and what a manifest says of its
+    weights."""
+    if source.startswith("random weights"):
+        return model, "none", int(source.split()[-1])
+    if model.startswith(names.TIMM) and not os.path.isfile(source):
+        return names.TIMM + source, None, 0
+    return model, None if source == model else source, 0
 
 
 def load_vlm(name: str, device: torch.device, half: bool | None = None) -> Model:
@@ -61,10 +72,8 @@ def load_text_side(manifest: dict | None, model: str, pretrained: str | None, de
     """
     if not manifest or "text_model" not in manifest:
         return load_same(manifest, model, pretrained, device, seed, text_side=True)
-    option, source, seed = manifest["text_option"], manifest["text_pretrained"], 0
-    if source.startswith("random weights"):
-        source, seed = "none", int(source.split()[-1])
-    clip = load(option, None if source == option else source, device, seed, text_side=True)
+    option, pretrained, seed = options_of(manifest["text_option"], manifest["text_pretrained"])
+    clip = load(option, pretrained, device, seed, text_side=True)
     if manifest["text_weights_sha256"] != clip.weights_hash:
         raise UserError(f"--model {model}: was mapped to {option}, whose weights are others now; make the maps again "
                         "with compute_alignment.py")

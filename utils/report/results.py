@@ -1,0 +1,248 @@
+"""What a report says: the results of other scripts, read and checked, what each head does for which images, and all of
+it in lines of text."""
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.analysis.zeroshot import correct
+from utils.cli import UserError
+from utils.data.datasets import Images
+from utils.runs import files
+from utils.runs.components import Component
+from utils.runs.run import Run
+
+HEADS, TEXTS, IMAGES = 8, 4, 8  # in the text form: heads with the largest variance, and texts and images of each
+
+
+@dataclass
+class Results:
+    """What other scripts found in a run."""
+    pool: str             # the name of the texts
+    texts_per_head: int
+    ablations: dict       # of compute_ablations.py
+    texts: dict           # of compute_complete_text_set.py
+    truth: dict | None    # of compute_head_truth.py, where it is there
+    hints: dict[str, str]  # the commands that make these again, by script
+
+
+def _hints(run: Run, pool: str, texts_per_head: int, text_dir: str) -> dict[str, str]:
+    place = run.place
+    common = [("model", place.model), ("dataset", place.dataset), ("split", place.split), ("input_dir", _folder(place))]
+    texts = [("text_descriptions", pool), ("texts_per_head", texts_per_head)]
+    where = [("text_dir", None if Path(text_dir) == Path("text_descriptions") else text_dir),
+             ("num_of_last_layers", min(4, len(run.layers))), ("output_dir", _folder(place))]
+    return {"compute_ablations": _line("compute_ablations", common),
+            "compute_complete_text_set": _line("compute_complete_text_set", common + texts + where),
+            "compute_head_truth": _line("compute_head_truth", common + texts)}
+
+
+def commands(run: Run, results: Results) -> list[str]:
+    """The commands that made what a report reads, in order, as manifests and results keep them.
+
+    Those that write to --output_dir, which is not kept, name the folder of the run.
+    """
+    place, text_model = run.place, (run.manifest or {}).get("text_model", run.place.model_name)
+    paths = [files.manifest_path(place.folder, *parts) for parts in (
+        (place.dataset, "classifier", text_model), (results.pool, text_model))]
+    made = [run.manifest or {}, *(files.read_manifest(path) or {} for path in paths), results.texts]
+    *arrays, texts = (found.get("command") and found["command"] + _options([("output_dir", _folder(place))])
+                      for found in made)
+    return [line for line in (*arrays, results.ablations.get("command"), texts, (results.truth or {}).get("command"))
+            if line]
+
+
+def _folder(place: files.Place) -> str | None:
+    """Where the arrays are, if elsewhere than by default."""
+    return None if Path(place.folder) == Path("output_dir") else str(place.folder)
+
+
+def _line(script: str, options: list[tuple]) -> str:
+    return f"python {script}.py" + _options(options)
+
+
+def _options(options: list[tuple]) -> str:
+    """Those of the options that are given; True stands for an option without a value."""
+    words = [str(word) for option, value in options if value is not None
+             for word in ((f"--{option}",) if value is True else (f"--{option}", value))]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def read(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: str) -> Results:
+    """What other scripts found in a run, with the pool of that name in `text_dir`, which holds those texts.
+
+    Raises UserError, with the command that helps, for a file that is missing, or about other arrays or texts. A truth
+    about other texts is left out, with a warning.
+    """
+    place, images, hints = run.place, len(run), _hints(run, pool, texts_per_head, text_dir)
+    spans = place.path(files.texts_of_heads(pool, texts_per_head), ".json")
+    ablations = _read(place.path("ablations", ".json"), images, hints["compute_ablations"])
+    found = _read(spans, images, hints["compute_complete_text_set"])
+    wanted = run.heads[run.last(found["num_of_last_layers"])]
+    entries = [entry for head in found["heads"] for entry in head["texts"]]
+    if ([Component("attn", head["layer"], head["head"]) for head in found["heads"]] != wanted
+            or any(texts[entry["index"]:entry["index"] + 1] != [entry["text"]] for entry in entries)):
+        raise UserError(f"{spans}: is about other heads or texts; make it again with: "
+                        + hints["compute_complete_text_set"])
+    path = place.path("head_truth", ".json")
+    truth = _read(path, images, hints["compute_head_truth"]) if path.is_file() else None
+    if truth and ((truth["pool"], truth["texts_per_head"]) != (pool, texts_per_head)
+                  or [head["variance"] for head in truth["heads"]] != [head["variance"] for head in found["heads"]]):
+        print(f"warning: {path} is about other texts, and left out; make it again with: {hints['compute_head_truth']}",
+              file=sys.stderr)
+        truth = None
+    return Results(pool, texts_per_head, ablations, found, truth, hints)
+
+
+def _read(path: Path, images: int, hint: str) -> dict:
+    """Results of a script about that many images."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with: {hint}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON; make it again with: {hint}") from error
+    if content.get("images") != images:
+        raise UserError(f"{path}: is about {content.get('images')} images, and the arrays hold {images}; "
+                        f"make it again with: {hint}")
+    return content
+
+
+def score_images(run: Run, classifier: np.ndarray, pool: np.ndarray, results: Results) -> tuple[np.ndarray, np.ndarray]:
+    """What each head with texts adds to each image's cosine similarity with the head's first text.
+
+    `pool` [m, d] are the texts' embeddings. Returns each head's average over images [k], and the scores [k, b] above it
+    or below; 0 for a head without texts. On the way, the heads' variance and the accuracy are compared with those in
+    `results`: raises UserError where they differ, since then the arrays have been made anew.
+    """
+    heads = results.texts["heads"]
+    images, first = len(run), len(run.heads) - len(heads)
+    directions = np.stack([pool[head["texts"][0]["index"]] if head["texts"] else np.zeros_like(pool[0])
+                           for head in heads])
+    scores = np.empty((len(heads), images), np.float32)
+    shown = slice(first, len(run.heads))
+    origin = run.stack(slice(1), shown)[0].astype(np.float64)  # taken off: squares would drown in the mean's
+    sums, squares, right = np.zeros(directions.shape), np.zeros(len(heads)), 0
+    for block in files.blocks(images, description="scores"):
+        terms = run.stack(block, shown)                                                               # [b, k, d]
+        scores[:, block] = np.einsum("bkd,kd->kb", terms, directions)
+        moved = terms - origin
+        sums, squares = sums + moved.sum(axis=0), squares + np.einsum("bkd,bkd->k", moved, moved)
+        right += correct(run.whole(block), classifier, run.labels[block])
+    variances = squares / images - np.square(sums / images).sum(axis=1)
+    said = np.array([head["variance"] for head in heads])
+    if not np.allclose(variances, said, rtol=1e-3, atol=1e-3 * said.max()):
+        raise UserError("the texts of heads are about other arrays; make them again with: "
+                        + results.hints["compute_complete_text_set"])
+    if abs(right - results.ablations["baseline"] * images / 100) > 2:  # a tie may be broken either way
+        raise UserError("the ablations are about other arrays; make them again with: "
+                        + results.hints["compute_ablations"])
+    average = scores.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return average, scores - average[:, None]
+
+
+def extremes(scores: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images with the highest scores [b], highest first, and with the lowest, lowest first; at most `number` of each,
+    and none that is in both."""
+    order = np.argsort(-scores, kind="stable")
+    highest = order[:min(number, -(-len(order) // 2))]
+    return highest, order[len(highest):][::-1][:number]
+
+
+def describe_heads(results: Results, scored: tuple[np.ndarray, np.ndarray], alone: dict[Component, float], number: int,
+                   indices: np.ndarray, labels: np.ndarray, images: Images, root: str | None) -> list[dict]:
+    """What the page shows of each head, the newest layer's first.
+
+    `scored` is what `score_images` returns, `alone` the accuracy without each head, `number` how many images of the
+    highest and of the lowest scores are named; `indices` [b] are the images' in the data set, and `root` its folder.
+    """
+    def image(row: int, score: float) -> dict:
+        index, label = int(indices[row]), images.classes[labels[row]]
+        return {"index": index, "score": float(score), "label": label, "file": f"images/{index}.webp",
+                "path": os.path.relpath(images.paths[index], root) if images.paths and root else None}
+
+    heads, largest = [], max(head["variance"] for head in results.texts["heads"]) or 1.0
+    truths = results.truth["heads"] if results.truth else [None] * len(scored[0])
+    for head, truth, average, scores in zip(results.texts["heads"], truths, *scored):
+        key = Component("attn", head["layer"], head["head"])
+        highest, lowest = extremes(scores, number) if head["texts"] else ([], [])
+        heads.append({
+            **head, "name": str(key), "id": f"head-{key.layer}-{key.head}", "consistency": head.get("consistency"),
+            "relative_variance": head["variance"] / largest, "accuracy": alone[key],
+            "change": alone[key] - results.ablations["baseline"], "average": float(average),
+            "highest": [image(row, scores[row]) for row in highest],
+            "lowest": [image(row, scores[row]) for row in lowest],
+            "heat_maps": [], "truth": truth})
+    return sorted(heads, key=lambda head: (-head["layer"], head["head"]))
+
+
+def describe(run: Run, data_path: str | None, results: Results, heads: list[dict], own: str, **figures) -> dict:
+    """All that the page shows: what it was made from, figures of the whole model, and the heads.
+
+    `data_path` is where the run's images are, `own` the command that makes the page.
+    """
+    place, manifest, texts, truth = run.place, run.manifest or {}, results.texts, results.truth
+    layers = len(results.ablations["attention_ablated"]) - 1
+    together = _line("compute_use_specific_heads", [
+        ("model", place.model), ("dataset", place.dataset), ("split", place.split), ("data_path", data_path),
+        ("input_dir", _folder(place)), ("keep_last_layers", layers), ("keep_mlps", True)]) + " --heads {heads}"
+    return {
+        "model": place.model, "dataset": place.dataset, "split": place.split, "pool": results.pool,
+        "pretrained": manifest.get("pretrained"), "weights_sha256": manifest.get("weights_sha256"),
+        "versions": manifest.get("versions", {}), "images": texts["images"], "layers": layers, **figures,
+        "texts_per_head": results.texts_per_head, "num_of_last_layers": texts["num_of_last_layers"],
+        "number_of_texts": texts["number_of_texts"], "texts_accuracy": texts["accuracy"],
+        "ablations": {key: value for key, value in results.ablations.items() if key != "command"},
+        "truth": {key: value for key, value in truth.items() if key not in ("heads", "command")} if truth else None,
+        "commands": [*commands(run, results), own], "command_for_several": together, "heads": heads}
+
+
+def _most_varying(results: Results) -> list[dict]:
+    return sorted(results.texts["heads"], key=lambda head: -head["variance"])[:HEADS]
+
+
+def lines(run: Run, results: Results) -> Iterator[str]:
+    """The report in text: what each part of the model is worth, and the texts of the heads that vary most."""
+    ablations, texts = results.ablations, results.texts
+    yield f"\n{run.place.model} on {ablations['images']} images of {run.place.dataset}: zero-shot accuracy (%)"
+    rows = [("whole model", ablations["baseline"]), ("all MLPs mean-ablated", ablations["mlp_ablated"]),
+            ("class token's attention to itself ablated", ablations["cls_ablated"]),
+            ("both ablated", ablations["mlp_and_cls_ablated"]),
+            ("all convolution blocks mean-ablated", ablations.get("conv_ablated"))]
+    rows += [(f"attention layers 1 to {k} ablated", value)
+             for k, value in enumerate(ablations["attention_ablated"][1:], start=1)]
+    rows += [(f"heads of the last {texts['num_of_last_layers']} layers reduced to {texts['number_of_texts']} texts",
+              texts["accuracy"])]
+    for label, value in rows:
+        if value is not None:
+            yield f"  {label:<50} {value:6.1f}"
+    heads = _most_varying(results)
+    yield f"\nThe {len(heads)} heads that vary most, each with its first texts (share of the head's variance)"
+    for head in heads:
+        listed = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in head["texts"][:TEXTS])
+        yield f"  layer {head['layer']}, head {head['head']}: {listed}"
+
+
+def paths(run: Run, results: Results) -> list[Path]:
+    """Where all of it is: ablations and their chart, texts in two forms, and the `sheet`."""
+    texts = files.texts_of_heads(results.pool, results.texts_per_head)
+    return [run.place.path(what, suffix) for what, suffix in (
+        ("ablations", ".json"), ("ablations", ".png"), (texts, ".txt"), (texts, ".json"), ("heads", ".png"))]
+
+
+def sheet(results: Results, scores: np.ndarray, indices: np.ndarray, images: Images) -> list[tuple[str, list, list]]:
+    """The heads that vary most and have texts, as `charts.head_sheet` takes them: a title, and the images with the
+    highest and the lowest scores [k, b]."""
+    rows = []
+    for head in _most_varying(results):
+        if head["texts"]:
+            title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
+            highest, lowest = extremes(scores[results.texts["heads"].index(head)], IMAGES)
+            rows.append((f"layer {head['layer']}, head {head['head']}:  {title}",
+                         *([images.read(i)[0] for i in indices[part]] for part in (highest, lowest[::-1]))))
+    return rows
