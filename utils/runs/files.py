@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from utils.cli import UserError, complete
 from utils.data.datasets import default_split
-from utils.models.names import TIMM, file_name
+from utils.models.names import file_name
 
 PACKAGES = ("torch", "open-clip-torch", "numpy")
 BLOCK = 256  # images that are in memory at a time
@@ -225,11 +225,3 @@ def same_weights(path: Path, manifest: dict | None, run: dict | None, hint: str)
         weights = "" if "text_model" in run else f" --pretrained {run['pretrained']}"  # compute_alignment.py needs none
         raise UserError(f"{path}: was made with other weights ({manifest['pretrained']}) than the terms "
                         f"({run['pretrained']}); make it again with: {hint}{weights}")
-
-
-def own_clip(run: dict | None, model: str, instead: str) -> None:
-    """Refuse arrays, whose manifest is `run`, that cannot be made again of a picture: mapped ones, and those of a model
-    of timm. `instead` says what to do."""
-    if run and "text_model" in run or (run or {}).get("model", model).startswith(TIMM):
-        raise UserError(f"--model {model}: its arrays are not those of a CLIP, and pictures cannot be decomposed like "
-                        f"them; {instead}")
