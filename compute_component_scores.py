@@ -90,7 +90,8 @@ def main(args) -> None:
                         "rankings": dict(zip(texts, agreements[:, place].tolist())),
                         **({"truth": {feature: float(share[place]) for feature, share in shares.items()}} if groups else {})}
                        for place, component in enumerate(run.components)]})
-    charts.component_scores(run.components, dict(zip(texts, scores)), f"{args.model} on {run.place.name}", path.with_suffix(".png"))
+    charts.component_scores(run.components, dict(zip(texts, scores)), f"{args.model} on {run.place.name}",
+                            path.with_suffix(".png"))
     print(f"-> {path}")
 
 

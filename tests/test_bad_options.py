@@ -15,7 +15,8 @@ TEXTS, LISTS = ROOT / "text_descriptions", ROOT / "configs" / "heads"
 # What the lines of the table below have in common.
 COMMON = {
     "compute_prs": "--model emojiclip --device cpu --output_dir {out}",
-    "compute_complete_text_set": "--model emojiclip --dataset imagefolder --input_dir {runs} --output_dir {out} --text_dir {texts} "
+    "compute_complete_text_set": "--model emojiclip --dataset imagefolder --input_dir {runs} --output_dir {out} "
+                                 "--text_dir {texts} "
                                  "--text_descriptions pool --num_of_last_layers 2",
     "compute_segmentations": "--model emojiclip --train_dataset masks_folder --data_path {masks} --classifier_dataset emoji "
                              "--classifier_dir {runs} --output_dir {out} --device cpu",

@@ -143,7 +143,8 @@ def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
             whole = attn[found["index"], head["layer"], head["head"]] @ text
             assert found["patches"] + found["class_token"] == pytest.approx(whole, abs=1e-5)
             pixels = clip.preprocess(images.samples[found["index"]][0])[None]
-            values = decomposer.tokens(pixels, torch.from_numpy(text)[None, None]).scores[head["layer"]][0, 0, head["head"]].numpy()
+            scores = decomposer.tokens(pixels, torch.from_numpy(text)[None, None]).scores
+            values = scores[head["layer"]][0, 0, head["head"]].numpy()
             assert found["class_token"] == pytest.approx(values[0], abs=1e-5)
             limits.append(np.abs(values[1:]).max())
             row, column = divmod(int(np.abs(values[1:]).argmax()), 8)
@@ -385,7 +386,8 @@ def test_a_report_is_replaced_and_nothing_else(run_script, refused, own):
     folder.mkdir()  # an empty one is taken
     assert run_script("make_report", *arguments)[0] == 0
     before = {path.name for path in (folder / "images").iterdir()}
-    assert run_script("make_report", *report_options(own, "--heat_maps", 0, "--images_per_head", 1, "--output_dir", folder))[0] == 0
+    options = report_options(own, "--heat_maps", 0, "--images_per_head", 1, "--output_dir", folder)
+    assert run_script("make_report", *options)[0] == 0
     assert {path.name for path in (folder / "images").iterdir()} < before
     (folder / "images" / "mine.txt").write_text("mine")
     assert "beside the report, it holds images/mine.txt" in refused("make_report", *arguments)
@@ -450,7 +452,8 @@ def test_other_weights_are_refused_unless_no_model_is_needed(run_script, refused
         change(own / "out" / f"{name}_emojiclip.json", lambda found: found.update(weights_sha256="0" * 64, pretrained="others"))
     assert "are not those of the arrays (others)" in refused("make_report", *report_options(own))
     # With a tag that does not go with the model, loading it would be refused.
-    code, _, err = run_script("make_report", *report_options(own, "--heat_maps", 0, "--pretrained", "openai", "--images_per_head", 1))
+    code, _, err = run_script("make_report", *report_options(
+        own, "--heat_maps", 0, "--pretrained", "openai", "--images_per_head", 1))
     assert code == 0, err
     page = page_of(own / "out" / "imagefolder_report_emojiclip")
     assert not (own / "out" / "imagefolder_report_emojiclip" / "heat").exists() and "Heat maps" not in page
