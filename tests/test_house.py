@@ -107,11 +107,11 @@ def test_no_module_of_tests_imports_another():
             if name.startswith(("test_", "conftest", "tests."))] == []
 
 
-@pytest.mark.xfail(strict=True, reason="the house is being built")
 def test_no_function_of_utils_takes_the_arguments_of_the_command_line():
     found = []
     for module, path in MODULES.items():
-        if module in ("utils.cli", "utils.ex2.training"):  # the command line itself; callbacks with TRL's signature
+        # The command line itself; callbacks with TRL's and torch's signatures.
+        if module in ("utils.cli", "utils.ex2.training", "utils.decompose.recorder"):
             continue
         for node in nodes(path):
             if isinstance(node, (ast.FunctionDef, ast.Lambda)):
