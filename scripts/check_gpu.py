@@ -90,11 +90,11 @@ class Machine:
         from utils.cli import pick_device
         from utils.decompose.decomposer import Decomposer
         from utils.models import loading
-        from utils.runs import compact
+        from utils.runs import storage
 
         self.small, self.device = small, pick_device("cpu" if small else None)
         self.torch, self.models, self.decomposer = torch, loading, Decomposer
-        self.compact, self.textspan = compact, textspan
+        self.storage, self.textspan = storage, textspan
         self.cuda = self.device.type == "cuda"
 
     def about(self) -> dict:
@@ -273,17 +273,17 @@ def compact(machine: Machine, report: Report) -> None:
             decomposer = machine.decomposer(vision, precision)
             terms, readout = decomposer.terms(images), decomposer.readout()
             full, kept = stored(terms, "full"), stored(terms, "compact")
-            made = machine.compact.CompactTerms(*(kept[what].cpu().numpy() for what in ("heads", "scalars")),
+            made = machine.storage.CompactHeads(*(kept[what].cpu().numpy() for what in ("heads", "scalars")),
                                                 readout.cpu().numpy())
-            again = torch.from_numpy(made[:])
+            again = torch.from_numpy(made.read(slice(None), slice(None)))
             errors = {"heads": difference(again.unflatten(1, full["attn"].shape[1:3]), full["attn"]),
                       "mlp": difference(kept["mlp"].sum(1), full["mlp"].sum(1)),
                       "class_token": difference(kept["cls_attn"].sum(1), full["cls_attn"].sum(1))}
             passed = max(errors.values()) <= TERM_LIMIT
             report.row("compact", f"{name}, {precision}", passed, **errors, limit=TERM_LIMIT)
-        moments = machine.compact.Moments()
+        moments = machine.storage.MomentSums()
         moments.add(kept["heads"], kept["scalars"])
-        kinds = machine.compact.MomentTerms(16, *moments.means().values(), readout.cpu().numpy())
+        kinds = machine.storage.MomentHeads(*moments.arrays().values(), readout.cpu().numpy())
         error = max(map(difference, kinds.moments(slice(None)), made.moments(slice(None))))
         report.row("compact", f"{name}, moments", error <= TERM_LIMIT, error=error, limit=TERM_LIMIT)
 
@@ -308,8 +308,9 @@ def textspan(machine: Machine, report: Report) -> None:
         wide = x.to(machine.device).double()
         return span(wide.mean(0), wide.T @ wide / len(wide), pool.to(machine.device))
 
-    found["moments"] = machine.seconds({"run": lambda: method.moments(x.numpy()[:, None])}, 0, 2)["run"]
-    mean, second = (part[0] for part in method.moments(x.numpy()[:, None]))
+    head = machine.storage.FullTerms(x.numpy()[:, None])
+    found["moments"] = machine.seconds({"run": lambda: head.moments(slice(None))}, 0, 2)["run"]
+    mean, second = (part[0] for part in head.moments(slice(None)))
     found["texts"] = machine.seconds({"run": lambda: span(mean, second, pool)}, 0, 2)["run"]
     report.row("textspan", f"{case}, on the CPU", None, moments_s=found["moments"], texts_s=found["texts"])
     here = span(mean, second, pool)
@@ -344,7 +345,7 @@ def cost(machine: Machine, report: Report) -> None:
 def _passes(machine: Machine, vision, precision: str) -> dict:
     """A plain pass of images, the terms of heads, and the terms of tokens."""
     decomposer = machine.decomposer(vision, precision)
-    return {"plain": vision.encode, "heads": decomposer.terms, "tokens": lambda images: decomposer.tokens(images, own)}
+    return {"plain": vision.encode_image, "heads": decomposer.terms, "tokens": lambda images: decomposer.tokens(images, own)}
 
 
 def _cast(machine: Machine, vision):

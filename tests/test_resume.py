@@ -228,20 +228,20 @@ def test_a_read_only_folder_is_one_line(refused, folder_of_images, tmp_path):
 
 
 def test_nan_in_a_models_output_names_the_image(refused, folder_of_images, tmp_path, monkeypatch):
-    from utils.decompose import tower as decomposition
+    from utils.decompose.decomposer import Decomposer
 
-    real = decomposition.by_tower
+    real = Decomposer.terms
 
-    def spoiled(tower, pixels, **options):
-        parts = real(tower, pixels, **options)
+    def spoiled(self, pixels):
+        terms = real(self, pixels)
         if len(pixels) == 2 and not spoiled.calls:
-            parts.arrays["attn"] = parts.arrays["attn"].clone()
-            parts.arrays["attn"][1] = float("nan")
+            terms.values = terms.values.clone()
+            terms.values[1] = float("nan")
         spoiled.calls += len(pixels) == 2
-        return parts
+        return terms
 
     spoiled.calls = -1  # the second batch of two
-    monkeypatch.setattr(decomposition, "by_tower", spoiled)
+    monkeypatch.setattr(Decomposer, "terms", spoiled)
     line = refused("compute_prs", *arguments(folder_of_images, tmp_path / "o", "--num_workers", 0))
     assert "the model gives NaN or infinity for" in line
     assert "big_dog/3.png" in line
