@@ -16,7 +16,7 @@ rest goes on; one whose packages are missing is listed. --output is written agai
     profile     where a plain and a decomposed pass of ViT-H-14 in bfloat16 spend their time
     cost        the time of the decomposition over that of a plain encode_image pass, taken in turns
     walk        the same for networks that utils/decompose/walk.py takes apart
-    harvest     compute_prs.py on rendered scenes: images a second, where the time goes, memory
+    loop        compute_prs.py on rendered scenes: images a second, where the time goes, memory
     rloo        one step of train.py, with and without 8 bit
     compiled    sums once more, with --compile
 """
@@ -26,7 +26,7 @@ from functools import partial
 
 from utils.cli import UserError, make_parser, run
 
-CHECKS = ("sums", "processor", "kernels", "compact", "textspan", "profile", "cost", "walk", "harvest", "rloo",
+CHECKS = ("sums", "processor", "kernels", "compact", "textspan", "profile", "cost", "walk", "loop", "rloo",
           "compiled")
 SUM_LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # as compute_prs.py asks of a model before it starts
 TERM_LIMIT = 1e-5  # between processors, and between kinds of storage
@@ -414,7 +414,7 @@ class InMemory:
         return self.pixels[index % len(self.pixels)], 0
 
 
-def harvest(machine: Machine, report: Report) -> None:
+def loop(machine: Machine, report: Report) -> None:
     import dataclasses
     import json
     import tempfile
@@ -459,7 +459,7 @@ def harvest(machine: Machine, report: Report) -> None:
             made = json.loads(next(Path(folder).glob("*_time_*.json")).read_text())
             size = sum(file.stat().st_size for file in Path(folder).glob("*.npy"))
         case = f"{model}, {'in memory' if number else 'rendered'}, {' '.join(option.strip('-') for option in options)}"
-        report.row("harvest", case, None, images=made["images"], images_a_second=made["images"] / made["loop_seconds"],
+        report.row("loop", case, None, images=made["images"], images_a_second=made["images"] / made["loop_seconds"],
                    **{f"{name}_s": value for name, value in made["seconds"].items()}, loop_s=made["loop_seconds"],
                    whole_s=whole, disk_gb=size / 1e9,
                    peak_gb=machine.torch.cuda.max_memory_allocated() / 1e9 if machine.cuda else None)

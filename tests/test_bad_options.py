@@ -16,8 +16,7 @@ TEXTS, LISTS = ROOT / "text_descriptions", ROOT / "configs" / "heads"
 COMMON = {
     "compute_prs": "--model emojiclip --device cpu --output_dir {out}",
     "compute_complete_text_set": "--model emojiclip --dataset imagefolder --input_dir {runs} --output_dir {out} "
-                                 "--text_dir {texts} "
-                                 "--text_descriptions pool --num_of_last_layers 2",
+                                 "--text_dir {texts} --text_descriptions pool --num_of_last_layers 2",
     "compute_segmentations": "--model emojiclip --train_dataset masks_folder --data_path {masks} --classifier_dataset emoji "
                              "--classifier_dir {runs} --output_dir {out} --device cpu",
     "compute_heatmaps": "--device cpu --image {images}/a/0.png --output {out}/x.png",
@@ -99,8 +98,7 @@ TABLE = [
     ("compute_head_truth", "--dataset imagenet", "the truth of its images is not known; it is of emoji, "),
     ("compute_head_truth", "--texts_per_head 7", "make it with: python compute_complete_text_set.py"),
     ("compute_alignment", "--split val",
-     "emoji_val_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji "
-                                         "--model m"),
+     "emoji_val_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji --model m"),
     ("compute_alignment", "--clip other", "emoji_train_attn_other.npy does not exist"),
     ("compute_alignment", "--apply val", "emoji_val_attn_m.npy does not exist"),
     ("compute_alignment", "--epochs 0", "--epochs is 0; it must be at least 1"),

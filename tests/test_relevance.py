@@ -127,6 +127,18 @@ def test_all_methods_share_two_passes_and_one_copy_of_the_tower(monkeypatch):
     assert sorted(map(str, ran)) == ["torch.float32"] * 6 + ["torch.float64"] * 6
 
 
+@pytest.mark.parametrize("name, whole, gradients", [
+    ("lrp", True, False), ("partial_lrp", False, False), ("chefer", True, True)])
+def test_one_method_alone_keeps_what_it_needs(name, whole, gradients):
+    model = random_clip()
+    images, classifier, predicted = inputs_for(model)
+    batch = methods.Batch(methods.Explainer(model_of(model.visual), classifier, (name,)), images, predicted)
+    alone = methods.FUNCTIONS[name](batch)
+    assert torch.equal(alone, methods.FUNCTIONS[name](batch_of(model, images, classifier, predicted)))
+    assert len(batch.double.layers) == (len(model.visual.transformer.resblocks) if whole else 1)
+    assert batch.double.layers[-1].attention.requires_grad == gradients
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_batch_of_one_equals_its_place_in_a_larger_batch(name):
     model, method = random_clip(), methods.FUNCTIONS[name]

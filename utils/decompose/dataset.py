@@ -152,8 +152,7 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
                                                len(numbers), unit="batch", disable=not state.is_main_process):
             arrays = {}
             if moved:
-                with clock.counting("wait"):
-                    values = moved.arrived()
+                values = moved.arrived()
                 left_out, first = {index for index, _ in bad}, number * batch_size
                 check_finite(values.pop("finite"), images,
                              [i for i in range(first, first + batch_size) if i not in left_out])

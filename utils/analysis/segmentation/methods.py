@@ -148,8 +148,11 @@ class Batch:
     @cached_property
     @torch.inference_mode(False)
     def double(self) -> Pass:
-        """The pass in double precision, with everything of all layers."""
-        return Pass(*self.explainer.double, self.images.double(), self.columns.double(), 0)
+        """The pass in double precision, with everything of the layers that the methods ask for, and no gradients for
+        relevance alone: of all layers together, both take much memory."""
+        (visual, tower), methods = self.explainer.double, self.explainer.methods
+        first = 0 if {"lrp", "chefer"} & set(methods) else len(tower.blocks) - 1
+        return Pass(visual, tower, self.images.double(), self.columns.double(), first, gradients="chefer" in methods)
 
     def grid(self, patches: Tensor) -> Tensor:
         """[b, n - 1], a value for each patch -> [b, rows, columns]."""

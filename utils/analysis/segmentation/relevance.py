@@ -63,18 +63,19 @@ class Pass:
     """A forward pass of images [b, 3, height, width], recorded.
 
     `columns` [b, d] are the classifier's, of the class that is explained of each image. All layers' attention is kept,
-    and everything of the last ones, from the block `first` on.
+    and everything of the last ones, from the block `first` on; with `gradients` also what these need.
     """
 
-    def __init__(self, visual: nn.Module, tower: Tower, images: Tensor, columns: Tensor, first: int):
+    def __init__(self, visual: nn.Module, tower: Tower, images: Tensor, columns: Tensor, first: int,
+                 gradients: bool = True):
         self.visual, self.tower, self.columns = visual, tower, columns
         with torch.no_grad():
             tokens, self.attentions = tower.embed(images), []  # [b, n, n] each, mean over heads
             for layer in run_layers(tower.blocks[:first], tokens):
                 tokens = layer.after
                 self.attentions.append(layer.attention.mean(dim=1))
-        with torch.enable_grad():
-            self.layers = list(run_layers(tower.blocks[first:], tokens.requires_grad_()))
+        with torch.set_grad_enabled(gradients):
+            self.layers = list(run_layers(tower.blocks[first:], tokens.requires_grad_(gradients)))
         self.attentions += [layer.attention.detach().mean(dim=1) for layer in self.layers]
 
     @cached_property
