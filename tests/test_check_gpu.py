@@ -5,7 +5,7 @@ import pytest
 import torch
 from builders import ROOT
 
-from scripts import check_gpu
+from scripts import check_gpu, gpu_checks
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ def test_a_check_that_fails_is_reported_and_the_others_go_on(run_script, tmp_pat
     def absent(machine, report):
         raise ImportError("No module named 'other'")
 
-    monkeypatch.setattr(check_gpu, "sums", broken)
-    monkeypatch.setattr(check_gpu, "compact", absent)
+    monkeypatch.setattr(gpu_checks, "sums", broken)
+    monkeypatch.setattr(gpu_checks, "compact", absent)
     path = tmp_path / "gpu.json"
     code, out, err = run_script("scripts.check_gpu", "--cpu", "--only", "sums", "compact", "textspan", "--output", path)
     assert (code, err) == (2, f"error: failed: sums; the reasons stand above and in {path}\n")
