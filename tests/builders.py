@@ -16,7 +16,7 @@ from scipy.io import savemat
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [path.stem for path in sorted(ROOT.glob("*.py"))] + [
     ".".join(path.relative_to(ROOT).with_suffix("").parts) for folder in ("scripts", "models", "data")
-    for path in sorted((ROOT / folder).rglob("*.py")) if "get_args_parser()" in path.read_text(encoding="utf-8")]
+    for path in sorted((ROOT / folder).rglob("*.py")) if "def get_args_parser()" in path.read_text(encoding="utf-8")]
 
 
 # Scripts
