@@ -34,11 +34,12 @@ def commands(text: str) -> list[str]:
     return [match.strip() for match in re.findall(pattern, text)]
 
 
-README = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = {command: None for document in DOCUMENTS for command in commands(document.read_text(encoding="utf-8"))}
 
 
-@pytest.mark.parametrize("command", README + commands(PUBLISHED))
-def test_every_command_in_the_readme_and_in_the_paper_is_understood(command):
+@pytest.mark.parametrize("command", [*WRITTEN, *commands(PUBLISHED)])
+def test_every_command_in_the_documents_and_in_the_paper_is_understood(command):
     words = shlex.split(command)[1:]
     name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
     module = load_script(name)
@@ -48,13 +49,13 @@ def test_every_command_in_the_readme_and_in_the_paper_is_understood(command):
         assert (ROOT / pool).is_file()
 
 
-def test_the_readme_has_commands_and_its_links_exist():
-    assert len(README) >= 6
-    for document in ("README.md", "CONTRIBUTING.md", "models/emojiclip/README.md", "models/emojivit/README.md",
-                     "data/emoji/README.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)#]+)\)", text):
-            assert link.startswith("http") or ((ROOT / document).parent / link).exists(), (document, link)
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", *(
+    path for folder in ("data", "models", "text_descriptions") for path in sorted((ROOT / folder).rglob("README.md")))],
+    ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_a_document_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (document.parent / link).exists(), link
 
 
 def test_every_script_is_in_the_readme():
