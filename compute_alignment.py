@@ -4,7 +4,7 @@
     python compute_prs.py --dataset imagenet --split train --model ViT-L-14 --pretrained laion2b_s32b_b82k \\
         --data_path DIR
     python compute_alignment.py --dataset imagenet --model timm:vit_base_patch14_dinov2.lvd142m --clip ViT-L-14
-    python compute_alignment.py --dataset emoji --model timm:local-dir:models/emojivit --apply test   # after these steps
+    python compute_alignment.py --dataset emoji --model timm:local-dir:models/emojivit --apply test # after these
 
 Trains one linear map a component and one bias (arXiv 2406.01583): the sum of the mapped components should have the
 direction of the CLIP's representation of the same image (1 - cosine), and every map W should be close to orthogonal
@@ -14,7 +14,7 @@ highest cosine there.
 
 Prints the cosine at the start and after each epoch, and writes to --output_dir, {dataset} with its split as everywhere:
 
-    {dataset}_maps_{model}_to_{clip}.safetensors      weight [components, k, d] (x W; attn, then mlp, then conv), bias [d]
+    {dataset}_maps_{model}_to_{clip}.safetensors      weight [components, k, d] (x W; attn, mlp, then conv), bias [d]
     {dataset}_maps_{model}_to_{clip}.json             the training
     {dataset}_{attn|mlp|conv}_{model}-as-{clip}.npy   the mapped components of the --apply splits: a run like any other
 
@@ -87,9 +87,11 @@ def main(args) -> None:
                                                 args.batch_size, args.penalty_weight, args.seed, device)
         best = max(history[1:], key=lambda entry: entry["validation_cosine"])
         for entry in history:
-            print(f"epoch {entry['epoch']}: cosine {entry['train_cosine']:.4f}, {entry['validation_cosine']:.4f} held out; "
-                  f"penalty {entry['penalty']:.4f}" + ("" if entry["epoch"] else f" ({args.start} start)"))
-        chosen = {name: getattr(args, name) for name in ("start", "epochs", "lr", "batch_size", "penalty_weight", "seed")}
+            print(f"epoch {entry['epoch']}: cosine {entry['train_cosine']:.4f}, "
+                  f"{entry['validation_cosine']:.4f} held out; penalty {entry['penalty']:.4f}"
+                  + ("" if entry["epoch"] else f" ({args.start} start)"))
+        chosen = {name: getattr(args, name)
+                  for name in ("start", "epochs", "lr", "batch_size", "penalty_weight", "seed")}
         about = {**alignment.describe_pair(source, target), "dataset": args.dataset,
                  "split": args.split, "images": len(source), "best": best, "options": chosen}
         path = source.place.path("maps", f"_to_{clip}.safetensors", args.output_dir)

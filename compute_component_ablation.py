@@ -65,9 +65,10 @@ def main(args) -> None:
         weight, bias, fitted = heads[given_as]
         accuracies = ablation.cumulative(run, list(layers.values()), weight, bias)
         counts = np.cumsum([0, *map(len, layers.values())])
-        curves[model] = [{"ablated": "nothing", "kind": None, "block": None, "components": 0, "accuracy": accuracies[0]},
-                         *({"ablated": str(layer), "kind": layer.kind, "block": layer.layer, "components": int(count),
-                            "accuracy": accuracy} for layer, count, accuracy in zip(layers, counts[1:], accuracies[1:]))]
+        whole = {"ablated": "nothing", "kind": None, "block": None, "components": 0, "accuracy": accuracies[0]}
+        curves[model] = [whole] + [
+            {"ablated": str(layer), "kind": layer.kind, "block": layer.layer, "components": int(count),
+             "accuracy": accuracy} for layer, count, accuracy in zip(layers, counts[1:], accuracies[1:])]
         print(f"{model}, {'linear probe' if args.probe else 'zero-shot'}, {len(run)} images")
         for entry in curves[model]:
             print(f"  {entry['ablated']:<10}{entry['accuracy']:6.1f}")
@@ -75,8 +76,8 @@ def main(args) -> None:
         cli.save_result(path, {"model": model, "dataset": args.dataset, "split": args.split, "images": len(run),
                                  "probe": fitted, "number_of_components": int(counts[-1]), "steps": curves[model]})
         print(f"-> {path}")
-    charts.cumulative_ablation(curves, "accuracy of a linear probe (%)" if args.probe else "zero-shot accuracy (%)", name,
-                              folder / f"{stem}.png")
+    measured = "accuracy of a linear probe (%)" if args.probe else "zero-shot accuracy (%)"
+    charts.cumulative_ablation(curves, measured, name, folder / f"{stem}.png")
     print(f"-> {folder / stem}.png")
 
 

@@ -114,7 +114,8 @@ def main(args) -> None:
         "model": args.model, "dataset": args.dataset, "split": args.split or "test", "images": len(run),
         "ablated_in_the_space_of": ablated.place.model, "means": "the split that is reported", "linear_head": fitted,
         "images_of_groups": sizes, "components": chosen,
-        "scores": {label: {"spurious": spurious, "core": core} for label, spurious, core in zip(labels, *scores.tolist())},
+        "scores": {label: {"spurious": spurious, "core": core}
+                   for label, spurious, core in zip(labels, *scores.tolist())},
         "options": {option: getattr(args, option) for option in options}, **found, "random_best_components": random})
     head = "linear head" if fitted else "zero-shot"
     title = f"{args.model} on {run.place.name}, {head}, {len(chosen)} components ablated"

@@ -71,7 +71,8 @@ def main(args) -> None:
         rows[feature] = {"texts": texts[feature], "rankings": component_scores.rank_correlation(own, agreement)}
         if feature in shares:
             largest = float(shares[feature].max())
-            rows[feature]["truth"] = component_scores.rank_correlation(own, shares[feature]) | {"largest_share": largest}
+            rows[feature]["truth"] = component_scores.rank_correlation(own, shares[feature]) | {
+                "largest_share": largest}
         best = ", ".join(f"{run.components[place]} ({own[place]:.2f})" for place in own.argsort()[::-1][:BEST])
         figures = [rows[feature].get(kind, {}).get("spearman") for kind in ("rankings", "truth")[:1 + bool(groups)]]
         cells = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
@@ -88,7 +89,8 @@ def main(args) -> None:
         "components": [{"name": str(component), **component.to_dict(),
                         "scores": dict(zip(texts, scores[:, place].tolist())),
                         "rankings": dict(zip(texts, agreements[:, place].tolist())),
-                        **({"truth": {feature: float(share[place]) for feature, share in shares.items()}} if groups else {})}
+                        **({"truth": {feature: float(share[place]) for feature, share in shares.items()}}
+                           if groups else {})}
                        for place, component in enumerate(run.components)]})
     charts.component_scores(run.components, dict(zip(texts, scores)), f"{args.model} on {run.place.name}",
                             path.with_suffix(".png"))

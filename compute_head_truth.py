@@ -41,12 +41,13 @@ def main(args) -> None:
     from utils.runs.run import Run
 
     if args.dataset not in EMBEDDED:
-        raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; it is of {', '.join(EMBEDDED)}")
+        raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; "
+                        f"it is of {', '.join(EMBEDDED)}")
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="heads")
     spans = run.place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".json")
     if not spans.is_file():
-        raise UserError(f"{spans} does not exist; make it with: python compute_complete_text_set.py --model {args.model} "
-                        f"--dataset {args.dataset} --text_descriptions {args.text_descriptions} "
+        raise UserError(f"{spans} does not exist; make it with: python compute_complete_text_set.py "
+                        f"--model {args.model} --dataset {args.dataset} --text_descriptions {args.text_descriptions} "
                         f"--texts_per_head {args.texts_per_head}")
     heads = json.loads(spans.read_text(encoding="utf-8"))["heads"]
     attributes = truth.read_attributes(args.text_attributes)
@@ -64,17 +65,19 @@ def main(args) -> None:
     for head, said in zip(heads, readings):
         explained = shares[Component("attn", head["layer"], head["head"])]
         rows.append({"layer": head["layer"], "head": head["head"], "variance": head["variance"], "explained": explained,
-                     "truth": max(explained, key=explained.get), "reading_shares": said, "reading": max(said, key=said.get)})
+                     "truth": max(explained, key=explained.get), "reading_shares": said,
+                     "reading": max(said, key=said.get)})
         rows[-1]["agree"] = rows[-1]["truth"] == rows[-1]["reading"]
-    found = truth.score([row["truth"] for row in rows], [row["reading"] for row in rows], [row["variance"] for row in rows])
+    found = truth.score(*([row[column] for row in rows] for column in ("truth", "reading", "variance")))
 
     print("| head | " + " | ".join(truth.ATTRIBUTES) + " | truth | TextSpan | agree |\n" + "| --- " * 11 + "|")
     for row in rows:
         shown = " | ".join(f"{100 * max(row['explained'][attribute], 0):.0f}" for attribute in truth.ATTRIBUTES)
         print(f"| {row['layer']}.{row['head']} | {shown} | {row['truth']} | {row['reading']} | "
               f"{'yes' if row['agree'] else 'no'} |")
-    print(f"Agreement: {found['agreement']:.1f}% of {len(rows)} heads, {found['agreement_by_variance']:.1f}% of their variance "
-          f"(chance: {found['chance']:.1f}%); kappa: {found['kappa']:.2f}")
+    print(f"Agreement: {found['agreement']:.1f}% of {len(rows)} heads, "
+          f"{found['agreement_by_variance']:.1f}% of their variance (chance: {found['chance']:.1f}%); "
+          f"kappa: {found['kappa']:.2f}")
 
     path = run.place.path("head_truth", ".json", args.output_dir)
     cli.save_result(path, {

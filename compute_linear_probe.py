@@ -61,7 +61,8 @@ def main(args) -> None:
     print(f"{args.model}: linear probes fitted to {images['train']} images of train; C chosen on {chosen_on}; "
           f"accuracy (%) of {images['test']} images of {place.name}")
     for row in found:
-        print(f"  {row['name']:<50} {row['accuracy']:6.1f}   C {row['C']:.3g}, {row['validation_accuracy']:.1f} in validation"
+        print(f"  {row['name']:<50} {row['accuracy']:6.1f}   C {row['C']:.3g}, "
+              f"{row['validation_accuracy']:.1f} in validation"
               + ("" if row["converged"] else f"; not converged in {row['iterations']} iterations"))
     path = place.path("linear_probe", ".json", args.output_dir)
     cli.save_result(path, {

@@ -194,7 +194,8 @@ def cost(machine: "Machine", report: "Report") -> None:
 def _passes(machine: "Machine", vision, precision: str) -> dict:
     """A plain pass of images, the terms of heads, and the terms of tokens."""
     decomposer = machine.decomposer(vision, precision)
-    return {"plain": vision.encode_image, "heads": decomposer.terms, "tokens": lambda images: decomposer.tokens(images, own)}
+    return {"plain": vision.encode_image, "heads": decomposer.terms,
+            "tokens": lambda images: decomposer.tokens(images, own)}
 
 
 def _cast(machine: "Machine", vision):

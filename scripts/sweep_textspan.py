@@ -56,7 +56,8 @@ def main(args) -> None:
     print("Whole model: {whole_model:.2f}\nEarlier heads mean-ablated, no texts: {last_layers:.2f}".format(**without))
     print(f"{'pool':<30} texts a head  accuracy  distinct texts  explained")
     for row in rows:
-        print("{pool:<30} {texts_per_head:>12}  {accuracy:>8.2f}  {number_of_texts:>14}  {explained:>9.3f}".format(**row))
+        print("{pool:<30} {texts_per_head:>12}  {accuracy:>8.2f}  {number_of_texts:>14}  {explained:>9.3f}"
+              .format(**row))
 
     path = run.place.path("textspan_sweep", ".csv", args.output_dir)
     table = io.StringIO()

@@ -71,7 +71,8 @@ def test_the_page_says_what_textspan_found(made):
         assert f"more than {percentile:.0f}% of random heads" in part or percentile == 100 and "more than all random" in part
         index = re.search(rf'<a href="#head-{head["layer"]}-{head["head"]}"><b>.*?</a>', page).group()
         assert re.findall(r'text-of-head">(.*?)<', index) == [html.escape(entry["text"]) for entry in head["texts"][:2]]
-    assert "Known truth" not in page and read_report(made / "page")["truth"] is None
+    assert "Known truth" not in page
+    assert read_report(made / "page")["truth"] is None
 
 
 def test_the_page_shows_the_ablations_and_how_it_was_made(made):
@@ -126,7 +127,8 @@ def test_accuracy_without_a_head_is_that_of_its_mean_ablation(made):
         without = attn.copy()
         without[:, head["layer"], head["head"]] = attn[:, head["layer"], head["head"]].mean(axis=0)
         accuracy = 100 * np.mean(((without.sum((1, 2)) + mlp.sum(1)) @ classifier).argmax(1) == labels)
-        assert head["accuracy"] == pytest.approx(accuracy) and head["change"] == pytest.approx(accuracy - baseline)
+        assert head["accuracy"] == pytest.approx(accuracy)
+        assert head["change"] == pytest.approx(accuracy - baseline)
         said = f"{accuracy - baseline:+.1f}".replace("-", "−") if abs(accuracy - baseline) > 0.05 else "±0.0"
         assert f'{accuracy:.1f}% <span class="aside">{said} points' in articles(page_of(made / "page"))[head["id"]]
 
@@ -161,8 +163,10 @@ def test_the_overlay_is_red_above_blue_below_and_grey_at_zero():
     found = np.asarray(pages.overlay(picture, np.array([[1.0, 0.0, -1.0, 0.5]]), 1.0), int)
     assert found.shape == (20, 40, 3)
     above, zero, below, half = (found[:, start:start + 10].mean(axis=(0, 1)) for start in range(0, 40, 10))
-    assert above[0] - above[2] > 100 and below[2] - below[0] > 100
-    assert np.ptp(zero) < 1 and 40 < half[0] - half[2] < above[0] - above[2]
+    assert above[0] - above[2] > 100
+    assert below[2] - below[0] > 100
+    assert np.ptp(zero) < 1
+    assert 40 < half[0] - half[2] < above[0] - above[2]
     assert np.ptp(np.asarray(pages.overlay(picture, np.zeros((1, 4)), 0.0), int), axis=-1).max() <= 1
 
 
@@ -216,7 +220,8 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
     baseline = 100 * float(((whole @ classifier).argmax(1) == run["labels"]).mean())
     found = results.Results("pool", 3, {"baseline": baseline}, {"heads": heads}, None, {})
     average, scores = results.score_images(opened(run), classifier, pool, found)
-    assert average.shape == (12,) and scores.shape == (12, 37)
+    assert average.shape == (12,)
+    assert scores.shape == (12, 37)
     for i, head in enumerate(heads):
         expected = run["attn"][:, head["layer"], head["head"]] @ pool[7 * head["head"]] if head["texts"] else np.zeros(37)
         np.testing.assert_allclose(scores[i] + average[i], expected, atol=1e-5)
@@ -238,10 +243,13 @@ def test_a_head_that_writes_the_same_for_every_image_says_so(own):
     call_script("make_report", *report_options(own, "--heat_maps", 0, "--output_dir", own / "page"))
     parts, found = articles(page_of(own / "page")), read_report(own / "page")
     head = next(head for head in found["heads"] if head["id"] == "head-5-2")
-    assert head["texts"] == head["highest"] == head["lowest"] == [] and head["consistency"] is None
-    assert "the same for every image" in parts["head-5-2"] and "not measured" in parts["head-5-2"]
+    assert head["texts"] == head["highest"] == head["lowest"] == []
+    assert head["consistency"] is None
+    assert "the same for every image" in parts["head-5-2"]
+    assert "not measured" in parts["head-5-2"]
     assert head["accuracy"] == pytest.approx(found["ablations"]["baseline"])
-    assert "no texts" in page_of(own / "page") and "<img" in parts["head-5-1"]
+    assert "no texts" in page_of(own / "page")
+    assert "<img" in parts["head-5-1"]
 
 
 def test_what_others_wrote_is_escaped(own):
@@ -259,7 +267,9 @@ def test_what_others_wrote_is_escaped(own):
     analyse(own)
     call_script("make_report", *report_options(own, "--heat_maps", 0, "--images_per_head", 65, "--output_dir", own / "page"))
     page = page_of(own / "page")
-    assert "<b>x" not in page and "alert(" in page and "<script>alert" not in page
+    assert "<b>x" not in page
+    assert "alert(" in page
+    assert "<script>alert" not in page
     assert evil in [html.unescape(text) for text in re.findall(r'<span class="text-of-head">([^<>]*)</span>', page)]
     assert 'label: &lt;b&gt;x&amp;"' in page
     assert any(entry["text"] == evil for head in read_report(own / "page")["heads"] for entry in head["texts"])
@@ -296,7 +306,8 @@ def test_the_commands_on_the_page_are_understood(made):
         names.append(words[1].removesuffix(".py"))
         args = cli.parse(load_script(names[-1]).get_args_parser(), words[2:])
         folders = {getattr(args, "input_dir", None), getattr(args, "output_dir", None)}
-        assert args.model == "emojiclip" and str(made / "out") in folders
+        assert args.model == "emojiclip"
+        assert str(made / "out") in folders
     assert names == ["compute_prs", "compute_text_projection", "compute_text_set_projection", "compute_ablations",
                      "compute_complete_text_set", "make_report", "compute_use_specific_heads"]
     assert html.escape(found["commands"][-1]) in page_of(made / "page")
@@ -334,12 +345,14 @@ def test_the_truth_is_shown_where_it_is_known(run_script, truth_run, tmp_path):
     code, _, err = run_script("make_report", *arguments, "--output_dir", tmp_path / "page")
     assert code == 0, err
     truth, page = json.loads((out / "emoji_head_truth_emojiclip.json").read_text()), page_of(tmp_path / "page")
-    assert f"{truth['agreement']:.1f}% of heads" in page and "compute_head_truth.py" in page
+    assert f"{truth['agreement']:.1f}% of heads" in page
+    assert "compute_head_truth.py" in page
     for head in truth["heads"]:
         part = articles(page)[f"head-{head['layer']}-{head['head']}"].split('<div class="truth">')[1]
         assert f"<strong>{head['truth']}</strong> explains the most" in part
         assert f"texts say <strong>{head['reading']}</strong>" in part
-        assert ("they agree" in part) == head["agree"] and ("they disagree" in part) != head["agree"]
+        assert ("they agree" in part) == head["agree"]
+        assert ("they disagree" in part) != head["agree"]
         assert [float(width) for width in re.findall(r"--share: ([\d.]+)%", part)] == [
             pytest.approx(max(100 * share, 0), abs=0.01) for share in head["explained"].values()]
         for attribute, share in head["explained"].items():
@@ -353,7 +366,8 @@ def test_truth_about_other_texts_is_left_out_with_a_warning(run_script, truth_ru
     change(path, lambda found: found.update(texts_per_head=4))
     code, _, err = run_script("make_report", *arguments, "--output_dir", tmp_path / "page")
     path.write_text(kept)
-    assert code == 0 and "is about other texts, and left out; make it again with: python compute_head_truth.py" in err
+    assert code == 0
+    assert "is about other texts, and left out; make it again with: python compute_head_truth.py" in err
     assert "Known truth" not in page_of(tmp_path / "page")
 
 
@@ -365,7 +379,8 @@ def test_scenes_are_drawn_as_large_as_they_are_stored(run_script, truth_run, tmp
     image = read_report(tmp_path / "page")["heads"][0]["highest"][0]
     drawn = scenes.draw([datasets.embedded_scenes("emoji")[0][image["index"]]], 140)[0][0].permute(1, 2, 0).numpy()
     stored = np.asarray(Image.open(tmp_path / "page" / image["file"]).convert("RGB"), int)
-    assert stored.shape == drawn.shape and np.abs(stored - drawn.astype(int)).mean() < 6
+    assert stored.shape == drawn.shape
+    assert np.abs(stored - drawn.astype(int)).mean() < 6
 
 
 def test_size_is_printed_and_a_large_report_is_warned_of(run_script, monkeypatch, own):
@@ -373,11 +388,14 @@ def test_size_is_printed_and_a_large_report_is_warned_of(run_script, monkeypatch
     code, out, err = run_script("make_report", *arguments)
     folder = own / "out" / "imagefolder_report_emojiclip"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert code == 0 and out == f"12 heads, {size / 1e6:.1f} MB -> {folder / 'index.html'}\n" and "warning" not in err
+    assert code == 0
+    assert out == f"12 heads, {size / 1e6:.1f} MB -> {folder / 'index.html'}\n"
+    assert "warning" not in err
     assert size < 1e6
     monkeypatch.setattr(load_script("make_report"), "LARGE", 1000)
     code, out, err = run_script("make_report", *arguments)
-    assert code == 0 and "smaller with fewer --images_per_head" in err
+    assert code == 0
+    assert "smaller with fewer --images_per_head" in err
 
 
 def test_a_report_is_replaced_and_nothing_else(run_script, refused, own):
@@ -406,8 +424,10 @@ def test_a_report_that_fails_leaves_the_old_one(run_script, refused, own):
     image = before["heads"][-1]["lowest"][0]
     (own / "images" / image["path"]).write_text("no image")
     line = refused("make_report", *arguments)
-    assert f"cannot read {own / 'images' / image['path']}" in line and "mend it" in line
-    assert read_report(folder) == before and {path.name for path in own.iterdir()} == {"images", "out", "texts", "page"}
+    assert f"cannot read {own / 'images' / image['path']}" in line
+    assert "mend it" in line
+    assert read_report(folder) == before
+    assert {path.name for path in own.iterdir()} == {"images", "out", "texts", "page"}
 
 
 @pytest.mark.parametrize("name, made_by", [
@@ -456,7 +476,8 @@ def test_other_weights_are_refused_unless_no_model_is_needed(run_script, refused
         own, "--heat_maps", 0, "--pretrained", "openai", "--images_per_head", 1))
     assert code == 0, err
     page = page_of(own / "out" / "imagefolder_report_emojiclip")
-    assert not (own / "out" / "imagefolder_report_emojiclip" / "heat").exists() and "Heat maps" not in page
+    assert not (own / "out" / "imagefolder_report_emojiclip" / "heat").exists()
+    assert "Heat maps" not in page
     assert "<dt>Weights</dt><dd>others" in page
 
 

@@ -338,7 +338,8 @@ def test_linear_probe(run_script, made, tmp_path):
         np.testing.assert_allclose(probe.features(splits["test"], means, row["last_layers"], row["mlps"]), expected, atol=1e-4)
     code, out, err = run_script("compute_linear_probe", *options(made, "--output_dir", tmp_path, "--keep_last_layers", 2))
     assert code == 0, err
-    assert "all MLPs and first 1 attention layers ablated" in out and read(tmp_path, "linear_probe")["rows"][0]["accuracy"] > 50
+    assert "all MLPs and first 1 attention layers ablated" in out
+    assert read(tmp_path, "linear_probe")["rows"][0]["accuracy"] > 50
 
 
 def test_a_probe_of_other_blocks_is_refused(refused, own):
@@ -361,7 +362,8 @@ def test_head_truth(run_script, own):
         for name, share in row["explained"].items():
             group = np.array([str(scene.attributes()[name]) for scene in drawn])
             assert share == pytest.approx(literal.epsilon_squared(values[:, column], group), abs=1e-5)
-    assert "| 4.0 |" in out and "| 2.2 |" in out
+    assert "| 4.0 |" in out
+    assert "| 2.2 |" in out
 
 
 def test_the_report_and_the_summary(run_script, refused, own):
@@ -371,7 +373,8 @@ def test_the_report_and_the_summary(run_script, refused, own):
     values, labels, _ = load(own)
     content = json.loads((own / "page" / "report.json").read_text())
     assert "all convolution blocks ablated" in (own / "page" / "index.html").read_text()
-    assert [head["name"] for head in content["heads"]] == ["4.0", "2.0", "2.1", "2.2"] and content["layers"] == 3
+    assert [head["name"] for head in content["heads"]] == ["4.0", "2.0", "2.1", "2.2"]
+    assert content["layers"] == 3
     for head in content["heads"]:
         key = (head["layer"], head["head"])
         without = ablated(values, lambda _, block, index, key=key: (block, index) == key)
@@ -382,7 +385,8 @@ def test_the_report_and_the_summary(run_script, refused, own):
 
     code, out, err = run_script("make_report", *pooled(own, "--text"))
     assert code == 0, err
-    assert "all convolution blocks mean-ablated" in out and "layer 4, head 0" in out
+    assert "all convolution blocks mean-ablated" in out
+    assert "layer 4, head 0" in out
     assert (own / "emoji_spurious_heads_m.png").is_file()
 
 
@@ -403,7 +407,9 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
         assert code == 0, err
     mapped = ("--model", f"{family}-as-emojiclip", "--dataset", "imagefolder", "--input_dir", out)
     run = Run.open(out, "imagefolder", f"{family}-as-emojiclip")
-    assert run.layers == layers and len(run.heads) == number and ("conv" in run.columns) == (family == "maxvit")
+    assert run.layers == layers
+    assert len(run.heads) == number
+    assert ("conv" in run.columns) == (family == "maxvit")
     whole, terms = run.whole(slice(None)), run.stack(slice(None))
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
     classifier = np.load(out / "imagefolder_classifier_emojiclip.npy")
@@ -413,7 +419,8 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
     found = dict(line.split(": ") for line in printed.strip().splitlines())
     assert float(found["Baseline"]) == pytest.approx(100 * np.mean((whole @ classifier).argmax(axis=1) == run.labels))
     assert len(json.loads(found["Attention ablations"])) == len(layers) + 1
-    assert ("+ Convolution blocks ablation" in found) == (family == "maxvit") and "+ CLS ablation" not in found
+    assert ("+ Convolution blocks ablation" in found) == (family == "maxvit")
+    assert "+ CLS ablation" not in found
     texts = ("--text_dir", tmp_path, "--text_descriptions", "few", "--texts_per_head", 2)
     code, printed, err = run_script("compute_complete_text_set", *mapped, *texts, "--output_dir", out, "--num_of_last_layers", 2)
     assert code == 0, err

@@ -231,8 +231,8 @@ def load_model(name: str, pretrained: str | None, maps: str | None, device, seed
     if about["model"] != model.name:
         raise UserError(f"--maps were trained with --model {about['model']}, and --model is {model.name}; {again}")
     if about["weights_sha256"] != model.weights_hash:
-        raise UserError(f"--maps were trained with other weights of {model.name} ({about['pretrained']}) than those of --model "
-                        f"({model.source}); {again}")
+        raise UserError(f"--maps were trained with other weights of {model.name} ({about['pretrained']}) than those "
+                        f"of --model ({model.source}); {again}")
     trained.weight, trained.bias = trained.weight.to(device), trained.bias.to(device)
     return model, trained
 

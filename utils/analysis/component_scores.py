@@ -65,8 +65,8 @@ def feature_scores(terms: Iterable[np.ndarray], features: Sequence[np.ndarray]) 
     return np.stack([part.mean(axis=1) for part in np.split(correlations, ends, axis=1)])
 
 
-def embed(manifest: dict | None, features: Sequence[Sequence[str]], width: int, model: str, pretrained: str | None, device,
-          seed: int) -> list[np.ndarray]:
+def embed(manifest: dict | None, features: Sequence[Sequence[str]], width: int, model: str, pretrained: str | None,
+          device, seed: int) -> list[np.ndarray]:
     """Embeddings [m, d] of each feature's texts by the model whose texts go with the run of `model`.
 
     Raises UserError for a run of a model without texts, for other weights than the run's, and for more texts than there

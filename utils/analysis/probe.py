@@ -147,8 +147,8 @@ def fit_best(train: Labelled, validation: Labelled | None, held: np.ndarray | No
 
 
 def fit_head(splits: dict[str, Run], seed: int) -> tuple[np.ndarray, np.ndarray, dict]:
-    """A probe of whole representations as a linear head (arXiv 2406.01583, for models without texts): weight [d, classes],
-    bias [classes], and how it was fitted.
+    """A probe of whole representations as a linear head (arXiv 2406.01583, for models without texts): weight
+    [d, classes], bias [classes], and how it was fitted.
 
     `splits` are those of `open_splits`; without validation, a tenth of every class of train is held out by the seed. A
     class without images in train is never answered.

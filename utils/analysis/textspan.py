@@ -75,7 +75,8 @@ def text_span(mean: Tensor, second: Tensor, texts: Tensor, texts_per_head: int, 
     return Span(picks, shares, kept, total, mean, directions @ basis.T, spectrum)
 
 
-def span_heads(run: Run, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int, rank: int) -> dict[str, Spans]:
+def span_heads(run: Run, pools: dict[str, np.ndarray], last_layers: int, texts_per_head: int,
+               rank: int) -> dict[str, Spans]:
     """TextSpan of every head of the last layers, for each pool of embeddings [m, d] by its name.
 
     Returns for each pool the spans by head, in order. Terms are read once for all pools; one layer's moments are in
@@ -94,8 +95,8 @@ def span_heads(run: Run, pools: dict[str, np.ndarray], last_layers: int, texts_p
 
 def accuracies(run: Run, classifier: np.ndarray, spans: dict[str, Spans],
                numbers: list[int]) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Zero-shot accuracies in percent: without texts, and for each pool with the heads of the last layers replaced by what
-    their first texts span, for each of the `numbers` of texts (section 4.2).
+    """Zero-shot accuracies in percent: without texts, and for each pool with the heads of the last layers replaced by
+    what their first texts span, for each of the `numbers` of texts (section 4.2).
 
     All earlier heads are mean-ablated, MLPs and convolution blocks kept. Without texts: `whole_model`, and
     `last_layers`, where earlier heads are ablated and the last ones as they are, which is what texts come to when they
@@ -158,9 +159,9 @@ def consistency(pool: np.ndarray, spans: Spans, seed: int = 0) -> dict[Component
 
     `pool` [m, d] holds the texts' unit embeddings. Random sets of texts would not do for a comparison, since TextSpan
     picks texts that differ. So it is also run on random heads, which write as much as the model's, but in directions
-    drawn at random. Returns for each head `similarity`, the mean cosine between its texts, `random`, the average of that
-    over RANDOM_HEADS random heads with as many texts, and `percentile`, the percentage of those whose texts are less
-    alike. None for a head with fewer than two texts.
+    drawn at random. Returns for each head `similarity`, the mean cosine between its texts, `random`, the average of
+    that over RANDOM_HEADS random heads with as many texts, and `percentile`, the percentage of those whose texts are
+    less alike. None for a head with fewer than two texts.
     """
     texts, generator = torch.tensor(pool, dtype=torch.float64), torch.Generator().manual_seed(seed)
     spectra, most = [span.spectrum for span in spans.values()], max(len(span.picks) for span in spans.values())
@@ -168,7 +169,8 @@ def consistency(pool: np.ndarray, spans: Spans, seed: int = 0) -> dict[Component
     for trial in tqdm(range(RANDOM_HEADS), desc="random heads", unit="head", delay=3):
         values = spectra[trial % len(spectra)]
         basis = torch.linalg.qr(torch.randn(texts.shape[1], len(values), generator=generator, dtype=torch.float64)).Q
-        drawn.append(text_span(basis.new_zeros(len(basis)), basis * values @ basis.T, texts, most, len(values), 0).picks)
+        covariance = basis * values @ basis.T
+        drawn.append(text_span(basis.new_zeros(len(basis)), covariance, texts, most, len(values), 0).picks)
     found = dict.fromkeys(spans)
     for key, span in spans.items():
         number = len(span.picks)

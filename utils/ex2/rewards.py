@@ -11,7 +11,8 @@ from utils.runs import files
 TEXT_BATCH = 256  # descriptions a pass of the text encoder
 
 
-def image_means(vlm: Model, images: datasets.Images, batch_size: int = 64, num_workers: int | None = None) -> np.ndarray:
+def image_means(vlm: Model, images: datasets.Images, batch_size: int = 64,
+                num_workers: int | None = None) -> np.ndarray:
     """Mean unit embedding [concepts, d] of each concept's images, float32; labels number the concepts.
 
     It is all that the reward needs of the images: the mean of the cosines with a description is its product with the
