@@ -168,7 +168,8 @@ def representation_of(family: str, model: torch.nn.Module):
 
 
 def model_of(tower, image_size=None, encode=None, prefix_tokens=0, class_token=False, preprocess=None):
-    """An image tower as the scripts have it once it is loaded; of open_clip's own with class-token pooling, what it has."""
+    """An image tower as the scripts have it once it is loaded; of open_clip's own with class-token pooling, what it
+    has."""
     from utils.models.model import Model
 
     if hasattr(tower, "class_embedding") and tower.pool_type == "tok":
@@ -235,8 +236,8 @@ def save_adapter(base: str, folder) -> str:
 # Runs
 
 def component_names(heads, mlps, convs) -> dict[str, list[dict]]:
-    """Names of components as compute_prs.py writes them: of heads (block, head), an embedding, and of the blocks of MLPs and
-    convolutions."""
+    """Names of components as compute_prs.py writes them: of heads (block, head), an embedding, and of the blocks of
+    MLPs and convolutions."""
     return {"attn": [{"kind": "attn", "block": block, "head": head} for block, head in heads],
             "mlp": [{"kind": "embed", "block": -1, "head": None},
                     *({"kind": "mlp", "block": block, "head": None} for block in mlps)],
@@ -256,7 +257,8 @@ def uneven_terms(images: int, d: int = 7, seed: int = 0, dtype=np.float32) -> di
 
 
 def opened(parts: dict, names: dict[str, list[dict]] | None = None):
-    """A run of arrays in memory, labels among them or not: attn [b, l, h, d], or attn [b, c, d] and `names` of components."""
+    """A run of arrays in memory, labels among them or not: attn [b, l, h, d], or attn [b, c, d] and `names` of
+    components."""
     from utils.runs.components import Component
     from utils.runs.run import Run
 

@@ -30,7 +30,7 @@ def literal_representations(run, means, heads, last_layers, mlps):
 
 
 def recipe(run, heads, last_layers, mlps):
-    """The columns of these heads, all attention layers but the last, and without `mlps` all of them, counted by hand."""
+    """The columns of these heads, all attention layers but the last, and without `mlps` all of them, by hand."""
     layers, number = run["attn"].shape[1:3]
     early = 0 if last_layers is None else layers - last_layers
     others = [] if mlps else range(layers * number, layers * number + layers + 1)

@@ -52,8 +52,8 @@ def flat(parts):
 
 @pytest.fixture
 def planted(tmp_path):
-    """A model "m" and a CLIP "clip" of as many dimensions, whose representation is the normalised sum of m's components,
-    each turned by an orthogonal matrix of its own; splits train (600 images) and test (70)."""
+    """A model "m" and a CLIP "clip" of as many dimensions, whose representation is the normalised sum of m's
+    components, each turned by an orthogonal matrix of its own; splits train (600 images) and test (70)."""
     rng = np.random.default_rng(3)
     turns = np.linalg.qr(rng.normal(size=(9, D, D)))[0]
     for dataset, images in (("emoji_train", 600), ("emoji", 70)):

@@ -69,8 +69,8 @@ def test_the_ranking_is_by_the_difference_and_random_sets_are_drawn_without_repl
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs of the scenes of emoji_spurious, with random components that code class and place: of a model "m" (uneven heads,
-    width 7) and of "m-as-emojiclip" (width 128), on all three splits; a classifier."""
+    """Runs of the scenes of emoji_spurious, with random components that code class and place: of a model "m" (uneven
+    heads, width 7) and of "m-as-emojiclip" (width 128), on all three splits; a classifier."""
     folder, rng = tmp_path_factory.mktemp("repair"), np.random.default_rng(0)
     clip = loading.load("emojiclip", None, "cpu")
     own = clip.weights_hash
@@ -147,7 +147,8 @@ def test_with_texts_the_mapped_components_are_ablated_and_every_figure_is_the_li
     assert found["images_of_groups"] == {name: int((group == i).sum()) for i, name in enumerate(GROUPS)}
     assert found["ablated"]["worst_group"] > found["baseline"]["worst_group"] + 5
     assert (found["images"], found["split"], found["ablated_in_the_space_of"]) == (800, "test", "m-as-emojiclip")
-    assert out.startswith(f"Baseline: {found['baseline']['overall']}\nReplaced: {found['ablated']['overall']}\n4 components")
+    before, after = found["baseline"]["overall"], found["ablated"]["overall"]
+    assert out.startswith(f"Baseline: {before}\nReplaced: {after}\n4 components")
     row = next(line for line in out.splitlines() if line.startswith("worst group")).split()
     assert row[2:] == [f"{found[key]['worst_group']:.1f}"
                        for key in ("baseline", "ablated", "random_best", "random_mean")]
@@ -201,8 +202,9 @@ def test_the_texts_of_waterbirds_are_the_published_ones():
     from compute_component_repair import get_args_parser
 
     args = get_args_parser().parse_args([])
-    assert zeroshot.read_texts(ROOT / args.spurious_texts) == "water ocean lake sky land forest trees bamboo leaves".split()
-    assert zeroshot.read_texts(ROOT / args.core_texts) == "bird finch hummingbird crow sparrow swan albatross pelican".split()
+    spurious, core = (zeroshot.read_texts(ROOT / path) for path in (args.spurious_texts, args.core_texts))
+    assert spurious == "water ocean lake sky land forest trees bamboo leaves".split()
+    assert core == "bird finch hummingbird crow sparrow swan albatross pelican".split()
     assert args.components == 10
     assert args.random_trials == 10
     assert args.select_split == "val"

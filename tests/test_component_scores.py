@@ -137,7 +137,8 @@ def test_a_wrong_file_of_features_is_refused(refused, tmp_path, content, message
 
 @pytest.fixture(scope="module")
 def scenes_run(tmp_path_factory):
-    """Arrays of the embedded model on 140 scenes of emoji_seg, and of a random model with uneven heads, mapped to it."""
+    """Arrays of the embedded model on 140 scenes of emoji_seg, and of a random model with uneven heads, mapped to
+    it."""
     from utils.data import datasets
 
     folder = tmp_path_factory.mktemp("scores")

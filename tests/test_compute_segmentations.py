@@ -343,7 +343,8 @@ EMOJIVIT = f"timm:local-dir:{ROOT / 'models' / 'emojivit'}"
 
 @pytest.fixture(scope="module")
 def maps_file(tmp_path_factory):
-    """Maps of emojivit to the embedded CLIP: one ridge solution of the representations of 400 scenes, for every component."""
+    """Maps of emojivit to the embedded CLIP: for every component the ridge solution of the representations of 400
+    scenes."""
     import torch
 
     from utils.analysis import alignment

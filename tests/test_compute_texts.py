@@ -9,10 +9,10 @@ from utils.data import datasets
 from utils.models import loading
 
 FUNCTION_WORDS = set("""
-    a the an of in on at with and or by to from for under over behind beside between into its their his her one two three
-    across against along around through beneath above below inside near off onto out up down past toward towards without
-    within upon after before during like as but not no is are was be been being that which who whose while where all each
-    every some than then there this these those only just still""".split())
+    a the an of in on at with and or by to from for under over behind beside between into its their his her one two
+    three across against along around through beneath above below inside near off onto out up down past toward towards
+    without within upon after before during like as but not no is are was be been being that which who whose while where
+    all each every some than then there this these those only just still""".split())
 
 
 def test_a_classifier_has_one_unit_column_a_class(emoji_run):

@@ -54,7 +54,8 @@ def test_questions_are_lines_with_the_concept_s_place(tmp_path):
         descriptions.read_questions(str(tmp_path / "nowhere.txt"))
 
 
-@pytest.mark.parametrize("content", ["What is {concept}?\n".encode("utf-16"), "Größe von {concept}?".encode("latin-1")],
+@pytest.mark.parametrize("content", ["What is {concept}?\n".encode("utf-16"),
+                                     "Größe von {concept}?".encode("latin-1")],
                          ids=["utf-16", "latin-1"])
 def test_questions_in_another_encoding_are_refused(tmp_path, content):
     (tmp_path / "q.txt").write_bytes(content)
@@ -206,7 +207,8 @@ def test_what_was_made_survives_a_disk_that_is_full_at_the_end(tmp_path, monkeyp
     assert go_on(path) == AWKWARD
 
 
-@pytest.mark.parametrize("last", ["plain", "ünïcödé 🦓", "line\u2028separator"], ids=["plain", "umlauts", "separator"])
+@pytest.mark.parametrize("last", ["plain", "ünïcödé 🦓", "line\u2028separator"],
+                         ids=["plain", "umlauts", "separator"])
 def test_wherever_the_last_line_is_cut_it_is_made_again(tmp_path, last):
     path, partial = str(tmp_path / "d.json"), tmp_path / "d.kept.partial"
     go_on(path, "first", "", last)

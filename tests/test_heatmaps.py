@@ -221,8 +221,8 @@ def test_the_walk_gives_the_maps_and_parts_of_the_fast_path(name, layer, head):
                          ["vit", "vit_average", "vit_oblong", "deit_distilled", "dinov2_registers", "siglip", "swin",
                           "swin_padded", "maxvit"])
 def test_a_mapped_models_maps_and_parts_equal_their_definition(family):
-    """Each head's terms of tokens, one coordinate after the other, through that head's own map; patches of a coarser layer laid
-    out one by one."""
+    """Each head's terms of tokens, one coordinate after the other, through that head's own map; patches of a coarser
+    layer one by one."""
     model, images = family_model(family), random_images(FAMILIES[family][1]["img_size"], 1)
     decomposer = Decomposer(model)
     terms = decomposer.terms(images)

@@ -58,7 +58,8 @@ def report(folder, name="flowers_linear_probe_m"):
 
 
 def linear_run(images, seed, shift=0.0, absent=()):
-    """A run whose labels are a linear function, with a margin, of what the last layer writes: its largest of three numbers.
+    """A run whose labels are a linear function, with a margin, of what the last layer writes: the largest of its three
+    numbers.
 
     All other terms are of other dimensions; those of the MLPs and of the first layer are `shift` off.
     """

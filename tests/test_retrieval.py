@@ -1,4 +1,4 @@
-"""Retrieval through components: against literal definitions, with blocks of different numbers of heads, and by the script."""
+"""Retrieval through components: against literal definitions, with uneven numbers of heads, and by the script."""
 import json
 
 import literal
@@ -129,8 +129,9 @@ def test_agreement_is_counted_among_the_others():
 
 @pytest.fixture(scope="module")
 def scenes_run(tmp_path_factory):
-    """The embedded model's arrays on the val split of emoji_spurious, as a run of emojiclip; as one of a model "m", whose blocks
-    have 2, 3 and 1 heads and whose components are turned, in a space of its own; and as "m-as-emojiclip"."""
+    """The embedded model's arrays on the val split of emoji_spurious, as a run of emojiclip; as one of a model "m",
+    whose blocks have 2, 3 and 1 heads and whose components are turned, in a space of its own; and as
+    "m-as-emojiclip"."""
     folder = tmp_path_factory.mktemp("retrieval")
     call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji_spurious", "--split", "val", "--batch_size",
                 16,

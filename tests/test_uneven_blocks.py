@@ -1,4 +1,5 @@
-"""Every analysis of a model whose blocks have different numbers of heads, and convolution blocks, against the definitions."""
+"""Every analysis of a model whose blocks have different numbers of heads, and convolution blocks, against the
+definitions."""
 import csv
 import json
 import shutil
@@ -52,7 +53,8 @@ def made(tmp_path_factory):
     write_pool(folder, "pool", "m", TEXTS, POOL)
     (folder / "pool.txt").write_text("\n".join(TEXTS) + "\n")
     with (folder / "about.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "attribute"), *((text, truth.ATTRIBUTES[i % 7]) for i, text in enumerate(TEXTS))])
+        rows = [(text, truth.ATTRIBUTES[i % 7]) for i, text in enumerate(TEXTS)]
+        csv.writer(file).writerows([("text", "attribute"), *rows])
     return folder
 
 
@@ -85,7 +87,7 @@ def load(folder, split="test"):
 
 
 def ablated(values, off, means=None):
-    """Representations [b, d] with the components for which `off` of kind, block and head is true replaced by their mean."""
+    """Representations [b, d], the components for which `off` of kind, block and head is true replaced by their mean."""
     found = np.zeros((len(values), D))
     for i, key in enumerate(KEYS):
         mean = (values if means is None else means)[:, i].mean(axis=0)
@@ -107,8 +109,8 @@ def pooled(folder, *more):
 
 def analyse(run_script, folder):
     """Ablations, and three texts for each head of the last two layers with heads."""
-    for name, arguments in (("compute_ablations", options(folder)),
-                            ("compute_complete_text_set", pooled(folder, "--output_dir", folder, "--num_of_last_layers", 2))):
+    texts = pooled(folder, "--output_dir", folder, "--num_of_last_layers", 2)
+    for name, arguments in (("compute_ablations", options(folder)), ("compute_complete_text_set", texts)):
         code, out, err = run_script(name, *arguments)
         assert code == 0, err
     return out
@@ -139,10 +141,12 @@ def test_a_run_is_read_with_what_names_its_components(made, own):
     np.testing.assert_allclose(run.means(), values.mean(axis=0), atol=1e-6)
     mean, second = run.moments(slice(2, 4))
     np.testing.assert_allclose(mean, values[:, 2:4].mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(second, np.einsum("bcd,bce->cde", values[:, 2:4], values[:, 2:4]) / len(values), atol=1e-9)
+    expected = np.einsum("bcd,bce->cde", values[:, 2:4], values[:, 2:4]) / len(values)
+    np.testing.assert_allclose(second, expected, atol=1e-9)
     (own / "emoji_spurious_conv_m.npy").unlink()
     assert list(Run.open(own, "emoji_spurious", "m", needs="heads").columns) == ["attn"]
-    with pytest.raises(UserError, match="emoji_spurious_conv_m.npy does not exist; make it with: python compute_prs.py"):
+    missing = "emoji_spurious_conv_m.npy does not exist; make it with: python compute_prs.py"
+    with pytest.raises(UserError, match=missing):
         Run.open(own, "emoji_spurious", "m")
 
 
@@ -170,9 +174,11 @@ def test_arrays_without_a_manifest_are_read_with_their_convolution_blocks(own, c
 
 @pytest.mark.parametrize("model, command", [
     ("timm:local-dir:a/m", "compute_prs.py --dataset emoji --model timm:local-dir:a/m --output_dir {0} --split val"),
-    ("m-as-clip", "compute_alignment.py --dataset emoji --model m --clip clip --input_dir {0} --output_dir {0} --apply val")])
+    ("m-as-clip", "compute_alignment.py --dataset emoji --model m --clip clip --input_dir {0} --output_dir {0} "
+                  "--apply val")])
 def test_the_command_that_makes_a_run_names_the_model_as_it_was_given(refused, tmp_path, model, command):
-    line = refused("compute_ablations", "--model", model, "--dataset", "emoji", "--split", "val", "--input_dir", tmp_path)
+    line = refused("compute_ablations", "--model", model, "--dataset", "emoji", "--split", "val",
+                   "--input_dir", tmp_path)
     assert line.endswith("make it with: python " + command.format(tmp_path))
 
 
@@ -183,8 +189,9 @@ def test_ablations(run_script, made, tmp_path):
     expected = {"baseline": percent(ablated(values, lambda *_: False), labels),
                 "mlp_ablated": percent(ablated(values, lambda kind, *_: kind in ("mlp", "embed")), labels),
                 "conv_ablated": percent(ablated(values, lambda kind, *_: kind == "conv"), labels),
-                "attention_ablated": [percent(ablated(values, lambda kind, block, _, last=last: kind == "attn" and block <= last),
-                                              labels) for last in (0, 1, 2, 4)]}
+                "attention_ablated": [percent(ablated(
+                    values, lambda kind, block, _, last=last: kind == "attn" and block <= last), labels)
+                    for last in (0, 1, 2, 4)]}
     found = read(tmp_path, "ablations")
     assert {name: found[name] for name in expected} == {name: pytest.approx(value) for name, value in expected.items()}
     assert len({*map(float, expected["attention_ablated"]), *(expected[name] for name in list(expected)[:3])}) == 6
@@ -197,8 +204,8 @@ def test_ablations(run_script, made, tmp_path):
 
 
 @pytest.mark.parametrize("block", (1, 37, 256))
-@pytest.mark.parametrize("chosen, last, mlps", [((), None, True), (((2, 1), (4, 0)), 2, False), (((1, 1),), None, False),
-                                                (((4, 0),), 1, True)])
+@pytest.mark.parametrize("chosen, last, mlps", [
+    ((), None, True), (((2, 1), (4, 0)), 2, False), (((1, 1),), None, False), (((4, 0),), 1, True)])
 def test_representations(made, monkeypatch, block, chosen, last, mlps):
     monkeypatch.setattr("utils.runs.files.blocks.__defaults__", (block, "images"))
     run = Run.open(made, "emoji_spurious", "m", "val")
@@ -232,14 +239,15 @@ def test_textspan(run_script, made, own):
 
 def test_the_sweep_of_textspan(run_script, own):
     analyse(run_script, own)
-    code, _, err = run_script("scripts.sweep_textspan", *options(own, "--output_dir", own, "--text_dir", own, "--pools", "pool",
-                                                                 "--texts_per_head", 1, 3, "--num_of_last_layers", 2))
+    code, _, err = run_script("scripts.sweep_textspan", *options(
+        own, "--output_dir", own, "--text_dir", own, "--pools", "pool", "--texts_per_head", 1, 3,
+        "--num_of_last_layers", 2))
     assert code == 0, err
     values, labels, _ = load(own)
     found = read(own, "textspan_sweep")
     assert found["whole_model"] == pytest.approx(percent(values.sum(axis=1), labels))
-    assert found["last_layers"] == pytest.approx(percent(ablated(values, lambda _, block, head: head is not None and block == 1),
-                                                         labels))
+    last = ablated(values, lambda _, block, head: head is not None and block == 1)
+    assert found["last_layers"] == pytest.approx(percent(last, labels))
     known = json.loads((own / "emoji_spurious_completeness_pool_top_3_heads_m.json").read_text())
     assert found["rows"][1]["accuracy"] == pytest.approx(known["accuracy"])
     assert found["rows"][1]["number_of_texts"] == known["number_of_texts"]
@@ -260,8 +268,8 @@ def test_specific_heads(run_script, made, tmp_path, mlps):
     found, names = read(tmp_path, "specific_heads"), groups.names("emoji_spurious")
     for key, chosen in (("no_heads", []), ("heads_ablated", [(4, 0), (2, 1)]),
                         ("random_best", [tuple(map(int, name.split("."))) for name in found["random_best_heads"]])):
-        left = ablated(values, lambda kind, block, head, chosen=chosen: (block == 1 or (block, head) in chosen) if kind == "attn"
-                       else kind != "conv" and not mlps)
+        left = ablated(values, lambda kind, block, head, chosen=chosen: (
+            block == 1 or (block, head) in chosen if kind == "attn" else kind != "conv" and not mlps))
         right = (left @ CLASSIFIER).argmax(axis=1) == labels
         assert found[key]["groups"] == pytest.approx(literal.group_accuracies(right, group, names))
     assert set(found["random_best_heads"]) <= {f"{layer}.{head}" for layer, head in EVERY[2:]}
@@ -272,7 +280,8 @@ def literal_shares(values, group):
     """Each component's share of the place's effect and of the class's."""
     whole = literal.main_effects(values.sum(axis=1), CLASSIFIER, group, CLASSES, PLACES)
     own = [literal.main_effects(values[:, i], CLASSIFIER, group, CLASSES, PLACES) for i in range(len(KEYS))]
-    return [[sum(a @ b for a, b in zip(one[i], whole[i])) / sum(b @ b for b in whole[i]) for i in (0, 1)] for one in own]
+    return [[sum(a @ b for a, b in zip(one[i], whole[i])) / sum(b @ b for b in whole[i]) for i in (0, 1)]
+            for one in own]
 
 
 def test_heads_are_selected_by_their_effects(run_script, made, tmp_path):
@@ -281,7 +290,8 @@ def test_heads_are_selected_by_their_effects(run_script, made, tmp_path):
     assert np.sum(shares, axis=0) == pytest.approx([1, 1])
     ranked = sorted((i for i in range(2, 6) if shares[i][0] > 0), key=lambda i: shares[i][1] - shares[i][0])
     code, _, err = run_script("compute_use_specific_heads", *options(
-        made, "--output_dir", tmp_path, "--select", "auto", "--keep_last_layers", 2, "--keep_mlps", "--number_of_heads", 1))
+        made, "--output_dir", tmp_path, "--select", "auto", "--keep_last_layers", 2, "--keep_mlps",
+        "--number_of_heads", 1))
     assert code == 0, err
     found = read(tmp_path, "specific_heads")
     names = [f"{layer}.{head}" for layer, head in EVERY]
@@ -304,27 +314,32 @@ def test_heads_are_selected_by_texts(made):
 
 
 @pytest.mark.parametrize("more, message", [
-    (("--heads", "3.0"), "no head 3.0; the model has layer 1 with heads 0 to 1, layer 2 with heads 0 to 2, layer 4 with head 0"),
+    (("--heads", "3.0"),
+     "no head 3.0; the model has layer 1 with heads 0 to 1, layer 2 with heads 0 to 2, layer 4 with head 0"),
     (("--heads", "4.1"), "there is no head 4.1"), (("--keep_last_layers", 4, "--heads", "2.0"), "choose from 1 to 3"),
     (("--heads", "1.0", "--keep_last_layers", 2), "keep its layer with --keep_last_layers 3"),
-    (("--select", "auto", "--keep_last_layers", 2, "--number_of_heads", 5), "--number_of_heads is 5; choose from 1 to 4")])
+    (("--select", "auto", "--keep_last_layers", 2, "--number_of_heads", 5),
+     "--number_of_heads is 5; choose from 1 to 4")])
 def test_heads_that_are_not_there_are_refused(refused, made, more, message):
     assert message in refused("compute_use_specific_heads", *options(made, "--keep_last_layers", 3, *more))
 
 
 def test_nearest_neighbors(run_script, made, tmp_path):
     code, _, err = run_script("compute_nearest_neighbors", *options(
-        made, "--output_dir", tmp_path, "--index", 5, 700, "--property", "whole", "--heads", "4.0,2.2", "--neighbors", 4))
+        made, "--output_dir", tmp_path, "--index", 5, 700, "--property", "whole", "--heads", "4.0,2.2",
+        "--neighbors", 4))
     assert code == 0, err
     values, *_ = load(made)
     chosen = values[:, EVERY.index((4, 0))] + values[:, EVERY.index((2, 2))]
     for entry in read(tmp_path, "neighbors")["queries"]:
         query = entry["query"]["index"]
         for way, vectors in zip(entry["ways"], (values.sum(axis=1), chosen - chosen.mean(axis=0))):
-            cosines = [vector @ vectors[query] / np.linalg.norm(vector) / np.linalg.norm(vectors[query]) for vector in vectors]
+            units = [vector / np.linalg.norm(vector) for vector in vectors]
+            cosines = [unit @ units[query] for unit in units]
             order = sorted((i for i in range(len(cosines)) if i != query), key=lambda i: -cosines[i])[:4]
             assert [near["index"] for near in way["neighbors"]] == order
-            assert [near["similarity"] for near in way["neighbors"]] == pytest.approx([cosines[i] for i in order], abs=1e-6)
+            found = [near["similarity"] for near in way["neighbors"]]
+            assert found == pytest.approx([cosines[i] for i in order], abs=1e-6)
 
 
 def test_linear_probe(run_script, made, tmp_path):
@@ -335,8 +350,10 @@ def test_linear_probe(run_script, made, tmp_path):
     for row in probe.rows(3, 2):
         expected = ablated(values, lambda kind, block, _, row=row: row["last_layers"] is not None and block == 1
                            if kind == "attn" else kind != "conv" and not row["mlps"], train)
-        np.testing.assert_allclose(probe.features(splits["test"], means, row["last_layers"], row["mlps"]), expected, atol=1e-4)
-    code, out, err = run_script("compute_linear_probe", *options(made, "--output_dir", tmp_path, "--keep_last_layers", 2))
+        found = probe.features(splits["test"], means, row["last_layers"], row["mlps"])
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    chosen = options(made, "--output_dir", tmp_path, "--keep_last_layers", 2)
+    code, out, err = run_script("compute_linear_probe", *chosen)
     assert code == 0, err
     assert "all MLPs and first 1 attention layers ablated" in out
     assert read(tmp_path, "linear_probe")["rows"][0]["accuracy"] > 50
@@ -351,8 +368,8 @@ def test_a_probe_of_other_blocks_is_refused(refused, own):
 
 def test_head_truth(run_script, own):
     analyse(run_script, own)
-    code, out, err = run_script("compute_head_truth", *options(own, "--text_descriptions", "pool", "--texts_per_head", 3,
-                                                               "--text_attributes", own / "about.csv"))
+    code, out, err = run_script("compute_head_truth", *options(
+        own, "--text_descriptions", "pool", "--texts_per_head", 3, "--text_attributes", own / "about.csv"))
     assert code == 0, err
     values, *_ = load(own)
     drawn = datasets.load_images("emoji_spurious").scenes
@@ -368,7 +385,8 @@ def test_head_truth(run_script, own):
 
 def test_the_report_and_the_summary(run_script, refused, own):
     analyse(run_script, own)
-    code, _, err = run_script("make_report", *pooled(own, "--heat_maps", 0, "--images_per_head", 3, "--output_dir", own / "page"))
+    chosen = pooled(own, "--heat_maps", 0, "--images_per_head", 3, "--output_dir", own / "page")
+    code, _, err = run_script("make_report", *chosen)
     assert code == 0, err
     values, labels, _ = load(own)
     content = json.loads((own / "page" / "report.json").read_text())
@@ -397,12 +415,14 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
     (tmp_path / "few.txt").write_text("a red apple\na dog\na yellow background\nmany things\na car\n")
     data = ("--dataset", "imagefolder", "--device", "cpu", "--output_dir", out)
     for name, *more in (
-            ("compute_prs", *data, "--model", model, "--data_path", folder_of_images, "--num_workers", 0, "--batch_size", 5),
+            ("compute_prs", *data, "--model", model, "--data_path", folder_of_images, "--num_workers", 0,
+             "--batch_size", 5),
             ("compute_prs", *data, "--model", "emojiclip", "--data_path", folder_of_images, "--num_workers", 0),
-            ("compute_alignment", *data, "--input_dir", out, "--model", model, "--split", "", "--batch_size", 4, "--epochs", 1),
+            ("compute_alignment", *data, "--input_dir", out, "--model", model, "--split", "", "--batch_size", 4,
+             "--epochs", 1),
             ("compute_text_projection", *data, "--model", "emojiclip", "--data_path", folder_of_images),
-            ("compute_text_set_projection", "--model", "emojiclip", "--device", "cpu", "--output_dir", out, "--data_path",
-             tmp_path / "few.txt")):
+            ("compute_text_set_projection", "--model", "emojiclip", "--device", "cpu", "--output_dir", out,
+             "--data_path", tmp_path / "few.txt")):
         code, _, err = run_script(name, *more)
         assert code == 0, err
     mapped = ("--model", f"{family}-as-emojiclip", "--dataset", "imagefolder", "--input_dir", out)
@@ -422,7 +442,8 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
     assert ("+ Convolution blocks ablation" in found) == (family == "maxvit")
     assert "+ CLS ablation" not in found
     texts = ("--text_dir", tmp_path, "--text_descriptions", "few", "--texts_per_head", 2)
-    code, printed, err = run_script("compute_complete_text_set", *mapped, *texts, "--output_dir", out, "--num_of_last_layers", 2)
+    code, printed, err = run_script("compute_complete_text_set", *mapped, *texts, "--output_dir", out,
+                                    "--num_of_last_layers", 2)
     assert code == 0, err
     told = json.loads((out / f"imagefolder_completeness_few_top_2_heads_{family}-as-emojiclip.json").read_text())
     pool, last = np.load(out / "few_emojiclip.npy"), run.last(2)
@@ -435,7 +456,8 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
         rest = rest + reconstruction
     assert told["accuracy"] == pytest.approx(100 * np.mean((rest @ classifier).argmax(axis=1) == run.labels))
 
-    report = ("make_report", *mapped, *texts, "--data_path", folder_of_images, "--images_per_head", 2, "--device", "cpu")
+    report = ("make_report", *mapped, *texts, "--data_path", folder_of_images, "--images_per_head", 2,
+              "--device", "cpu")
     code, _, err = run_script(*report, "--heat_maps", 0)
     assert code == 0, err
     page = json.loads((out / f"imagefolder_report_{family}-as-emojiclip" / "report.json").read_text())
@@ -447,7 +469,8 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
     assert code == 0, err
     assert "left out" not in printed
     page = json.loads((out / f"imagefolder_report_{family}-as-emojiclip" / "report.json").read_text())
-    for column, head in enumerate(sorted(page["heads"], key=lambda head: (head["layer"], head["head"])), start=last.start):
+    heads = sorted(page["heads"], key=lambda head: (head["layer"], head["head"]))
+    for column, head in enumerate(heads, start=last.start):
         (drawn,), text = head["heat_maps"], pool[head["texts"][0]["index"]]
         assert drawn["patches"] == pytest.approx(terms[drawn["index"], column] @ text, abs=1e-4)
         assert drawn["class_token"] == 0
