@@ -70,6 +70,7 @@ def main(args) -> None:
     from utils.analysis import alignment
     from utils.analysis.segmentation import figures, methods
     from utils.data import datasets, masks
+    from utils.report import experiments
 
     # Images with masks, the model, and the classifier whose logits are explained.
     data = datasets.load_masks(args.train_dataset, args.data_path)
@@ -104,7 +105,8 @@ def main(args) -> None:
     scores = {method: figures.gathered(score, state) for method, score in scores.items()}
     if not state.is_main_process:
         return
-    path, found = figures.save(args.output_dir, args.method, name, scores, {
+    published = experiments.published_segmentation(args.train_dataset, args.model, model.source)
+    path, found = figures.save(args.output_dir, args.method, name, scores, published, {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
         **alignment.describe(maps), "dataset": args.train_dataset, "images": len(data.names),
         "images_without_foreground": scores[chosen[0]].without_foreground,

@@ -467,6 +467,28 @@ def write_dogs(root):
         savemat(root / f"{split}_list.mat", {"file_list": cells(*listed), "labels": np.array(labels[split])[:, None]})
 
 
+def write_caltech(root):
+    for name, number in (("BACKGROUND_Google", 2), ("accordion", 33), ("water_lilly", 31)):
+        for i in range(1, number + 1):
+            picture(root / "101_ObjectCategories" / name / f"image_{i:04d}.jpg")
+
+
+def write_flat_imagenet(root, classes, picture=picture):
+    """ImageNet's validation images as in their archive, one of each of these classes (labels from 0), beside the kit."""
+    data = root / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    # In the kit, classes have numbers in an order of their own, and inner nodes of the tree follow.
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
+    synsets = np.zeros((1001, 1), dtype=kinds)
+    for number in range(1, 1002):
+        inner = number == 1001
+        synsets[number - 1, 0] = (number, f"n{99999999 if inner else 20000000 - number:08d}", "x", 2 if inner else 0)
+    savemat(data / "meta.mat", {"synsets": synsets})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{1000 - label}\n" for label in classes))
+    for i in range(1, len(classes) + 1):
+        picture(root / "val" / f"ILSVRC2012_val_{i:08d}.JPEG")
+
+
 WRITERS = {"imagefolder": write_imagefolder, "binary_waterbirds": write_waterbirds, "cub": write_cub,
            "fgvc_aircraft": write_aircraft, "flowers": write_flowers, "pets": write_pets, "stanford_cars": write_cars,
            "stanford_dogs": write_dogs}

@@ -165,9 +165,11 @@ def test_all_methods_in_one_table(result, run_script, options, mat_file, tmp_pat
 
 def test_published_figures_stand_beside_ours():
     from utils.analysis.segmentation import figures as comparison
+    from utils.report import experiments
 
     ours = {"pixel_accuracy": 0.75, "mean_iou": 0.5, "mean_ap": 0.8, "foreground_iou": 0.25, "foreground_ap": 0.625}
-    published = comparison.PUBLISHED["imagenet_seg", "ViT-L-14", "laion2b_s32b_b82k"]
+    published = experiments.published_segmentation("imagenet_seg", "ViT-L-14", "laion2b_s32b_b82k")
+    assert experiments.published_segmentation("emoji_seg", "ViT-L-14", "openai") == {}
 
     def lines(*methods):
         return list(comparison.table({method: ours | {"published_percent": published.get(method)}
@@ -330,12 +332,12 @@ def test_a_classifier_of_another_model_or_width_is_refused(refused, options, cla
 
 def test_the_names_offered_are_those_that_can_be_read():
     from utils.analysis.segmentation import METHODS
-    from utils.analysis.segmentation import figures as comparison
+    from utils.report import experiments
 
     script = load_script("compute_segmentations")
     assert set(script.WITH_MASKS) == {"imagenet_seg", "masks_folder", "emoji_seg"}
-    for figures in comparison.PUBLISHED.values():
-        assert set(figures) <= set(METHODS)
+    for weights in ("laion2b_s32b_b82k", "openai"):
+        assert set(experiments.published_segmentation("imagenet_seg", "ViT-L-14", weights)) <= set(METHODS)
 
 
 EMOJIVIT = f"timm:local-dir:{ROOT / 'models' / 'emojivit'}"

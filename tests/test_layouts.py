@@ -9,9 +9,11 @@ from builders import (
     cells,
     picture,
     write_aircraft,
+    write_caltech,
     write_cars,
     write_cub,
     write_dogs,
+    write_flat_imagenet,
     write_flowers,
     write_imagefolder,
     write_pets,
@@ -141,10 +143,36 @@ def test_imagenet_in_both_splits(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in layouts.LAYOUTS if name != "imagefolder"])
 def test_an_unknown_split_is_refused_with_those_there_are(tmp_path, name):
-    others = {"imagenet": ["train", "val"], "CIFAR10": ["train", "test"], "CIFAR100": ["train", "test"]}
+    others = {"imagenet": ["train", "val"], "CIFAR10": ["train", "test"], "CIFAR100": ["train", "test"],
+              "caltech101": ["train", "test"]}
     with pytest.raises(UserError, match="no split 'validation'") as refused:
         layouts.LAYOUTS[name].read(tmp_path, "validation")
     assert set(str(refused.value).split("there are ")[1].split(", ")) == set((others | TRUTH)[name])
+
+
+def test_flat_imagenet_has_the_classes_of_its_development_kit(tmp_path):
+    write_flat_imagenet(tmp_path, [3, 999, 0, 3])
+    files, classes = layouts.imagenet(tmp_path, "val")
+    assert [(Path(path).name[-9:-5], label) for path, label in files] == [("0003", 0), ("0001", 3), ("0004", 3), ("0002", 999)]
+    assert len(classes) == 1000
+    assert layouts.imagenet(tmp_path / "val", "val")[0] == files
+    (tmp_path / "val" / "ILSVRC2012_val_00000004.JPEG").unlink()
+    with pytest.raises(UserError, match="00000004.JPEG does not exist; unpack ILSVRC2012_img_val.tar again"):
+        layouts.imagenet(tmp_path, "val")
+    shutil.rmtree(tmp_path / "ILSVRC2012_devkit_t12")
+    with pytest.raises(UserError, match="get ILSVRC2012_devkit_t12.tar.gz"):
+        layouts.imagenet(tmp_path, "val")
+
+
+def test_caltech_has_thirty_images_of_each_class_to_train(tmp_path):
+    write_caltech(tmp_path)
+    train, classes = layouts.caltech101(tmp_path, "train")
+    test, _ = layouts.caltech101(tmp_path, "test")
+    assert classes == ["background", "accordion", "water lilly"]
+    assert np.bincount([label for _, label in train]).tolist() == [2, 30, 30]
+    assert [label for _, label in test] == [1, 1, 1, 2]
+    assert not {path for path, _ in train} & {path for path, _ in test}
+    assert layouts.caltech101(tmp_path, "train")[0] == train == sorted(train, key=lambda file: (file[1], file[0]))
 
 
 PIECES = [

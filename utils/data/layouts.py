@@ -8,6 +8,7 @@ the archive it comes in.
 """
 import csv
 import os
+import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -56,13 +57,36 @@ def imagefolder(root: Path, split: str) -> tuple[Files, list[str]]:
 
 
 def imagenet(root: Path, split: str) -> tuple[Files, list[str]]:
-    """ImageNet: the 1,000 class folders (n01440764, ...) in train/ and val/, or root itself."""
+    """ImageNet: the 1,000 class folders (n01440764, ...) in train/ and val/, or root itself; val also flat, as in its
+    archive, beside the development kit, which has the classes."""
     check_split("imagenet", split, ("train", "val"))
-    files, folders = _class_folders(root / split if (root / split).is_dir() else root)
+    place = root / split if (root / split).is_dir() else root
+    if split == "val" and (place / "ILSVRC2012_val_00000001.JPEG").is_file():
+        return _flat_imagenet(root, place), imagenet_classes()
+    files, folders = _class_folders(place)
     if len(folders) != 1000:
         raise UserError(f"{root}: expected the 1,000 class folders (n01440764, ...) of ImageNet's {split} images "
                         f"(ILSVRC2012_img_{split}.tar), here or in {split}/, and found {len(folders)}")
     return files, imagenet_classes()
+
+
+def _flat_imagenet(root: Path, images: Path) -> Files:
+    """Validation images in one folder: line i of the ground truth is the number of image i's class in meta.mat, whose
+    names (n01440764, ...), sorted, are the order of labels."""
+    kit = ("ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data", "data", "")
+    table, meta = (_need(root, kit, name, "ILSVRC2012_devkit_t12.tar.gz")
+                   for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))
+    synsets, = _mat(meta, "synsets")
+    names = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets if not int(entry["num_children"])}
+    labels = {number: label for label, (number, _) in enumerate(sorted(names.items(), key=lambda item: item[1]))}
+    rows = _lines(table, int)
+    if len(names) != 1000 or not {number for number, in rows} <= set(labels):
+        raise UserError(f"{table}: has classes that {meta} does not name; unpack ILSVRC2012_devkit_t12.tar.gz again")
+    files = [(str(images / f"ILSVRC2012_val_{i:08d}.JPEG"), labels[number]) for i, (number,) in enumerate(rows, 1)]
+    gone = next((path for path, _ in files if not os.path.isfile(path)), None)
+    if gone:
+        raise UserError(f"{gone} does not exist; unpack ILSVRC2012_img_val.tar again")
+    return _by_class(files)
 
 
 def imagenet_classes() -> list[str]:
@@ -82,6 +106,20 @@ def cifar(name: str, root: Path, split: str) -> tuple:
         why = f"{name} is not there and cannot be downloaded ({describe(error)})"
         raise UserError(f"--data_path {root}: {why}") from error
     return images, list(map(_spaced, images.classes))
+
+
+def caltech101(root: Path, split: str) -> tuple[Files, list[str]]:
+    """Caltech-101: 101_ObjectCategories/accordion/image_0001.jpg; 102 classes, the background among them. The download
+    has no splits. Here train is 30 images of each class, drawn by a fixed seed, and test all others."""
+    check_split("caltech101", split, ("train", "test"))
+    place = _need(root, ("", "caltech-101", "caltech101"), "101_ObjectCategories", "caltech-101.zip")
+    files, classes = _class_folders(place)
+    found, rng = [], random.Random(0)
+    for label in range(len(classes)):
+        own = [path for path, of in files if of == label]
+        drawn = set(rng.sample(own, min(30, len(own))))
+        found += [(path, label) for path in own if (path in drawn) == (split == "train")]
+    return found, ["background" if name == "BACKGROUND Google" else name for name in classes]
 
 
 def binary_waterbirds(root: Path, split: str) -> tuple[Files, list[str]]:
@@ -196,6 +234,7 @@ LAYOUTS = {
     "imagefolder": DataSet(imagefolder, "seen", split="", concept=str),
     "CIFAR10": DataSet(partial(cifar, "CIFAR10")),
     "CIFAR100": DataSet(partial(cifar, "CIFAR100")),
+    "caltech101": DataSet(caltech101),
     "binary_waterbirds": DataSet(binary_waterbirds, classes=lambda: list(WATERBIRDS_CLASSES), places=("land", "water"),
                                  read_places=waterbirds_places),
     "cub": DataSet(cub, concept=str),

@@ -18,17 +18,7 @@ from torchvision.transforms import Compose, Normalize
 from utils import cli
 from utils.runs import files
 
-# Published, by data set, model and weights: pixel accuracy, mean IoU and mean AP in percent. Tables of
-# arXiv 2310.05916 and of the code that goes with it.
-PUBLISHED = {
-    ("imagenet_seg", "ViT-L-14", "laion2b_s32b_b82k"): {
-        "decomposition": (75.21, 54.50, 81.61), "raw_attention": (65.67, 43.83, 76.05),
-        "rollout": (60.63, 40.64, 74.47), "gradcam": (70.27, 44.50, 70.30), "lrp": (52.81, 33.57, 54.37),
-        "partial_lrp": (61.49, 40.71, 72.29), "chefer": (69.21, 47.47, 78.29)},
-    ("imagenet_seg", "ViT-L-14", "openai"): {"decomposition": (76.19, 55.24, 81.37)},
-    ("imagenet_seg", "ViT-B-16", "openai"): {"decomposition": (77.2, 57.7, 82.6), "maskclip": (73.0, 54.8, 83.6)},
-}
-FIGURES = ("pixel_accuracy", "mean_iou", "mean_ap")  # fractions of 1, in the order of PUBLISHED
+FIGURES = ("pixel_accuracy", "mean_iou", "mean_ap")  # fractions of 1, in the order of published ones
 FOREGROUND = ("foreground_iou", "foreground_ap")  # of the foreground alone (arXiv 2406.01583)
 DEFINITIONS = {
     "map": "per patch; decomposition: its terms, summed over layers and heads, times the classifier's column of the "
@@ -171,10 +161,10 @@ def save_pictures(folder: str, names: list[str], prepare: Compose, pixels: Tenso
             save(f"{name}_{method}_overlay", Image.blend(picture, colours, 0.5))
 
 
-def save(folder: str, method: str, model: str, scores: dict[str, Scores], about: dict) -> tuple[Path, dict[str, dict]]:
-    """Write the figures of methods beside the published ones, with what they are `about`, and their curves. Returns the
-    path of the figures, and these."""
-    published = PUBLISHED.get((about["dataset"], about["model"], about["pretrained"]), {})
+def save(folder: str, method: str, model: str, scores: dict[str, Scores], published: dict[str, list[float]],
+         about: dict) -> tuple[Path, dict[str, dict]]:
+    """Write the figures of methods beside the published ones (of some methods, in percent), with what they are `about`,
+    and their curves. Returns the path of the figures, and these."""
     figures = {name: score.figures() | {"published_percent": published.get(name)} for name, score in scores.items()}
     path = files.manifest_path(folder, about["dataset"], "segmentation", method, model)
     curves = np.array([score.curve() for score in scores.values()], np.float32)  # [methods, 2, thresholds]
