@@ -9,11 +9,13 @@ there: names, places, or a mapping that picks an entry of a list), and may have 
 """
 import itertools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
 from utils.cli import UserError
+from utils.data import downloads
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "experiments"
 TOLERANCE = 0.5  # points, where a figure names none: ours, not the papers'
@@ -121,7 +123,7 @@ def ours(figure: Figure) -> float | None:
             found = next((entry for entry in found if all(entry.get(name) == value for name, value in part.items())),
                          None)
         elif isinstance(found, list):
-            found = found[part] if isinstance(part, int) and -len(found) <= part < len(found) else None
+            found = found[int(part)] if -len(found) <= int(part) < len(found) else None
         else:
             found = found.get(part)
         if found is None:
@@ -159,3 +161,17 @@ def published_segmentation(dataset: str, model: str, pretrained: str) -> dict[st
             found = experiment["published"].get(name, {})
             return {method: list(values.values()) for method, values in found.items() if isinstance(values, dict)}
     return {}
+
+
+def find_data(loaded: dict[str, dict], root: str | None, inspector: str) -> tuple[dict[str, str], list[str]]:
+    """The path of every data set that tables need, by name, and a line for each that is missing, and for an inspector
+    where one is asked: `inspector` are its options."""
+    needed: dict[str, list[str]] = {}
+    for experiment in loaded.values():
+        for name, splits in (experiment.get("data") or {}).items():
+            needed[name] = list(dict.fromkeys([*needed.get(name, []), *splits]))
+    paths, missing = downloads.find(root, needed)
+    asks = any(step.startswith("inspect.py") for experiment in loaded.values() for step in experiment["steps"])
+    if asks and not os.environ.get("OPENAI_API_KEY") and "--base_url" not in inspector:
+        missing.append('inspector: set OPENAI_API_KEY, or INSPECTOR="--base_url URL --model NAME" of another server')
+    return paths, missing
