@@ -26,6 +26,10 @@ from utils.language import jsonl
 
 QUESTIONS = ("knowledge", "attributes")
 KINDS = ("visual", "nonvisual", "spurious")
+MOST_OBJECTS = 50  # that are read from either end of an answer
+# How reasoning models mark their thoughts: <think>, <thinking>, [THINK], ...
+_TAG = r"(?:think|thinking|thought|thoughts|reasoning|reflection)"
+THOUGHTS, THOUGHTS_END = (re.compile(rf"[<\[◁]{mark}{_TAG}[>\]▷]", re.IGNORECASE) for mark in ("", "/"))
 
 
 def read_sheet(path: str) -> dict:
@@ -78,37 +82,60 @@ def response_format(sheet: dict, question: str) -> dict:
 
 
 def read_answer(text: str, question: str, sheet: dict) -> dict | None:
-    """What an answer says, by the first object in it that is one; None where there is none. Nothing is guessed.
+    """What an answer says, by the last object in it that is one, once the model's thoughts are taken off; None where
+    there is none. Nothing is guessed.
 
     "knowledge" gives {"explanation": str, "increases_knowledge": "yes" or "no"}; "attributes" gives {"attributes":
     names, "spurious": names, "unknown": names that are not in the lists, which count for nothing}.
     """
-    for found in _objects(text):
-        found = {_plain(str(key)): value for key, value in found.items()}
-        if question == "knowledge":
-            verdict = found.get("increases_knowledge")
-            verdict = _plain(str(verdict)) if isinstance(verdict, (str, bool)) else None
-            if verdict in ("yes", "true", "no", "false"):
-                explanation = found.get("explanation")
-                return {"explanation": explanation if isinstance(explanation, str) else "",
-                        "increases_knowledge": "yes" if verdict in ("yes", "true") else "no"}
-        else:
-            used, spurious = _names(found.get("attributes")), _names(found.get("spurious"))
-            if used is not None and spurious is not None:
-                known = {*sheet["visual"], *sheet["nonvisual"]}
-                return {"attributes": [name for name in used if name in known],
-                        "spurious": [name for name in spurious if name in sheet["spurious"]],
-                        "unknown": [name for name in used if name not in known]
-                        + [name for name in spurious if name not in sheet["spurious"]]}
-    return None
+    answer, end = None, 0
+    for found, start, stop in _objects(without_thoughts(text)):
+        if start < end:  # inside an object that is an answer
+            continue
+        fits = _fitting(found, question, sheet)
+        if fits is not None:
+            answer, end = fits, stop
+    return answer
 
 
-def _objects(text: str) -> Iterator[dict]:
-    """JSON objects in a text, whatever stands around them; YAML reads single quotes, trailing commas and bare words."""
-    for match in itertools.islice(re.finditer("{", text), 50):  # a model that is stuck may write thousands
-        piece = text[match.start():]
+def without_thoughts(text: str) -> str:
+    """What a model says after its thoughts: what follows the last closing tag, whether or not one opens them; nothing
+    where they are never closed."""
+    text = THOUGHTS_END.split(text)[-1]
+    return "" if THOUGHTS.match(text.lstrip()) else text
+
+
+def _fitting(found: dict, question: str, sheet: dict) -> dict | None:
+    """An object as the answer to a question; None where it is none."""
+    found = {_plain(str(key)): value for key, value in found.items()}
+    if question == "knowledge":
+        verdict = found.get("increases_knowledge")
+        verdict = _plain(str(verdict)) if isinstance(verdict, (str, bool)) else None
+        if verdict not in ("yes", "true", "no", "false"):
+            return None
+        explanation = found.get("explanation")
+        return {"explanation": explanation if isinstance(explanation, str) else "",
+                "increases_knowledge": "yes" if verdict in ("yes", "true") else "no"}
+    used, spurious = _names(found.get("attributes")), _names(found.get("spurious"))
+    if used is None or spurious is None:
+        return None
+    known = {*sheet["visual"], *sheet["nonvisual"]}
+    return {"attributes": [name for name in used if name in known],
+            "spurious": [name for name in spurious if name in sheet["spurious"]],
+            "unknown": [name for name in used if name not in known]
+            + [name for name in spurious if name not in sheet["spurious"]]}
+
+
+def _objects(text: str) -> Iterator[tuple[dict, int, int]]:
+    """JSON objects in a text, whatever stands around them, each with where it begins and ends; YAML reads single
+    quotes, trailing commas and bare words."""
+    starts = [match.start() for match in re.finditer("{", text)]
+    # A model that is stuck may write thousands.
+    for start in starts if len(starts) <= 2 * MOST_OBJECTS else starts[:MOST_OBJECTS] + starts[-MOST_OBJECTS:]:
+        piece = text[start:]
         try:
-            yield json.JSONDecoder(strict=False).raw_decode(piece)[0]
+            found, end = json.JSONDecoder(strict=False).raw_decode(piece)
+            yield found, start, start + end
             continue
         except (ValueError, RecursionError):
             depths = itertools.accumulate((character == "{") - (character == "}") for character in piece)
@@ -118,7 +145,7 @@ def _objects(text: str) -> Iterator[dict]:
         except Exception:  # PyYAML raises much besides its own errors on what a model may write
             continue
         if isinstance(found, dict):
-            yield found
+            yield found, start, start + end
 
 
 def _plain(text: str) -> str:
