@@ -37,6 +37,7 @@ class Texts(argparse.Action):
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_model_options(parser)
+    cli.add_model_settings(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="a picture")
     parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
     parser.add_argument("--maps", metavar="FILE",
@@ -84,10 +85,11 @@ def main(args) -> None:
     # The picture, the model, and the texts; a wrong file is found before a large model is loaded.
     picture, device = pictures.read_option(args.image), cli.pick_device(args.device)
     if args.maps:
-        model, maps = alignment.load_model(args.model, args.pretrained, args.maps, device, args.seed)
+        model, maps = alignment.load_model(args.model, args.pretrained, args.maps, device, args.seed,
+                                           cli.model_settings(args))
         clip = load_text_side(alignment.text_side(maps.about), args.model, args.pretrained, device, args.seed)
     else:
-        model, maps = load(args.model, args.pretrained, device, args.seed, text_side=True), None
+        model, maps = load(args.model, args.pretrained, device, args.seed, True, cli.model_settings(args)), None
         clip = model
     directions = embed_texts(clip, args.text, len(args.text))
 
@@ -106,6 +108,7 @@ def main(args) -> None:
     rows, columns = found[0].patches.shape
     cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
+        "model_settings": model.settings,
         "image": args.image, **alignment.describe(maps), "layer": args.layer, "head": args.head,
         "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}

@@ -38,6 +38,7 @@ TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_model_options(parser)
+    cli.add_model_settings(parser)
     cli.add_data_options(parser, NAMES)
     cli.add_split_option(parser)
     parser.add_argument("--streaming", action="store_true",
@@ -85,7 +86,7 @@ def main(args) -> None:
 
     # The model and its decomposition, which is compared with the model's own output.
     state = cli.start_processes(args.device)
-    model = load(args.model, args.pretrained, state.device, args.seed)
+    model = load(args.model, args.pretrained, state.device, args.seed, settings=cli.model_settings(args))
     decomposer = Decomposer(model, args.precision, args.compile)
     noise = torch.randn(4, 3, *model.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
     found = decomposer.check(noise, repeats=5 if args.check else 2)
@@ -102,6 +103,7 @@ def main(args) -> None:
     name = files.run_name(args.dataset, args.split)
     storage = "compact" if args.compact else "moments" if args.moments_only else "full"
     about = {"model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
+             "model_settings": model.settings,
              "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": args.precision,
              "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
                          "storage": storage}, "command": cli.command(__file__, get_args_parser(), args)}

@@ -33,6 +33,7 @@ from utils.data.datasets import WITH_MASKS
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_model_options(parser)
+    cli.add_model_settings(parser)
     parser.add_argument("--maps", metavar="FILE",
                         help="maps of compute_alignment.py from --model to a CLIP, whose classifier is then read; "
                              "needed with timm:NAME (default: --model is the CLIP)")
@@ -75,7 +76,8 @@ def main(args) -> None:
     # Images with masks, the model, and the classifier whose logits are explained.
     data = datasets.load_masks(args.train_dataset, args.data_path)
     state = cli.start_processes(args.device)
-    model, maps = alignment.load_model(args.model, args.pretrained, args.maps, state.device, args.seed)
+    model, maps = alignment.load_model(args.model, args.pretrained, args.maps, state.device, args.seed,
+                                       cli.model_settings(args))
     classifier, classes = methods.load_classifier(args.classifier_dir, args.classifier_dataset, args.model, model, maps)
     truth = torch.tensor(masks.true_classes(data, classes)).to(state.device) if args.target == "true" else None
     chosen = METHODS if args.method == "all" else (args.method,)
@@ -108,6 +110,7 @@ def main(args) -> None:
     published = experiments.published_segmentation(args.train_dataset, args.model, model.source)
     path, found = figures.save(args.output_dir, args.method, name, scores, published, {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
+        "model_settings": model.settings,
         **alignment.describe(maps), "dataset": args.train_dataset, "images": len(data.names),
         "images_without_foreground": scores[chosen[0]].without_foreground,
         "classifier": args.classifier_dataset, "classes": classifier.shape[1],

@@ -14,6 +14,7 @@ from utils.data.datasets import NAMES
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_model_options(parser)
+    cli.add_model_settings(parser)
     cli.add_data_options(parser, NAMES)
     parser.add_argument("--batch_size", type=cli.POSITIVE, default=800, help="prompts a forward pass")
     cli.add_output_dir(parser, "the classifier goes")
@@ -27,11 +28,12 @@ def main(args) -> None:
     from utils.runs import files
 
     classes = datasets.class_names(args.dataset, args.data_path)
-    clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
+    clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
     columns = zeroshot.classifier(clip, classes, datasets.templates(args.dataset), args.batch_size)
     path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)
     files.write_arrays(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name), {path: columns}, {
         "model": args.model, "pretrained": clip.source, "weights_sha256": clip.weights_hash,
+        "model_settings": {"quick_gelu": clip.settings.get("quick_gelu")},
         "dataset": args.dataset, "classes": classes, "options": {"seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
     print(f"{len(classes)} classes -> {path}")

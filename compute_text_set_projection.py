@@ -13,6 +13,7 @@ from utils.cli import UserError
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_model_options(parser)
+    cli.add_model_settings(parser)
     parser.add_argument("--data_path", default="text_descriptions/image_descriptions_general.txt", metavar="FILE.txt",
                         help="the text pool")
     parser.add_argument("--batch_size", type=cli.POSITIVE, default=2048, help="texts a forward pass")
@@ -35,7 +36,7 @@ def main(args) -> None:
         raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
     texts = zeroshot.read_texts(pool)
     state = cli.start_processes(args.device)
-    clip = load(args.model, args.pretrained, state.device, args.seed, text_side=True)
+    clip = load(args.model, args.pretrained, state.device, args.seed, True, cli.model_settings(args))
     batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     found = {number: zeroshot.embed_texts(clip, batches[number], args.batch_size)
              for number in cli.own_batches(range(len(batches)), state)}
@@ -45,6 +46,7 @@ def main(args) -> None:
     path = files.text_path(args.output_dir, pool.stem, clip.name)
     files.write_arrays(files.manifest_path(args.output_dir, pool.stem, clip.name), {path: embeddings}, {
         "model": args.model, "pretrained": clip.source, "weights_sha256": clip.weights_hash,
+        "model_settings": {"quick_gelu": clip.settings.get("quick_gelu")},
         "texts": len(texts), "texts_sha256": files.texts_hash(texts), "options": {"seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
     print(f"{len(texts)} texts -> {path}")

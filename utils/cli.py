@@ -1,5 +1,5 @@
 """What every script does around its work: options, settings files, errors of the user in one line, several processes,
-and results that have their names only when they are complete. Nothing here imports anything of ours."""
+and results that have their names only when they are complete. Nothing here knows what the scripts compute."""
 import argparse
 import contextlib
 import datetime
@@ -13,22 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.inputs import UserError, describe, read_yaml
+
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"
 UNKEPT = ("resume", "output_dir", "device", "num_workers", "config", "debug")  # options that a manifest does not keep
 PATIENCE = datetime.timedelta(days=7)  # that a process waits for the others
 
 
-class UserError(Exception):
-    """Something the user can mend. The message says what is wrong and what to do."""
-
-
-def describe(error: Exception) -> str:
-    """An error in one line; those of the operating system with the file they are about."""
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{os.fspath(error.filename)}: " if error.filename else ""
-        return f"{place}{error.strerror}; free some space or choose another --output_dir" \
-            if error.errno in (28, 122) else f"{place}{error.strerror}"
-    return " ".join(str(error).split())
+def note(text: str) -> None:
+    """Say something once, on stderr, whatever the number of processes."""
+    if is_main_process():
+        print(f"note: {text}", file=sys.stderr)
 
 
 # Types of options. Where one refuses a value, it says what the value is, and the caller whose.
@@ -154,20 +149,6 @@ def _single(action: argparse.Action, value):
     return value
 
 
-def read_yaml(path: str) -> dict:
-    """A YAML file that holds a mapping."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: should hold 'option: value' lines")
-    return content
-
-
 # Groups of options that several scripts share
 
 def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
@@ -181,6 +162,21 @@ def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MO
                              f"{DEFAULT_PRETRAINED} for {DEFAULT_MODEL})")
     add_device(parser)
     parser.add_argument("--seed", type=SEED, default=0, help="of random weights")
+
+
+def add_model_settings(parser: argparse.ArgumentParser) -> None:
+    """The options that say how the weights of a model were trained, where nothing else does."""
+    of = "that the weights were trained with (default: as their tag, or the open_clip_config.json beside the file, says)"
+    parser.add_argument("--mean", type=FRACTION, nargs=3, metavar=("R", "G", "B"), help=f"mean of images {of}")
+    parser.add_argument("--std", type=RATE, nargs=3, metavar=("R", "G", "B"), help=f"their deviation, {of}")
+    parser.add_argument("--interpolation", choices=("bicubic", "bilinear"), help=f"resizing {of}")
+    parser.add_argument("--quick_gelu", type=boolean, metavar="True|False", help=f"whether quick-GELU is the activation {of}")
+
+
+def model_settings(args: argparse.Namespace) -> dict:
+    """The settings of a model that were given by these options."""
+    names = ("mean", "std", "interpolation", "quick_gelu")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def add_device(parser: argparse.ArgumentParser, of: str = "") -> None:

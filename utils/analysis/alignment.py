@@ -172,9 +172,9 @@ def describe_pair(run: Run, target: Run) -> dict:
     """What maps of a run to that of a CLIP hold about both, by which `check` knows where they belong."""
     manifest, other = run.manifest, target.manifest
     return {"model": run.place.model_name, "pretrained": manifest["pretrained"],
-            "weights_sha256": manifest["weights_sha256"],
+            "weights_sha256": manifest["weights_sha256"], "model_settings": manifest.get("model_settings"),
             "clip": target.place.model_name, "clip_option": other["model"], "clip_pretrained": other["pretrained"],
-            "clip_weights_sha256": other["weights_sha256"],
+            "clip_weights_sha256": other["weights_sha256"], "clip_settings": other.get("model_settings"),
             "components": run.layout,
             "versions": {name: importlib.metadata.version(name) for name in (*files.PACKAGES, "safetensors")}}
 
@@ -210,29 +210,37 @@ def check(maps: Maps, run: Run, clip: str, target: Run | None) -> None:
         shapes = [", ".join(f"{what} {shape}" for what, shape in layout.items())
                   for layout in (about["components"], run.layout)]
         raise UserError(f"--maps were trained for components {shapes[0]}, and the arrays hold {shapes[1]}; {again}")
-    for name, trained, made in ((model, about["weights_sha256"], run), (clip, about["clip_weights_sha256"], target)):
+    for name, trained, key, made in ((model, about["weights_sha256"], "model_settings", run),
+                                     (clip, about["clip_weights_sha256"], "clip_settings", target)):
+        if made:
+            files.same_settings(f"--maps {maps.path}, of {name}", about.get(key), made.manifest.get("model_settings"),
+                                "compute_alignment.py without --maps")
         if made and trained != made.manifest["weights_sha256"]:
             raise UserError(f"--maps were trained with other weights of {name} than those of the arrays "
                             f"({made.manifest['pretrained']}); {again}")
 
 
-def load_model(name: str, pretrained: str | None, maps: str | None, device, seed: int) -> tuple[Model, Maps | None]:
-    """The model of that name, and the maps of the file `maps` that carry it to a CLIP, where there is one.
+def load_model(name: str, pretrained: str | None, maps: str | None, device, seed: int,
+               settings: dict | None = None) -> tuple[Model, Maps | None]:
+    """The model of that name, and the maps of the file `maps` that carry it to a CLIP, where there is one; `settings`
+    as of `loading.load`.
 
     Raises UserError for a model of timm without maps, and for maps of another model or other weights.
     """
     if maps is None:
         if name.startswith(TIMM):
             raise UserError(f"--model {name} has no text side; give --maps, which compute_alignment.py makes")
-        return loading.load(name, pretrained, device, seed), None
+        return loading.load(name, pretrained, device, seed, settings=settings), None
     trained = load(Path(maps), "make them with compute_alignment.py")
-    model, about = loading.load(name, pretrained, device, seed), trained.about
+    about = trained.about
+    model = loading.load(name, pretrained, device, seed, settings=loading.given(about) | (settings or {}))
     again = "give the --maps that belong to it, or make them with compute_alignment.py"
     if about["model"] != model.name:
         raise UserError(f"--maps were trained with --model {about['model']}, and --model is {model.name}; {again}")
     if about["weights_sha256"] != model.weights_hash:
         raise UserError(f"--maps were trained with other weights of {model.name} ({about['pretrained']}) than those "
                         f"of --model ({model.source}); {again}")
+    files.same_settings(f"--maps {maps}", about.get("model_settings"), model.settings, again)
     trained.weight, trained.bias = trained.weight.to(device), trained.bias.to(device)
     return model, trained
 
@@ -250,7 +258,7 @@ def load_source(run: Run, pretrained: str | None, device, seed: int) -> tuple[Mo
     if not path.is_file():
         return None, None
     source, pretrained, seed = loading.options_of(manifest["source_model"], manifest["source_pretrained"])
-    model, maps = load_model(source, pretrained, str(path), device, seed)
+    model, maps = load_model(source, pretrained, str(path), device, seed)  # with the settings that the maps say
     if maps.sha256 != manifest["weights_sha256"]:
         raise UserError(f"{path}: holds other maps than those of the arrays; make the arrays again with "
                         "compute_alignment.py")
@@ -261,7 +269,7 @@ def text_side(about: dict) -> dict:
     """What the manifest of a mapped run says of the CLIP whose texts go with it, by what maps are about."""
     return {"text_model": about["clip"], "text_option": about["clip_option"],
             "text_pretrained": about["clip_pretrained"], "text_weights_sha256": about["clip_weights_sha256"],
-            "source_weights_sha256": about["weights_sha256"]}
+            "text_settings": about.get("clip_settings"), "source_weights_sha256": about["weights_sha256"]}
 
 
 def describe(maps: Maps | None) -> dict:

@@ -9,8 +9,10 @@ from utils.models import names
 from utils.models.model import Model
 
 
-def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0, text_side: bool = False) -> Model:
-    """Load a model by --model, --pretrained and --seed; one with a `text_side` where that is needed.
+def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0, text_side: bool = False,
+         settings: dict | None = None) -> Model:
+    """Load a model by --model, --pretrained and --seed; one with a `text_side` where that is needed. `settings` (mean,
+    std, interpolation, quick_gelu) take the place of those that belong to its weights.
 
     Raises UserError for an unknown name or tag (with the closest ones), for a model without weights or text side, for
     `pretrained` beside a folder or hub name, and for weights that cannot be fetched or read.
@@ -19,9 +21,17 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
         if text_side:
             raise UserError(f"--model {model} has no text side; this step needs a CLIP")
         from utils.models import timm
-        return timm.load(model, pretrained, device, seed)
+        if settings and "quick_gelu" in settings:
+            raise UserError(f"--quick_gelu is of open_clip's models; leave it out with --model {model}")
+        return timm.load(model, pretrained, device, seed, settings)
     from utils.models import open_clip
-    return open_clip.load(model, pretrained, device, seed)
+    return open_clip.load(model, pretrained, device, seed, settings)
+
+
+def given(manifest: dict | None, key: str = "model_settings") -> dict:
+    """The settings that a manifest says arrays were made with, as `load` takes them."""
+    return {name: value for name, value in ((manifest or {}).get(key) or {}).items()
+            if name in ("mean", "std", "interpolation", "quick_gelu")}
 
 
 def options_of(model: str, source: str) -> tuple[str, str | None, int]:
@@ -56,7 +66,7 @@ def load_same(manifest: dict | None, model: str, pretrained: str | None, device:
 
     Raises UserError for other weights.
     """
-    loaded = load(model, pretrained, device, seed, text_side)
+    loaded = load(model, pretrained, device, seed, text_side, given(manifest))
     if manifest and manifest["weights_sha256"] != loaded.weights_hash:
         raise UserError(f"--model {model}: its weights ({loaded.source}) are not those of the arrays "
                         f"({manifest['pretrained']}); give --pretrained and --seed as to compute_prs.py")
@@ -73,7 +83,7 @@ def load_text_side(manifest: dict | None, model: str, pretrained: str | None, de
     if not manifest or "text_model" not in manifest:
         return load_same(manifest, model, pretrained, device, seed, text_side=True)
     option, pretrained, seed = options_of(manifest["text_option"], manifest["text_pretrained"])
-    clip = load(option, pretrained, device, seed, text_side=True)
+    clip = load(option, pretrained, device, seed, text_side=True, settings=given(manifest, "text_settings"))
     if manifest["text_weights_sha256"] != clip.weights_hash:
         raise UserError(f"--model {model}: was mapped to {option}, whose weights are others now; make the maps again "
                         "with compute_alignment.py")

@@ -2,7 +2,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -28,6 +28,7 @@ class Model:
     tokenizer: Callable[[list[str]], Tensor] | None = None    # texts -> token ids [m, context length]
     encode_text: Callable[[list[str]], Tensor] | None = None  # texts -> representations [m, d]
     logit_scale: float | None = None
+    settings: dict = field(default_factory=dict)  # what belongs to the weights: mean, std, interpolation, quick_gelu, ...
 
     @cached_property
     def weights_hash(self) -> str:
@@ -61,6 +62,8 @@ def readable_errors(what: str, look_at: str) -> Iterator[None]:
     """Turn the failures of a library that loads `what` into a UserError that says what to `look_at`."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # hubs, files and formats fail in many ways, and all of them end the run
         raise UserError(f"{what} cannot be loaded ({type(error).__name__}: {describe(error)[:300]}); "
                         f"check {look_at}") from error

@@ -6,22 +6,29 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip import convert, transform
+from open_clip.model import convert_to_custom_text_state_dict
+from torch import nn
 
-from utils.cli import DEFAULT_MODEL, DEFAULT_PRETRAINED, UserError
-from utils.models import names
+from utils.cli import DEFAULT_MODEL, DEFAULT_PRETRAINED, UserError, note
+from utils.models import names, weights
 from utils.models.model import Model, frozen, readable_errors
 
 LOGIT_SCALE = 100.0  # as published for every model of open_clip
 
 
-def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0) -> Model:
-    """Load a CLIP by its --model and --pretrained; 'none' is random weights from the seed.
+def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0,
+         settings: dict | None = None) -> Model:
+    """Load a CLIP by its --model and --pretrained; 'none' is random weights from the seed. `settings` (mean, std,
+    interpolation, quick_gelu) take the place of those that belong to the weights; of weights in a file, those are in
+    open_clip_config.json beside it.
 
     Raises UserError for an unknown name or tag (with the closest ones), for a model without weights, for `pretrained`
     beside a folder or hub name, and for weights that cannot be fetched or read.
     """
+    settings = settings or {}
     full_name = f"local-dir:{names.EMOJICLIP}" if model == "emojiclip" else model
-    options = {}
+    options, file, remark = {}, None, None
     if names.has_own_weights(full_name):
         names.refuse_pretrained(model, pretrained)
         if full_name.startswith("local-dir:"):
@@ -30,6 +37,14 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
         pretrained, quick_gelu = _find_weights(model, pretrained)
         # OpenAI's and some other weights need quick-GELU, which the model's plain name does not say.
         options = {} if quick_gelu is None else {"force_quick_gelu": quick_gelu}
+        if pretrained != "none" and quick_gelu is None:
+            file = pretrained
+            settings, remark = _settings_of_file(model, file, settings)
+            found = None if Path(file).suffix in (".npz", ".npy") else weights.read(file)  # those are big_vision's
+    options |= {f"image_{name}": settings[name] for name in ("mean", "std", "interpolation", "resize_mode")
+                if name in settings}
+    if "quick_gelu" in settings:
+        options |= {"force_quick_gelu": False, "quick_gelu": settings["quick_gelu"]}
     torch.manual_seed(seed)
     try:
         with warnings.catch_warnings(), readable_errors(f"--model {model} --pretrained {pretrained}: the weights",
@@ -37,10 +52,17 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
             warnings.simplefilter("ignore")
             logging.disable(logging.ERROR)  # open_clip's remarks on what is checked above
             network, _, preprocess = open_clip.create_model_and_transforms(
-                full_name, pretrained=None if pretrained == "none" else pretrained, weights_only=True, **options)
+                full_name, pretrained=None if file or pretrained == "none" else pretrained, weights_only=True,
+                pretrained_image=False, pretrained_text=not file, **options)
+            if file and found is None:
+                open_clip.load_checkpoint(network, file)
+            elif file:
+                _fill(network, found, model, file)
             tokenizer = open_clip.get_tokenizer(full_name)
     finally:
         logging.disable(logging.NOTSET)
+    if remark:
+        note(remark)
     network, tower = frozen(network, device), network.visual
     trunk = getattr(tower, "trunk", tower)  # a timm model inside
     pooled = trunk.pool_type == "tok" if hasattr(trunk, "pool_type") else getattr(trunk, "global_pool", "") == "token"
@@ -51,7 +73,61 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
                  image_size=(size, size) if isinstance(size, int) else tuple(size), class_token=pooled,
                  prefix_tokens=getattr(trunk, "num_prefix_tokens", int(hasattr(trunk, "class_embedding"))),
                  tokenizer=tokenizer, encode_text=lambda texts: network.encode_text(tokenizer(texts).to(device)),
-                 logit_scale=LOGIT_SCALE)
+                 logit_scale=LOGIT_SCALE, settings=_settings_of(network))
+
+
+def _settings_of(network: nn.Module) -> dict:
+    """What images are made of for a network, and its activation."""
+    settings = {name: network.visual.preprocess_cfg[name] for name in ("mean", "std", "interpolation", "resize_mode")}
+    quick = any(type(part).__name__ == "QuickGELU" for part in network.modules())
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()} | {
+        "quick_gelu": quick}
+
+
+def _settings_of_file(model: str, file: str, settings: dict) -> tuple[dict, str | None]:
+    """The settings of weights in a file: those given, and those of the companion beside it. Where they are not all,
+    also a remark: what open_clip assumes of the model in their place, and which tags of it were trained otherwise."""
+    config = open_clip.get_model_config(model.replace("/", "-"))
+    companion = weights.read_companion(file, config)
+    found = (companion or {}) | settings
+    assumed = {"mean": list(transform.OPENAI_DATASET_MEAN), "std": list(transform.OPENAI_DATASET_STD),
+               "interpolation": "bicubic", "quick_gelu": bool(config.get("quick_gelu"))}
+    lacking = [name for name in assumed if name not in found]
+    if not lacking:
+        return found, None
+    otherwise: dict[str, list[str]] = {}
+    for tag in open_clip.list_pretrained_tags_by_model(model):
+        known = {"quick_gelu": False} | open_clip.get_pretrained_cfg(model, tag)
+        of_tag = {name: list(value) if isinstance(value := known.get(name, assumed[name]), tuple) else value
+                  for name in lacking}
+        if differ := [_in_words(name, of_tag[name]) for name in lacking if of_tag[name] != assumed[name]]:
+            otherwise.setdefault(", ".join(differ), []).append(tag)
+    others = "; ".join(f"{', '.join(tags)} with {words}" for words, tags in otherwise.items())
+    return found, (f"--pretrained {file}: {weights.COMPANION} " + ("beside it lacks some settings" if companion else
+                                                                   "is not beside it")
+                   + f"; assumed are {', '.join(_in_words(name, assumed[name]) for name in lacking)}. "
+                   + (f"Of {model}'s tags, these were trained otherwise: {others}. " if others else "")
+                   + f"If yours was, too, give {' '.join(f'--{name}' for name in lacking)}")
+
+
+def _in_words(name: str, value) -> str:
+    if name == "quick_gelu":
+        return "quick-GELU" if value else "plain GELU"
+    return value if isinstance(value, str) else f"{name} {' '.join(f'{number:.3g}' for number in value)}"
+
+
+def _fill(network: nn.Module, found: dict, model: str, file: str) -> None:
+    """Load weights of a file, with open_clip's own conversions from the layouts of other projects."""
+    found = convert.convert_state_dict(network, found)
+    if "positional_embedding" in found and not hasattr(network, "positional_embedding"):
+        found = convert_to_custom_text_state_dict(found)
+    own = network.state_dict()
+    for name in ("logit_scale", "logit_bias"):  # numbers, or vectors of one
+        if name in found and name in own and found[name].numel() == 1:
+            found[name] = found[name].reshape(own[name].shape)
+    # Of the format of others: what is no weight.
+    extra = ("text.transformer.embeddings.position_ids", "input_resolution", "context_length", "vocab_size")
+    weights.fit(network, {name: value for name, value in found.items() if name in own or name not in extra}, model, file)
 
 
 def _check_folder(folder: Path) -> None:

@@ -6,12 +6,14 @@ import timm
 import torch
 
 from utils.cli import UserError
-from utils.models import names
+from utils.models import names, weights
 from utils.models.model import Model, frozen, readable_errors
 
 
-def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0) -> Model:
+def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0,
+         settings: dict | None = None) -> Model:
     """Load a model of timm, as released, by its --model and --pretrained: a tag, 'none' (random weights) or a file.
+    `settings` (mean, std, interpolation) take the place of those that belong to the weights.
 
     Raises UserError as `utils.models.open_clip.load` does.
     """
@@ -30,11 +32,11 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
     with readable_errors(f"--model {model} --pretrained {pretrained}: the weights", "the file or the network"):
         network = timm.create_model(name, pretrained=own or not (file or pretrained == "none"), num_classes=0)
         if file:
-            missing, _ = timm.models.load_checkpoint(network, file, strict=False)  # a classifier there is left out
-            if missing:
-                raise ValueError(f"it lacks {missing[0]} and {len(missing) - 1} others")
+            found = weights.read(file, ("state_dict_ema", "model_ema", "state_dict", "model"))  # timm's own order
+            weights.fit(network, found, model, file, spare=True)  # a classifier there is left out
     network = frozen(network, device)
-    settings = timm.data.resolve_model_data_config(network)
+    settings = timm.data.resolve_model_data_config(network) | {name: value for name, value in (settings or {}).items()
+                                                               if name in ("mean", "std", "interpolation")}
     # A layer and a tanh would follow the pooling of some.
     ends_there = not isinstance(getattr(getattr(network, "head", None), "pre_logits", None), torch.nn.Sequential)
     return Model(name=names.file_name(model), device=device, network=network, tower=network,
@@ -43,7 +45,9 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
                  preprocess=timm.data.create_transform(**settings, is_training=False),
                  image_size=tuple(settings["input_size"][1:]),
                  class_token=getattr(network, "global_pool", "") == "token",
-                 prefix_tokens=getattr(network, "num_prefix_tokens", 0))
+                 prefix_tokens=getattr(network, "num_prefix_tokens", 0),
+                 settings={name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()
+                           if name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")})
 
 
 def _find_weights(model: str, pretrained: str | None, file: str | None) -> str:

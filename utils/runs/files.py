@@ -191,7 +191,8 @@ def text_side(model: str, run: dict | None) -> tuple[str, dict | None]:
     """The model whose texts go with a run, as it was given, and its weights: the run's own, or the CLIP's that it was
     mapped to."""
     if run and "text_model" in run:
-        return run["text_option"], {"weights_sha256": run["text_weights_sha256"], "pretrained": run["text_pretrained"]}
+        return run["text_option"], {"weights_sha256": run["text_weights_sha256"], "pretrained": run["text_pretrained"],
+                                    "model_settings": run.get("text_settings")}
     return model, run
 
 
@@ -225,3 +226,13 @@ def same_weights(path: Path, manifest: dict | None, run: dict | None, hint: str)
         weights = "" if "text_model" in run else f" --pretrained {run['pretrained']}"  # compute_alignment.py needs none
         raise UserError(f"{path}: was made with other weights ({manifest['pretrained']}) than the terms "
                         f"({run['pretrained']}); make it again with: {hint}{weights}")
+    if manifest and run:
+        same_settings(str(path), manifest.get("model_settings"), run.get("model_settings"), hint)
+
+
+def same_settings(what: str, settings: dict | None, others: dict | None, hint: str) -> None:
+    """Refuse what was made with other settings of the model than the arrays that it goes with, as far as both say."""
+    for name, value in (settings or {}).items():
+        if others and others.get(name, value) != value:
+            raise UserError(f"{what}: was made with {name} {value}, and the terms with {others[name]}; make it again with "
+                            f"the same --{name}: {hint}")

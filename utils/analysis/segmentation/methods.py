@@ -44,7 +44,7 @@ def load_classifier(folder: str, dataset: str, option: str, model: Model,
     if maps:
         about, width = alignment.text_side(maps.about), maps.weight.shape[2]
     else:
-        about = {"weights_sha256": model.weights_hash, "pretrained": model.source}
+        about = {"weights_sha256": model.weights_hash, "pretrained": model.source, "model_settings": model.settings}
         with torch.no_grad():
             width = model.encode_image(torch.zeros(1, 3, *model.image_size, device=model.device)).shape[1]
     columns = files.open_classifier(folder, dataset, option, about, width)
