@@ -53,7 +53,7 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
             logging.disable(logging.ERROR)  # open_clip's remarks on what is checked above
             network, _, preprocess = open_clip.create_model_and_transforms(
                 full_name, pretrained=None if file or pretrained == "none" else pretrained, weights_only=True,
-                pretrained_image=False, pretrained_text=not file, **options)
+                pretrained_text=not file, **options)
             if file and found is None:
                 open_clip.load_checkpoint(network, file)
             elif file:
