@@ -52,8 +52,10 @@ def words_of(step: str) -> list[str]:
 
 def work(words: list[str], log: str) -> None:
     """Run a script in this process, its output in a file."""
+    import multiprocessing
     import runpy
 
+    multiprocessing.set_start_method(None, force=True)  # the platform's own, as in a process that is started afresh
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -171,7 +171,7 @@ def find_data(loaded: dict[str, dict], root: str | None, inspector: str) -> tupl
         for name, splits in (experiment.get("data") or {}).items():
             needed[name] = list(dict.fromkeys([*needed.get(name, []), *splits]))
     paths, missing = downloads.find(root, needed)
-    asks = any(step.startswith("inspect.py") for experiment in loaded.values() for step in experiment["steps"])
+    asks = any("inspect.py --input" in str(experiment) for experiment in loaded.values())
     if asks and not os.environ.get("OPENAI_API_KEY") and "--base_url" not in inspector:
         missing.append('inspector: set OPENAI_API_KEY, or INSPECTOR="--base_url URL --model NAME" of another server')
     return paths, missing
