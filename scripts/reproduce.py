@@ -30,7 +30,7 @@ SHARED = ("compute_prs.py", "compute_segmentations.py", "compute_text_set_projec
 
 def get_args_parser():
     parser = cli.make_parser(__doc__)
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="names of tables, or all (default: with --embedded all)")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="names of tables, or all (with --embedded: all by default)")
     parser.add_argument("--list", action="store_true", help="show the tables, and what each needs")
     parser.add_argument("--data_root", metavar="DIR", help="folder of the data sets (default: none)")
     parser.add_argument("--embedded", action="store_true",
@@ -125,7 +125,7 @@ def main(args) -> None:
         paths, missing = experiments.find_data(loaded, args.data_root, values["inspector"])
         if missing:
             print(*missing, sep="\n")
-            raise UserError(f"{len(missing)} things are missing for {' '.join(chosen)}; the lines above say what to get")
+            raise UserError(f"{len(missing)} things are missing for these tables; the lines above say what to get")
         values |= {name: shlex.quote(path) for name, path in paths.items()}
 
     # Steps, table by table; each table's page as soon as it is complete.

@@ -80,7 +80,7 @@ def markdown(table: dict) -> list[str]:
     if any(row["published"] is not None for row in table["rows"]):
         lines += ["| figure | model | published | ours | difference | tolerance | within | from |", "| --- " * 8 + "|"]
         for row in table["rows"]:
-            source = f"{row['from']} ({'verified' if row['verified'] else 'quoted'})" if row["published"] is not None else ""
+            source = "" if row["published"] is None else f"{row['from']} ({'verified' if row['verified'] else 'quoted'})"
             within = WORDS[row["within"]] + (f": look at `{row['step']}`" if row["within"] is False else "")
             lines.append(f"| {row['name']} | {row['variant']} | {number(row['published'])} | {number(row['ours'])} | "
                          f"{number(row['difference'])} | {row['tolerance']} | {within} | {source} |")
@@ -113,7 +113,7 @@ def write_results(folder: Path, every: list[str], docs: Path) -> None:
     found = read(folder, every)
     lines = ["# Every figure of the embedded models", "",
              "Written by `bash scripts/reproduce.sh --embedded`, which computes all of it; results.json has the same by "
-             "key. In percent, unless the name says otherwise.", ""]
+             "key.", "In percent, unless the name says otherwise.", ""]
     for table in found:
         lines += markdown(table)
     missing = [name for name in every if name not in {table["table"] for table in found}]
