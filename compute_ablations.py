@@ -24,8 +24,10 @@ def get_args_parser():
 def main(args) -> None:
     from utils.analysis import ablation
     from utils.plots import charts
+    from utils.runs import files
     from utils.runs.run import Run
 
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)], classifier=True)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
     found = ablation.accuracies(run, run.classifier())
     print(f"Baseline: {found['baseline']}")
@@ -34,7 +36,7 @@ def main(args) -> None:
         print(f"+ CLS ablation: {found['cls_ablated']}")
         print(f"+ MLPs + CLS ablation: {found['mlp_and_cls_ablated']}")
     if "conv_ablated" in found:
-        print(f"+ Convolution blocks ablation: {found['conv_ablated']}")
+        print(f"+ Convolution blocks ablation: {found['conv_ablated']:.2f}")
     print(f"Attention ablations: {found['attention_ablated']}")
 
     path = run.place.path("ablations", ".json", args.figures_dir)

@@ -35,9 +35,9 @@ def get_args_parser():
                         help="to whose space, as its --model was given to compute_prs.py")
     parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
                         help="as given to compute_prs.py")
-    parser.add_argument("--split", default="train", metavar="NAME",
+    parser.add_argument("--split", type=str, default="train", metavar="NAME",
                         help="split that the maps are trained on; '' for all of an imagefolder")
-    parser.add_argument("--apply", nargs="+", metavar="SPLIT",
+    parser.add_argument("--apply", type=str, nargs="+", metavar="SPLIT",
                         help="splits whose components are mapped (default: test, val of imagenet, all of an "
                              "imagefolder, where its arrays are there)")
     parser.add_argument("--maps", metavar="FILE", help="apply these maps, and train none (default: train)")
@@ -48,7 +48,7 @@ def get_args_parser():
                              "which reaches a higher cosine, or random ones, which end closer to orthogonal")
     parser.add_argument("--epochs", type=cli.POSITIVE, default=2, help="passes over the images")
     parser.add_argument("--lr", type=cli.RATE, default=3e-4, help="Adam's learning rate")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=32, help="images a step")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="images a step")
     parser.add_argument("--penalty_weight", type=cli.WEIGHT, default=1.0, help="of the penalty")
     parser.add_argument("--seed", type=cli.SEED, default=0,
                         help="of the held-out images, their order, and a random start")
@@ -64,10 +64,13 @@ def main(args) -> None:
     from utils.runs import files
     from utils.runs.run import Run
 
-    device, clip = cli.pick_device(args.device), models.file_name(args.clip)
-
     def there(model: str, split: str | None) -> bool:
         return files.Place(args.input_dir, args.dataset, model, split).manifest.is_file()
+
+    needed = [] if args.maps else [(args.model, args.split), (args.clip, args.split)]
+    needed += [(args.model, split) for split in args.apply or ([None] if args.maps else [])]
+    files.check_there([files.Place(args.input_dir, args.dataset, *own) for own in needed])
+    device, clip = cli.pick_device(args.device), models.file_name(args.clip)
 
     def opened(model: str, split: str | None) -> Run:
         return Run.open(args.input_dir, args.dataset, model, split, needs="components")

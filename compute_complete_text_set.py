@@ -40,12 +40,14 @@ def main(args) -> None:
     from utils.runs.run import Run
 
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)], classifier=True,
+                      pools=[args.text_descriptions], text_dir=args.text_dir)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="moments")
     classifier = run.classifier() if run.has_images else None
     pool = run.texts(args.text_descriptions, texts)
-    cli.check_range("--num_of_last_layers", args.num_of_last_layers, len(run.layers))
-    cli.check_range("--texts_per_head", args.texts_per_head, len(texts))
-    cli.check_range("--w_ov_rank", args.w_ov_rank, max(run.width, 80))
+    for name, most in (("num_of_last_layers", len(run.layers)), ("texts_per_head", len(texts)),
+                       ("w_ov_rank", max(run.width, 80))):
+        cli.fit(get_args_parser(), args, name, most)
 
     found = textspan.span_heads(run, {"pool": pool}, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
     spans, accuracy = found["pool"], None

@@ -44,6 +44,10 @@ def main(args) -> None:
     from utils.runs.run import Run
 
     given = " ".join(args.model).split()  # a settings file may name them in a line
+    for model in given:
+        splits = (args.split, "train") if args.probe else (args.split,)
+        files.check_there([files.Place(args.input_dir, args.dataset, model, split) for split in splits],
+                          classifier=not (args.probe or model.startswith(models.TIMM)))
     name, runs, heads, splits = files.run_name(args.dataset, args.split), {}, {}, {}
     for model in dict.fromkeys(given):
         run = runs[model] = Run.open(args.input_dir, args.dataset, model, args.split, needs="components")

@@ -49,7 +49,7 @@ def get_args_parser():
     parser.add_argument("--core_texts", default="text_descriptions/core_birds_waterbirds.txt", metavar="FILE.txt",
                         help="of what should count, a text a line")
     cli.add_source_model(parser, "with --classifier probe")
-    parser.add_argument("--random_trials", type=cli.POSITIVE, default=10, metavar="N",
+    parser.add_argument("--random_trials", type=cli.SIZE, default=10, metavar="N",
                         help="times that as many components are drawn at random")
     cli.add_reload_options(parser, "of the text encoder: ", "of random components, held-out images, and random weights")
     cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
@@ -68,13 +68,18 @@ def check_options(args) -> None:
 def main(args) -> None:
     from utils.analysis import ablation, component_scores, groups, probe, retrieval, selection, zeroshot
     from utils.plots import charts
+    from utils.runs import files
     from utils.runs.run import Run
 
     check_options(args)
     selection.check_split(args.select_split, args.split)
     texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
+    splits = dict.fromkeys((args.split, args.select_split, *(["train"] if args.classifier == "probe" else [])))
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, split) for split in splits],
+                      classifier=args.classifier == "texts",
+                      given={name: getattr(args, name) for name in ("pretrained", "seed", "data_path")})
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="components")
-    cli.check_range("--components", args.components, len(run.components))
+    cli.fit(get_args_parser(), args, "components", len(run.components))
     judged = Run.open(args.input_dir, args.dataset, args.model, args.select_split, needs="components")
     judged.same_weights(run)
     if judged.components != run.components:

@@ -42,6 +42,7 @@ def main(args) -> None:
     from utils.analysis import component_scores, truth
     from utils.data import datasets
     from utils.plots import charts
+    from utils.runs import files
     from utils.runs.run import Run
 
     texts = component_scores.read(args.features)
@@ -49,6 +50,8 @@ def main(args) -> None:
     if args.truth and not attributes:
         raise UserError(f"--truth: {args.features} has no feature that is known of scenes; these are "
                         f"{', '.join(truth.ATTRIBUTES)}, as in configs/features_emoji.yaml")
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)],
+                      given={"pretrained": args.pretrained, "seed": args.seed})
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="components")
     target = component_scores.target(run)
     ranked_by = run.manifest["model"] if target is run else target.place.model_name

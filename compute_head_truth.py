@@ -31,25 +31,22 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    import json
-
     from utils.analysis import truth
     from utils.data import datasets
     from utils.plots import charts
-    from utils.runs import files
+    from utils.runs import commands, files
     from utils.runs.components import Component
     from utils.runs.run import Run
 
     if args.dataset not in EMBEDDED:
         raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; "
                         f"it is of {', '.join(EMBEDDED)}")
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)],
+                      heads=(args.text_descriptions, args.texts_per_head))
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="heads")
     spans = run.place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".json")
-    if not spans.is_file():
-        raise UserError(f"{spans} does not exist; make it with: python compute_complete_text_set.py "
-                        f"--model {args.model} --dataset {args.dataset} --text_descriptions {args.text_descriptions} "
-                        f"--texts_per_head {args.texts_per_head}")
-    heads = json.loads(spans.read_text(encoding="utf-8"))["heads"]
+    heads = truth.read_heads(spans, commands.make_texts_of_heads(*run.place.words, args.text_descriptions,
+                                                                 args.texts_per_head))
     attributes = truth.read_attributes(args.text_attributes)
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)

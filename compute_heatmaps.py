@@ -24,6 +24,7 @@ from utils import cli
 from utils.cli import UserError
 
 MOST_TEXTS = 24  # that a picture has room for
+DRAWINGS = "emojiclip knows drawings only: its heat maps of a photograph mean little"
 
 
 class Texts(argparse.Action):
@@ -104,6 +105,9 @@ def main(args) -> None:
     path = Path(args.output)
     name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model
     title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
+    if clip.name == "emojiclip":
+        title += f"\n{DRAWINGS}"
+        print(f"{DRAWINGS}\n")
     charts.heat_maps(shown, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
     cli.save_result(path.with_suffix(".json"), {
@@ -113,7 +117,7 @@ def main(args) -> None:
         "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
                   for one in found]})
-    print(f"{rows} x {columns} patches, {len(found)} text{'s' * (len(found) > 1)} -> {path}")
+    print(f"{rows} x {columns} patches, {cli.counted(len(found), 'text')} -> {path}")
 
 
 if __name__ == "__main__":

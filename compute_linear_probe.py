@@ -39,11 +39,15 @@ def main(args) -> None:
     import numpy as np
     from tqdm import tqdm
 
+    from utils.runs import files
+
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, split) for split in (args.split, "train")])
+
     from utils.analysis import probe
 
     runs = probe.open_splits(args.input_dir, args.dataset, args.model, args.split)
     layers, place = len(runs["train"].layers), runs["test"].place
-    cli.check_range("--keep_last_layers", args.keep_last_layers, layers)
+    cli.fit(get_args_parser(), args, "keep_last_layers", layers)
     labels = {part: run.labels for part, run in runs.items()}
     held = None if "validation" in runs else probe.hold_out(labels["train"], args.seed)
     images = {part: len(found) for part, found in labels.items()}

@@ -34,7 +34,7 @@ def get_args_parser():
                         help="what to compare by: 'whole', or roles of the list of heads (default: whole)")
     parser.add_argument("--heads", metavar="LIST", help="compare by the sum of these heads, such as 22.11,23.4")
     parser.add_argument("--heads_file", metavar="FILE.yaml", help="list of heads (default: that of data set and model)")
-    parser.add_argument("--neighbors", type=cli.POSITIVE, default=8, metavar="K", help="of each query")
+    parser.add_argument("--neighbors", type=cli.COLUMNS, default=8, metavar="K", help="of each query")
     return parser
 
 
@@ -50,16 +50,20 @@ def main(args) -> None:
     from utils.data import datasets, pictures
     from utils.models.loading import load_same
     from utils.plots import charts
+    from utils.runs import files
     from utils.runs.components import head_list_path
     from utils.runs.run import Run
 
     whole = retrieval.WHOLE in args.property or not (args.property or args.heads)
+    given = {name: getattr(args, name) for name in ("pretrained", "seed", "data_path")}
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)], given=given)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="whole" if whole else "heads")
     list_path = Path(args.heads_file or head_list_path(args.dataset, run.place.model_name))
     if args.image and "text_model" in (run.manifest or {}):
         raise UserError(f"--model {args.model}: its components were mapped, and a picture's are not; give the queries "
                         "by --index")
     ways = retrieval.read_ways(run, args.property, args.heads, list_path)
+    cli.fit(get_args_parser(), args, "neighbors", len(run) - bool(args.index))
     retrieval.check(run, asked, len(ways), args.neighbors, bool(args.index))
     images = datasets.load_images(args.dataset, args.data_path, charts.SIDE, split=args.split)
     places = run.indices(images)

@@ -43,7 +43,8 @@ def get_args_parser():
     cli.add_split_option(parser)
     parser.add_argument("--streaming", action="store_true",
                         help="of --dataset huggingface: fetch images as they are needed, and keep none")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=2, help="images a forward pass")
+    parser.add_argument("--batch_size", type=cli.SIZE,
+                        help="images a forward pass (default: 4 to 64 on a CPU, 8 to 256 elsewhere, by the model's size)")
     parser.add_argument("--num_workers", type=cli.NATURAL,
                         help="processes that read images (default: one a core, at most 10)")
     cli.add_output_dir(parser, "the arrays go")
@@ -75,14 +76,25 @@ def main(args) -> None:
     from utils.data import datasets
     from utils.decompose.dataset import write_run
     from utils.decompose.decomposer import Decomposer
+    from utils.models import names
     from utils.models.loading import load
-    from utils.runs import files
+    from utils.runs import files, writer
 
+    # What can be wrong is found before a large model is loaded.
     if args.moments_only and (args.compact or args.resume or cli.process_count() > 1):
         raise UserError("--moments_only keeps nothing before its end, and runs in one process; "
                         "leave --compact and --resume out")
-    if not args.check:  # a wrong path is found before a large model is loaded
+    options = {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
+               "storage": "compact" if args.compact else "moments" if args.moments_only else "full"}
+    about = {"model": args.model, "dataset": args.dataset, "split": args.split, "precision": args.precision,
+             "options": options}
+    name = files.run_name(args.dataset, args.split)
+    if not args.check:
         images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
+        manifest = files.manifest_path(args.output_dir, name, names.file_name(args.model))
+        if begun := writer.read_begun(manifest) if args.resume else None:
+            options["batch_size"] = min(args.batch_size or begun["options"].get("batch_size", 1), len(images.samples))
+            writer.check_same(manifest, begun, {**about, "split": name})
 
     # The model and its decomposition, which is compared with the model's own output.
     state = cli.start_processes(args.device)
@@ -100,22 +112,17 @@ def main(args) -> None:
 
     # All images.
     images.draw_at(model.image_size[0])
-    name = files.run_name(args.dataset, args.split)
-    storage = "compact" if args.compact else "moments" if args.moments_only else "full"
-    about = {"model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
-             "model_settings": model.settings,
-             "dataset": args.dataset, "split": args.split, "classes": images.classes, "precision": args.precision,
-             "options": {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
-                         "storage": storage}, "command": cli.command(__file__, get_args_parser(), args)}
+    about |= {"pretrained": model.source, "weights_sha256": model.weights_hash, "model_settings": model.settings,
+              "classes": images.classes, "command": cli.command(__file__, get_args_parser(), args)}
     written = write_run(decomposer, images, args.output_dir, name, about, max(1.0, found["cost"]), state,
-                        args.batch_size, datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
+                        datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
     if written is None:
-        print(f"{files.manifest_path(args.output_dir, name, model.name)}: is complete; nothing to do")
+        print(f"{manifest}: is complete; nothing to do")
     elif state.is_main_process:
         for _, error in written[1]:
             print(f"skipped: {error}")
-        path = files.term_path(args.output_dir, name, "attn" if storage == "full" else "readout", model.name)
-        print(f"{written[0]} images -> {path}")
+        path = files.term_path(args.output_dir, name, "attn" if options["storage"] == "full" else "readout", model.name)
+        print(f"{cli.counted(written[0], 'image')} -> {path}")
 
 
 if __name__ == "__main__":

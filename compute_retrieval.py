@@ -43,7 +43,7 @@ def get_args_parser():
     parser.add_argument("--components", type=cli.POSITIVE, default=10, metavar="K",
                         help="components that are summed for a feature")
     cli.add_source_model(parser, "with --index")
-    parser.add_argument("--neighbors", type=cli.POSITIVE, default=8, metavar="K", help="images of each query")
+    parser.add_argument("--neighbors", type=cli.COLUMNS, default=8, metavar="K", help="images of each query")
     cli.add_reload_options(parser, "of the text encoder: ")
     return parser
 
@@ -56,6 +56,7 @@ def main(args) -> None:
     from utils.analysis import component_scores, retrieval
     from utils.data import datasets
     from utils.plots import charts
+    from utils.runs import files
     from utils.runs.run import Run
 
     listed = component_scores.read(args.features)
@@ -66,8 +67,11 @@ def main(args) -> None:
     if args.index and len(listed) < 2:
         raise UserError(f"{args.features}: --index compares a feature with others, and there is one; add another")
     asked = args.text or args.index
+    given = {name: getattr(args, name) for name in ("pretrained", "seed", "data_path")}
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)], given=given)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="components")
-    cli.check_range("--components", args.components, len(run.components))
+    cli.fit(get_args_parser(), args, "components", len(run.components))
+    cli.fit(get_args_parser(), args, "neighbors", len(run) - bool(args.index))
     retrieval.check(run, asked, len(args.feature) + 1, args.neighbors, bool(args.index))
     compared, apart = run, bool(args.index) and "text_model" in run.manifest
     if args.source_model and not apart:

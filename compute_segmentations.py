@@ -37,7 +37,7 @@ def get_args_parser():
     parser.add_argument("--maps", metavar="FILE",
                         help="maps of compute_alignment.py from --model to a CLIP, whose classifier is then read; "
                              "needed with timm:NAME (default: --model is the CLIP)")
-    parser.add_argument("--image_size", type=cli.POSITIVE, metavar="PIXELS",
+    parser.add_argument("--image_size", type=cli.PIXELS, metavar="PIXELS",
                         help="side at which images enter the model and figures are taken, a multiple of the model's "
                              "patch (default: the model's own, 224 for the paper's models)")
     parser.add_argument("--thr", type=cli.FRACTION, default=0.0,
@@ -57,7 +57,7 @@ def get_args_parser():
                         help="published squeezes the whole mask to a square while the image is cropped; aligned crops "
                              "both (default: published; aligned where the model's own transform is taken)")
     parser.add_argument("--save_img", action="store_true", help="write pictures of every image")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=8, help="images a forward pass; changes no figure")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=8, help="images a forward pass; changes no figure")
     parser.add_argument("--num_workers", type=cli.NATURAL,
                         help="processes that read images (default: one a core, at most 10)")
     cli.add_output_dir(parser, "results go")
@@ -89,9 +89,11 @@ def main(args) -> None:
     data.draw_at(image_size)
     name = f"{model.name}-as-{maps.about['clip']}" if maps else model.name
     pictures = f"{args.output_dir}/{args.train_dataset}_{args.method}_pictures_{name}"
-    scores, size = {method: figures.Scores(args.thr, state.device) for method in chosen}, args.batch_size
+    scores, size = {method: figures.Scores(args.thr, state.device) for method in chosen}, min(args.batch_size, len(data.names))
     numbers = cli.own_batches(range(-(-len(data.names) // size)), state)
-    batches = datasets.batches(data, prepare, size, datasets.worker_count(args.num_workers), numbers=numbers,
+    workers = datasets.worker_count(args.num_workers)
+    datasets.check_memory(size, (image_size, image_size), workers)
+    batches = datasets.batches(data, prepare, size, workers, numbers=numbers,
                                prepare_target=masks.mask_transform(prepare, image_size, mask_resize))
     for number, (pixels, covers, _) in zip(tqdm(numbers, "batches", disable=not state.is_main_process), batches):
         images = slice(number * size, number * size + len(covers))
@@ -118,7 +120,7 @@ def main(args) -> None:
                     "batch_size": size, "seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
     print("\n".join(figures.table(found)))
-    print(f"{len(data.names)} images -> {path}")
+    print(f"{cli.counted(len(data.names), 'image')} -> {path}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def get_args_parser():
     cli.add_model_options(parser)
     cli.add_model_settings(parser)
     cli.add_data_options(parser, NAMES)
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=800, help="prompts a forward pass")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=800, help="prompts a forward pass")
     cli.add_output_dir(parser, "the classifier goes")
     return parser
 
@@ -36,7 +36,7 @@ def main(args) -> None:
         "model_settings": {"quick_gelu": clip.settings.get("quick_gelu")},
         "dataset": args.dataset, "classes": classes, "options": {"seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
-    print(f"{len(classes)} classes -> {path}")
+    print(f"{cli.counted(len(classes), 'class', 'classes')} -> {path}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def get_args_parser():
     cli.add_model_settings(parser)
     parser.add_argument("--data_path", default="text_descriptions/image_descriptions_general.txt", metavar="FILE.txt",
                         help="the text pool")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=2048, help="texts a forward pass")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=2048, help="texts a forward pass")
     cli.add_output_dir(parser, "the embeddings go")
     return parser
 
@@ -49,7 +49,7 @@ def main(args) -> None:
         "model_settings": {"quick_gelu": clip.settings.get("quick_gelu")},
         "texts": len(texts), "texts_sha256": files.texts_hash(texts), "options": {"seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
-    print(f"{len(texts)} texts -> {path}")
+    print(f"{cli.counted(len(texts), 'text')} -> {path}")
 
 
 if __name__ == "__main__":

@@ -49,14 +49,14 @@ def get_args_parser():
     parser.add_argument("--select_split", metavar="NAME", help="split that --select chooses on (default: val)")
     parser.add_argument("--number_of_heads", type=cli.POSITIVE, metavar="N",
                         help="heads that --select chooses (default: auto, the best worst group on --select_split; "
-                             "texts, 10)")
+                             "texts, 10, or all where there are fewer)")
     parser.add_argument("--spurious_texts", metavar="FILE.txt", help="of --select texts: the cue, a text a line")
     parser.add_argument("--core_texts", metavar="FILE.txt", help="of --select texts: what should count, a text a line")
     cli.add_reload_options(parser, "of --select texts: ", "of the random heads, and of random weights")
     parser.add_argument("--keep_last_layers", type=cli.POSITIVE, default=4, metavar="N",
                         help="attention layers that are kept, but for the heads")
     parser.add_argument("--keep_mlps", action="store_true", help="keep the MLPs (default: mean-ablate them)")
-    parser.add_argument("--random_trials", type=cli.POSITIVE, default=10, metavar="N",
+    parser.add_argument("--random_trials", type=cli.SIZE, default=10, metavar="N",
                         help="times that as many heads are drawn at random from the kept layers")
     cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
     return parser
@@ -91,7 +91,7 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
     run = Run.open(args.input_dir, args.dataset, args.model, args.select_split)
     run.same_weights(reported)
     kept = range(len(run.heads))[run.last(args.keep_last_layers)]
-    number = 10 if args.select == "texts" and args.number_of_heads is None else args.number_of_heads
+    number = min(10, len(kept)) if args.select == "texts" and args.number_of_heads is None else args.number_of_heads
     if number is not None and not 1 <= number <= len(kept):
         raise UserError(f"--number_of_heads is {number}; choose from 1 to {len(kept)}, the heads of the last "
                         f"{args.keep_last_layers} layers")
@@ -114,13 +114,17 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
 def main(args) -> None:
     from utils.analysis import ablation, groups, selection
     from utils.plots import charts
+    from utils.runs import files
     from utils.runs.run import Run
 
     check_options(args)
     if args.select:
         selection.check_split(args.select_split, args.split)
+    splits = dict.fromkeys((args.split, args.select_split if args.select else args.split))
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, split) for split in splits], classifier=True,
+                      given={name: getattr(args, name) for name in ("pretrained", "seed", "data_path")})
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
-    cli.check_range("--keep_last_layers", args.keep_last_layers, len(run.layers))
+    cli.fit(get_args_parser(), args, "keep_last_layers", len(run.layers))
     classifier, group, names = run.classifier(), groups.of_images(run, args.data_path), groups.names(args.dataset)
     if args.select:
         chosen, how = select(args, run, classifier)

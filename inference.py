@@ -42,8 +42,8 @@ def add_generation_options(parser) -> None:
     parser.add_argument("--served_model_name", metavar="NAME", help="model of the server (default: its first)")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
                         help="question templates with {concept}, one a line")
-    parser.add_argument("--max_new_tokens", type=cli.POSITIVE, default=32, help="tokens a description")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=32, help="descriptions at a time")
+    parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="descriptions at a time")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the first description; the next one has the next")
 
 
@@ -87,7 +87,7 @@ def main(args) -> None:
     descriptions.write(output, rows, manifest)
     for line in descriptions.summary(rows):
         print(line)
-    print(f"{len(rows)} descriptions -> {output}")
+    print(f"{cli.counted(len(rows), 'description')} -> {output}")
 
 
 def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[dict], dict]:

@@ -45,8 +45,8 @@ def get_args_parser():
     parser.add_argument("--model", default="gpt-3.5-turbo-1106", metavar="NAME", help="the inspector")
     parser.add_argument("--temperature", type=cli.WEIGHT, default=0.1, help="of the inspector's sampling")
     parser.add_argument("--top_p", type=cli.FRACTION, default=0.1, help="of the inspector's sampling")
-    parser.add_argument("--max_tokens", type=cli.POSITIVE, default=128, help="tokens an answer")
-    parser.add_argument("--concurrency", type=cli.POSITIVE, default=8, help="requests at a time")
+    parser.add_argument("--max_tokens", type=cli.SIZE, default=128, help="tokens an answer")
+    parser.add_argument("--concurrency", type=cli.CONNECTIONS, default=8, help="requests at a time")
     parser.add_argument("--max_requests", type=cli.POSITIVE, metavar="N",
                         help="budget: stop after N requests, retries included; run again to go on (default: no limit)")
     parser.add_argument("--max_retries", type=cli.NATURAL, default=5,

@@ -38,7 +38,7 @@ def get_args_parser():
                         help="images of the highest scores, and as many of the lowest")
     parser.add_argument("--heat_maps", type=cli.NATURAL, default=3, metavar="N",
                         help="heat maps a head, of the highest images; 0 needs no model")
-    parser.add_argument("--thumbnail_size", type=cli.POSITIVE, default=96, metavar="PIXELS",
+    parser.add_argument("--thumbnail_size", type=cli.THUMBNAIL, default=96, metavar="PIXELS",
                         help="side of an image on the page; it is stored twice as large")
     parser.add_argument("--text", action="store_true", help="print a summary instead of making a page")
     cli.add_reload_options(parser, "of heat maps: ", "of random weights, as given there")
@@ -56,10 +56,10 @@ def main(args) -> None:
     from utils.data import datasets
     from utils.plots import charts
     from utils.report import page, results
-    from utils.runs.files import Place
+    from utils.runs.files import Place, check_there
     from utils.runs.run import Run
 
-    cli.check_range("--heat_maps", args.heat_maps, args.images_per_head, least=0)  # of images that the page shows
+    cli.fit(get_args_parser(), args, "heat_maps", args.images_per_head, least=0)  # of images that the page shows
     place = Place(args.input_dir, args.dataset, args.model, args.split)
     folder = Path(args.output_dir or place.path("report", ""))
     if not args.text:
@@ -67,6 +67,9 @@ def main(args) -> None:
 
     # The run, what other scripts found in it, its images, and the model that made it.
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
+    check_there([place], classifier=True, pools=[args.text_descriptions], text_dir=args.text_dir,
+                heads=(args.text_descriptions, args.texts_per_head), ablations=True,
+                given={name: getattr(args, name) for name in ("pretrained", "seed", "data_path")})
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
     classifier, pool = run.classifier(), run.texts(args.text_descriptions, texts)
     found = results.read(run, args.text_descriptions, args.texts_per_head, texts, args.text_dir)
@@ -101,7 +104,7 @@ def main(args) -> None:
         content = results.describe(run, args.data_path, found, heads, own, thumbnail=shape, texts=len(texts),
                                    classes=classifier.shape[1])
         size = page.save_page(content, partial)
-    print(f"{len(heads)} heads, {size / 1e6:.1f} MB -> {folder / 'index.html'}")
+    print(f"{cli.counted(len(heads), 'head')}, {size / 1e6:.1f} MB -> {folder / 'index.html'}")
     if size > LARGE:
         print(f"warning: {size / 1e6:.0f} MB is much to send; smaller with fewer --images_per_head or a smaller "
               "--thumbnail_size", file=sys.stderr)

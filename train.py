@@ -31,19 +31,19 @@ def get_args_parser():
     parser.add_argument("--output_dir", default="./output_dir/adapter", metavar="FOLDER",
                         help="where the adapter and the log go")
     parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"), help="trainer of TRL")
-    parser.add_argument("--steps", type=cli.POSITIVE, default=1000, help="batches of fresh descriptions")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=32, help="descriptions a step, over all processes")
-    parser.add_argument("--per_device_batch_size", type=cli.POSITIVE, default=8,
+    parser.add_argument("--steps", type=cli.STEPS, default=1000, help="batches of fresh descriptions")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="descriptions a step, over all processes")
+    parser.add_argument("--per_device_batch_size", type=cli.SIZE, default=8,
                         help="descriptions a forward and backward pass; less needs less memory")
-    parser.add_argument("--num_generations", type=cli.Number(int, 2), default=4,
+    parser.add_argument("--num_generations", type=cli.Number(int, 2, cli.SIZE.high), default=4,
                         help="descriptions of the same query in a batch, each the others' baseline")
     parser.add_argument("--epochs_per_batch", type=cli.POSITIVE, default=4,
                         help="updates from each batch, with a clipped ratio")
     parser.add_argument("--learning_rate", type=cli.RATE, default=1.41e-5, help="of AdamW, constant")
     parser.add_argument("--beta", type=cli.WEIGHT, default=0.2,
                         help="weight of the KL divergence from the untrained model")
-    parser.add_argument("--max_new_tokens", type=cli.POSITIVE, default=32, help="tokens a description")
-    parser.add_argument("--lora_r", type=cli.POSITIVE, default=16, help="rank of the adapter")
+    parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
+    parser.add_argument("--lora_r", type=cli.RANK, default=16, help="rank of the adapter")
     parser.add_argument("--lora_alpha", type=cli.POSITIVE, default=32, help="scale of the adapter")
     parser.add_argument("--lora_dropout", type=cli.FRACTION, default=0.05, help="of the adapter's input")
     parser.add_argument("--load_in_8bit", action="store_true",
@@ -63,7 +63,6 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    import json
     import warnings
     from functools import partial
     from pathlib import Path
@@ -73,6 +72,7 @@ def main(args) -> None:
     from utils.language import loading
     from utils.models import names
     from utils.models.loading import load_vlm
+    from utils.runs import files
 
     # Begin, go on, or nothing to do.
     folder = Path(args.output_dir)
@@ -82,10 +82,11 @@ def main(args) -> None:
         raise UserError(f"{folder} holds a run already; continue it with --resume, or name another --output_dir")
     if args.resume and not started:
         raise UserError(f"{folder} holds no run to resume; leave --resume out to begin one")
-    if started and (before := json.loads((folder / "train.json").read_text())) != settings:
-        changed = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
-        raise UserError(f"{folder} was begun with another {', '.join(changed)}; resume with the same options "
-                        "(train.json)")
+    before = files.read_json(folder / "train.json", (), "name another --output_dir") if started else settings
+    if before != settings:
+        changed = [f"{name} ({before.get(name)}, and now {settings.get(name)})"
+                   for name in sorted(settings.keys() | before.keys()) if settings.get(name) != before.get(name)]
+        raise UserError(f"{folder} was begun with another {', '.join(changed)}; resume with the same options")
     if (folder / "adapter_model.safetensors").is_file():
         print(f"finished already -> {folder}")
         return

@@ -109,7 +109,7 @@ def main(args) -> None:
     descriptions.write(str(output), rows, manifest | counts)
     reasons = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())
     print(f"{len(rows)} answers; dropped: {reasons}")
-    print(f"{len(lines)} texts -> {output}")
+    print(f"{cli.counted(len(lines), 'text')} -> {output}")
 
 
 if __name__ == "__main__":

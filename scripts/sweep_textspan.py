@@ -40,16 +40,21 @@ def main(args) -> None:
 
     from utils.analysis import textspan, zeroshot
     from utils.plots import charts
+    from utils.runs import files
     from utils.runs.run import Run
 
     numbers = sorted(set(args.texts_per_head))
     texts = {name: zeroshot.read_texts(Path(args.text_dir) / f"{name}.txt") for name in args.pools}
     for name, lines in texts.items():
+        if args.texts_per_head == get_args_parser().get_default("texts_per_head"):  # fewer, where there are no more
+            numbers = sorted({min(number, len(lines)) for number in numbers})
         if numbers[-1] > len(lines):
             raise UserError(f"--texts_per_head {numbers[-1]}: {name} has {len(lines)} texts; "
                             f"choose from 1 to {len(lines)}")
+    files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)], classifier=True,
+                      pools=args.pools, text_dir=args.text_dir)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
-    cli.check_range("--num_of_last_layers", args.num_of_last_layers, len(run.layers))
+    cli.fit(get_args_parser(), args, "num_of_last_layers", len(run.layers))
     classifier, pools = run.classifier(), {name: run.texts(name, lines) for name, lines in texts.items()}
 
     without, rows = textspan.sweep(run, classifier, pools, args.num_of_last_layers, numbers, RANK)

@@ -34,7 +34,7 @@ def test_every_number_has_its_range(name):
     for parser in parsers:
         for action in parser._actions:
             parsers += action.choices.values() if isinstance(action.choices, dict) else []
-            assert action.type in (None, cli.boolean) or isinstance(action.type, cli.Number), action.option_strings
+            assert action.type in (None, str, cli.boolean) or isinstance(action.type, cli.Number), action.option_strings
             if isinstance(action.type, cli.Number) and action.default is not None:
                 for value in action.default if isinstance(action.default, list) else [action.default]:
                     assert action.type(str(value)) == value
@@ -62,7 +62,8 @@ def test_a_settings_file_sets_defaults_and_the_command_line_wins(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("modle: b", "unknown option modle; known are"), ("5: b", "unknown option 5"),
+    ("modle: b", "s.yaml, line 1: unknown option modle; known are"), ("5: b", "unknown option 5"),
+    ("model: b\n\nkind: x\nmodel: c", "s.yaml, line 4: repeats model of line 1"),
     ("kind: z", "kind is 'z'; choose from x, y"), ("- a", "option: value"), ("a: [", "cannot be read as YAML")])
 def test_a_wrong_settings_file_is_refused(tmp_path, content, message):
     path = tmp_path / "s.yaml"
@@ -87,12 +88,15 @@ def test_a_number_out_of_its_range_is_refused_wherever_it_is_given(tmp_path, opt
         cli.parse(parser(), [f"--{option}", value])
     path = tmp_path / "s.yaml"
     path.write_text(f"{option}: {value}\n")
-    with pytest.raises(UserError, match=re.escape(f"s.yaml: {option} {message}")):
+    with pytest.raises(UserError, match=re.escape(f"s.yaml, line 1: {option} {message}")):
         cli.parse(parser(), ["--config", str(path)])
 
 
 def test_a_range_has_its_ends_in_it():
-    assert cli.parse(parser(), ["--batch_size", "1" + "0" * 400]).batch_size == 10 ** 400
+    assert cli.parse(parser(), ["--batch_size", "2147483647"]).batch_size == 2147483647
+    for large in ("2147483648", "1" + "0" * 400):
+        with pytest.raises(UserError, match="it must be at most 2147483647"):
+            cli.parse(parser(), ["--batch_size", large])
     args = cli.parse(parser(), ["--batch_size", "1", "--share", "1", "--index", "0", "7", "--lr", "1e-9",
                                 "--half", "false"])
     assert (args.batch_size, args.share, args.index, args.lr, args.half) == (1, 1.0, [0, 7], 1e-9, False)
@@ -101,7 +105,7 @@ def test_a_range_has_its_ends_in_it():
 
 @pytest.mark.parametrize("line, found", [
     ("index: 3", [3]), ("index: [3, 4]", [3, 4]), ("text: a dog", ["a dog"]), ("text: [a, b]", ["a", "b"]),
-    ("check: true", True), ("half: true", True), ("lr: 1e-3", 1e-3), ("lr:", 0.1)])
+    ("check: true", True), ("check: off", False), ("half: Yes", True), ("batch_size: 010", 10), ("lr: 1e-3", 1e-3), ("lr:", 0.1)])
 def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
     path = tmp_path / "s.yaml"
     path.write_text(f"{line}\n")
@@ -110,10 +114,16 @@ def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
 
 @pytest.mark.parametrize("line, message", [
     ("text: [a, 5]", "text is 5, and should be text; put it in quotes"),
-    ("model: 1.0", "model is 1.0, and should be text"), ("model: [a, b]", "model is ['a', 'b'], and should be text"),
-    ("check: 5", "check is '5'; it must be True or False"),
-    ("batch_size: true", "is 'True'; it must be a whole number"),
-    ("batch_size: [1]", "is '[1]'; it must be a whole number")])
+    ("text: [a, [b]]", "text is a list; give a single value"), ("text: [a, null]", "text is empty; give a single value"),
+    ("model: 1.0", "model is 1.0, and should be text"), ("model: yes", "model is yes, and should be text"),
+    ("model: [a, b]", "model is a list; give a single value"), ("model: {a: b}", "model is a mapping"),
+    ("model: 2026-01-02", "model is 2026-01-02, and should be text"), ("model: ''", "model is empty; give it a value"),
+    ("check: 5", "check is '5'; it must be True or False"), ("check: maybe", "check is 'maybe'; it must be True"),
+    ("check: 'false'", "check is the text 'false'; leave the quotes out"), ("check: [true]", "check is a list"),
+    ("half: 'true'", "half is the text 'true'"), ("batch_size: true", "is 'true'; it must be a whole number"),
+    ("batch_size: 1:30", "is '1:30'; it must be a whole number"), ("batch_size: '7'", "is the text '7'"),
+    ("batch_size: 7.0", "is '7.0'; it must be a whole number"), ("batch_size: [1]", "batch_size is a list"),
+    ("index: [1, true]", "index is 'true'; it must be a whole number"), ("lr: yes", "lr is 'yes'; it must be a number")])
 def test_a_value_of_another_kind_is_refused(tmp_path, line, message):
     path = tmp_path / "s.yaml"
     path.write_text(f"{line}\n")
@@ -122,9 +132,38 @@ def test_a_value_of_another_kind_is_refused(tmp_path, line, message):
 
 
 def test_help_tells_every_default():
-    shown = " ".join(parser().format_help().split())
-    assert "of all (default: 0.5)" in shown
+    given = parser()
+    given.add_argument("--image", required=True, help="a picture")
+    shown = " ".join(given.format_help().split())
+    assert "of all (from 0 to 1; default: 0.5)" in shown
     assert "only look (default: off)" in shown
+    assert "a picture (required)" in shown
+
+
+def test_a_text_is_not_empty_and_a_path_is_what_it_is_called(tmp_path, monkeypatch):
+    def given(*arguments):
+        own = cli.make_parser("doc")
+        own.add_argument("--split", type=str)
+        own.add_argument("--output_dir", metavar="FOLDER")
+        own.add_argument("--image", metavar="FILE", nargs="+")
+        own.add_argument("--output", metavar="FILE.png")
+        return cli.parse(own, list(map(str, arguments)))
+
+    (tmp_path / "file").write_text("")
+    assert given("--split", "").split == ""
+    assert given("--output_dir", tmp_path / "new" / "er", "--output", tmp_path / "new" / "x.png").image is None
+    for arguments, message in [
+            (("--output_dir", ""), "--output_dir is empty; give it a value; see --help"),
+            (("--output_dir", " "), "--output_dir is empty"), (("--image", "x", ""), "--image is empty"),
+            (("--output_dir", tmp_path / "file"), f"--output_dir {tmp_path}/file: {tmp_path}/file is a file; give a"),
+            (("--output_dir", tmp_path / "file" / "x"), f"{tmp_path}/file is a file; give a folder"),
+            (("--image", tmp_path / "file", tmp_path), f"--image {tmp_path}: is a folder; give a file"),
+            (("--output", tmp_path / "file" / "x.png"), f"{tmp_path}/file is a file; give a folder")]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            given(*arguments)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=re.escape(f"x: nothing can be written to {tmp_path}")):
+        given("--output_dir", tmp_path / "x")
 
 
 def test_a_range_that_only_the_data_tells():

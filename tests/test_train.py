@@ -48,7 +48,7 @@ def test_a_run_is_not_overwritten(refused, options, tmp_path):
 def test_a_run_is_resumed_with_its_own_options(refused, options, tmp_path):
     begin(tmp_path / "run", options)
     line = refused("train", *options, "--resume", "--seed", 1, "--learning_rate", "1e-3")
-    assert "run was begun with another learning_rate, seed; resume with the same options (train.json)" in line
+    assert "run was begun with another learning_rate (" in line
 
 
 def test_a_run_can_be_resumed_in_another_place_and_by_another_name(run_script, options, tmp_path):

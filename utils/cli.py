@@ -4,16 +4,17 @@ import argparse
 import contextlib
 import datetime
 import json
-import math
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils.inputs import UserError, describe, read_yaml
+from utils import options
+from utils.inputs import UserError, describe
+from utils.inputs import read_yaml as read_yaml
+from utils.options import Number, boolean, filled
 
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"
 UNKEPT = ("resume", "output_dir", "device", "num_workers", "config", "debug")  # options that a manifest does not keep
@@ -26,42 +27,12 @@ def note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
-# Types of options. Where one refuses a value, it says what the value is, and the caller whose.
-
-@dataclass(frozen=True)
-class Number:
-    """The type of an option: finite numbers of one `kind` (int or float) from `low` to `high`, or above `low` alone."""
-    kind: type
-    low: float
-    high: float = math.inf
-    above: bool = False  # whether `low` itself is too small
-
-    def __call__(self, text: str) -> int | float:
-        try:
-            value = self.kind(text)
-        except ValueError as error:
-            wanted = "a whole number" if self.kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"is {text!r}; it must be {wanted}") from error
-        large_enough = self.low < value if self.above else self.low <= value  # not so of NaN
-        if not large_enough or value > self.high or value == math.inf:
-            raise argparse.ArgumentTypeError(f"is {text}; it must be {self}")
-        return value
-
-    def __str__(self) -> str:
-        if self.high < math.inf:
-            return f"from {self.low} to {self.high}"
-        return f"above {self.low}" if self.above else f"at least {self.low}"
-
-
+# The ranges of all options. What takes memory, processes or disk has an end that no machine needs to go beyond.
 NATURAL, POSITIVE, SEED = Number(int, 0), Number(int, 1), Number(int, 0, 2 ** 32 - 1)
 FRACTION, RATE, WEIGHT = Number(float, 0, 1), Number(float, 0, above=True), Number(float, 0)
-
-
-def boolean(text: str) -> bool:
-    """The value of an option that is given as True or False."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"is {text!r}; it must be True or False")
-    return text.lower() == "true"
+SIZE = Number(int, 1, 10_000)  # of a batch, and of all else whose parts are in memory together
+PIXELS, THUMBNAIL, COLUMNS = Number(int, 1, 2048), Number(int, 1, 1024), Number(int, 1, 40)
+STEPS, CONNECTIONS, RANK = Number(int, 1, 100_000), Number(int, 1, 256), Number(int, 1, 1024)
 
 
 def check_range(option: str, value: int, most: int, least: int = 1) -> None:
@@ -70,15 +41,29 @@ def check_range(option: str, value: int, most: int, least: int = 1) -> None:
         raise UserError(f"{option} is {value}; choose from {least} to {most}")
 
 
+def fit(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, most: int, least: int = 1) -> None:
+    """Refuse the value of an option out of a range that only the data tells; a default that is too large becomes the
+    most that there is, with a line that says so."""
+    value = getattr(args, name)
+    if value == parser.get_default(name) and value > most >= least:
+        print(f"--{name} is {most}, all that there are, in place of its default {value}", file=sys.stderr)
+        setattr(args, name, most)
+    check_range(f"--{name}", getattr(args, name), most, least)
+
+
 # Parsers and settings files
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Shows a script's docstring as it is, and every default."""
+    """Shows a script's docstring as it is, and every default and range."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is argparse.SUPPRESS or "default: " in action.help:
-            return action.help
-        return action.help + (" (default: off)" if action.default is False else " (default: %(default)s)")
+        text, span = action.help, f"{action.type}; " if isinstance(action.type, Number) else ""
+        if action.default is argparse.SUPPRESS or action.required:
+            return text + " (required)" * action.required
+        if "(default: " not in text:
+            default = "off" if action.default is False else "none" if action.default is None else "%(default)s"
+            text += f" (default: {default})"
+        return text.replace("(default: ", f"({span}default: ", 1)
 
 
 def make_parser(documentation: str, make: Callable = argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -86,6 +71,7 @@ def make_parser(documentation: str, make: Callable = argparse.ArgumentParser) ->
     argparse's constructors where it is that of a subcommand."""
     parser = make(description=documentation, formatter_class=_Help)
     parser.error = _raise  # one line, like every other error
+    parser.register("type", None, filled)
     parser.add_argument("--config", metavar="FILE.yaml",
                         help="settings file: 'option: value' lines that become defaults")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -106,23 +92,23 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
     arguments = sys.argv[1:] if arguments is None else arguments
     known = argparse.ArgumentParser(add_help=False)
     known.add_argument("--config")
-    path = known.parse_known_args(arguments)[0].config
+    path, chosen = known.parse_known_args(arguments)[0].config, _subcommand(parser, arguments)
+    actions = {action.dest: action for action in chosen._actions if action.dest not in ("help", "config")}
     if path:
-        settings, chosen = read_yaml(path), _subcommand(parser, arguments)
-        actions = {action.dest: action for action in chosen._actions if action.dest not in ("help", "config")}
-        unknown = sorted(map(str, set(settings) - set(actions)))
-        if unknown:
-            raise UserError(f"{path}: unknown option {', '.join(unknown)}; known are {', '.join(sorted(actions))}")
-        for name, value in settings.items():
-            if value is None:  # an empty line
-                continue
+        for line, name, node in options.read_settings(path):
+            if name not in actions:
+                raise UserError(f"{path}, line {line}: unknown option {name}; known are {', '.join(sorted(actions))}")
             try:
-                value = _setting(actions[name], value)
+                value = options.setting(actions[name], node)
             except (ValueError, argparse.ArgumentTypeError) as error:
-                raise UserError(f"{path}: {name} {error}") from error
-            chosen.set_defaults(**{name: value})
-            actions[name].required = False
-    return parser.parse_args(arguments)
+                raise UserError(f"{path}, line {line}: {name} {error}") from error
+            if value is not None:  # an empty line keeps the default
+                chosen.set_defaults(**{name: value})
+                actions[name].required = False
+    args = parser.parse_args(arguments)
+    for name, action in actions.items():
+        options.check_path(action, getattr(args, name, None))
+    return args
 
 
 def _subcommand(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.ArgumentParser:
@@ -131,22 +117,6 @@ def _subcommand(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
     return next((choices[word] for choices in commands for word in arguments if word in choices), parser)
 
 
-def _setting(action: argparse.Action, value):
-    """A value of a settings file as the option's own; ValueError or ArgumentTypeError says why it cannot be one."""
-    if action.nargs == 0:
-        return boolean(str(value))
-    if action.nargs:
-        return [_single(action, one) for one in (value if isinstance(value, list) else [value])]
-    return _single(action, value)
-
-
-def _single(action: argparse.Action, value):
-    if not action.type and not isinstance(value, str):  # YAML reads 22.10 as the number 22.1
-        raise ValueError(f"is {value}, and should be text; put it in quotes")
-    value = action.type(str(value)) if action.type else value
-    if action.choices and value not in action.choices:
-        raise ValueError(f"is {value!r}; choose from {', '.join(map(str, action.choices))}")
-    return value
 
 
 # Groups of options that several scripts share
@@ -166,11 +136,12 @@ def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MO
 
 def add_model_settings(parser: argparse.ArgumentParser) -> None:
     """The options that say how the weights of a model were trained, where nothing else does."""
-    of = "that the weights were trained with (default: as their tag, or the open_clip_config.json beside the file, says)"
+    of = "that the weights were trained with (default: as their tag, or the open_clip_config.json beside them, says)"
     parser.add_argument("--mean", type=FRACTION, nargs=3, metavar=("R", "G", "B"), help=f"mean of images {of}")
     parser.add_argument("--std", type=RATE, nargs=3, metavar=("R", "G", "B"), help=f"their deviation, {of}")
     parser.add_argument("--interpolation", choices=("bicubic", "bilinear"), help=f"resizing {of}")
-    parser.add_argument("--quick_gelu", type=boolean, metavar="True|False", help=f"whether quick-GELU is the activation {of}")
+    parser.add_argument("--quick_gelu", type=boolean, metavar="True|False",
+                        help=f"whether quick-GELU is the activation {of}")
 
 
 def model_settings(args: argparse.Namespace) -> dict:
@@ -202,7 +173,7 @@ def add_data_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> N
 
 def add_split_option(parser: argparse.ArgumentParser) -> None:
     """The option that chooses a split."""
-    parser.add_argument("--split", metavar="NAME",
+    parser.add_argument("--split", type=str, metavar="NAME",
                         help="train, val or test, where the data set has it (default: test; val of imagenet, all of an "
                              "imagefolder)")
 
@@ -263,7 +234,7 @@ def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], o
                         help="of the data set: train, val or test, where it has them")
     parser.add_argument("--num_concepts", type=POSITIVE, metavar="N",
                         help="so many concepts, evenly spaced over the data set's list (default: all)")
-    parser.add_argument("--num_images_for_reward", type=POSITIVE, default=256, metavar="N",
+    parser.add_argument("--num_images_for_reward", type=SIZE, default=256, metavar="N",
                         help="images of a concept, at most, the first by file name")
 
 
@@ -307,7 +278,7 @@ def pick_device(name: str | None):
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which the device meta has not
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); "
                         f"leave --device out to take the best there is") from error
@@ -372,6 +343,11 @@ def gather_in_order(numbers: Sequence[int], results: Iterator, total: int, state
 
 
 # Results
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number and what it counts: 1 text, 2 texts."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
 
 def command(script: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """The command of a script, a file, as a manifest keeps it: with the options that are not at their defaults, but for

@@ -38,7 +38,7 @@ def get_args_parser():
     parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", default=str(Path(__file__).parent), metavar="FOLDER",
                         help="folder that holds concepts.csv and receives the pack")
-    parser.add_argument("--size", type=cli.POSITIVE, default=80, help="side of a drawing, in pixels")
+    parser.add_argument("--size", type=cli.THUMBNAIL, default=80, help="side of a drawing, in pixels")
     return parser
 
 

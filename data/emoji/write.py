@@ -15,7 +15,7 @@ def get_args_parser():
     parser.add_argument("--dataset", default="emoji", choices=EMBEDDED, metavar="NAME",
                         help=f"one of {', '.join(EMBEDDED)}")
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="where it goes; should be new or empty")
-    parser.add_argument("--image_size", type=cli.POSITIVE, default=224, help="side of an image, in pixels")
+    parser.add_argument("--image_size", type=cli.PIXELS, default=224, help="side of an image, in pixels")
     return parser
 
 

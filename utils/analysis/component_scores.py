@@ -78,7 +78,8 @@ def embed(manifest: dict | None, features: Sequence[Sequence[str]], width: int, 
         if len(texts) > width:
             raise UserError(f"{len(texts)} texts span more than the {width} directions of the joint space; give fewer")
     clip = load_text_side(manifest, model, pretrained, device, seed)
-    return [zeroshot.embed_texts(clip, texts, TEXTS_AT_ONCE) for texts in features]
+    found = zeroshot.embed_texts(clip, [text for texts in features for text in texts], TEXTS_AT_ONCE)
+    return np.split(found, np.cumsum([len(texts) for texts in features])[:-1])
 
 
 def target(run: Run) -> Run:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import UserError
+from utils.runs import files
 from utils.runs.files import blocks
 from utils.runs.run import Run
 
@@ -54,6 +55,21 @@ def explained(run: Run, groups: dict[str, np.ndarray], columns: slice = slice(No
         share = 1 - (1 - between / spread) * (images - 1) / max(images - there, 1)
         found[name] = np.where(total > 0, share, 0.0)
     return found
+
+
+def read_heads(path: Path, hint: str) -> list[dict]:
+    """The heads and their texts that compute_complete_text_set.py wrote. Raises UserError for another file, with the
+    command that makes it again."""
+    heads, again = files.read_json(path, ("heads",), f"make it again with: {hint}")["heads"], False
+    try:
+        for head in heads:
+            again = not {"layer", "head", "variance", "texts"} <= set(head)
+            again |= not all({"text", "index", "share"} <= set(entry) for entry in head["texts"])
+    except (KeyError, TypeError):
+        again = True
+    if again:
+        raise UserError(f"{path}: does not hold heads with their texts; make it again with: {hint}")
+    return heads
 
 
 def read_attributes(path: str) -> dict[str, str]:

@@ -6,7 +6,9 @@ scenes with known truth, drawn at the model's image size, need no --data_path.
 """
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,8 +303,23 @@ def _collate(samples: list) -> tuple:
 
 
 def worker_count(wanted: int | None) -> int:
-    """As many workers as there are cores, at most ten, where none are asked for."""
-    return min(10, os.cpu_count() or 1) if wanted is None else wanted
+    """As many workers as are wanted, and at most as many as there are cores, with a line that says so; where none are
+    asked for, one a core, and at most ten."""
+    cores = os.cpu_count() or 1
+    if wanted is not None and wanted > cores:
+        print(f"--num_workers {wanted}: this machine has {cores} cores, so that {cores} processes read images",
+              file=sys.stderr)
+    return min(cores, 10 if wanted is None else wanted)
+
+
+def check_memory(batch_size: int, image_size: tuple[int, int], num_workers: int) -> None:
+    """Refuse batches of images that do not fit this machine's memory: each worker prepares two beforehand."""
+    needed = batch_size * 3 * math.prod(image_size) * 4 * (2 * num_workers + 2)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there / 2:
+        raise UserError(f"--batch_size {batch_size}: batches of images of {image_size[0]} x {image_size[1]} pixels in "
+                        f"{num_workers} workers take {needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f}; "
+                        "give a smaller one")
 
 
 def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,

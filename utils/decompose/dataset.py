@@ -2,6 +2,7 @@
 
 On a GPU, terms are copied to the CPU and written while the next batch is computed, so that neither waits for the other.
 """
+import math
 import shlex
 import sys
 import time
@@ -21,10 +22,22 @@ from utils.data import datasets
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import Terms
+from utils.models.model import Model
 from utils.runs import files
 from utils.runs.components import Component, by_array
 from utils.runs.storage import MomentSums
 from utils.runs.writer import RunWriter
+
+# Images a batch where no number is asked for, on a CPU and on other devices, by the millions of weights of the tower,
+# times the area of its images over 224 x 224 pixels.
+BATCH_SIZES = {40: (64, 256), 120: (32, 128), 400: (16, 64), 1000: (8, 32), math.inf: (4, 8)}
+
+
+def default_batch_size(model: Model) -> int:
+    """Images a batch for a model on its device, the same on every machine with such a device."""
+    weights = sum(values.numel() for values in model.tower.parameters()) / 1e6
+    size = weights * math.prod(model.image_size) / 224 ** 2
+    return next(sizes for most, sizes in BATCH_SIZES.items() if size <= most)[model.device.type != "cpu"]
 
 
 class Clock:
@@ -119,34 +132,38 @@ def behind(items: Iterable, by: int) -> Iterator:
 
 
 def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, about: dict, cost: float, state,
-              batch_size: int, num_workers: int, skip_bad_images: bool, resume: bool) -> tuple[int, list] | None:
+              num_workers: int, skip_bad_images: bool, resume: bool) -> tuple[int, list] | None:
     """Decompose the images of a data set and write the run `name` to `folder`: its arrays, its manifest, which says
     what it is `about`, and where the time went.
 
     `about["options"]` says how terms are stored: `storage` is "full", "compact" (heads before their output projection,
-    all MLPs as one) or "moments" (of the former, over images), `save_dtype` the type of the arrays. `cost` is that of
-    the decomposition over the model alone. Several processes, `state`, share the batches. Returns the number of images,
-    and the indices and errors of those left out; None for a run that is complete already. Raises UserError for an image
-    that cannot be read, or that the model makes NaN of; for data that change meanwhile; for a model that has not the
-    storage asked for; and for a disk that is too small.
+    all MLPs as one) or "moments" (of the former, over images), `save_dtype` the type of the arrays. Its `batch_size`
+    (None: `default_batch_size`) is cut to the number of images. `cost` is that of the decomposition over the model
+    alone. Several processes, `state`, share the batches. Returns the number of images, and the indices and errors of
+    those left out; None for a run that is complete already. Raises UserError for an image that cannot be read, or that
+    the model makes NaN of; for data that change meanwhile; for a model that has not the storage asked for; and for a
+    memory or disk that is too small.
     """
-    storage, save_dtype = (about["options"][key] for key in ("storage", "save_dtype"))
+    options, model = about["options"], decomposer.model
+    storage, save_dtype = options["storage"], options["save_dtype"]
+    batch_size = min(options["batch_size"] or default_batch_size(model), len(images.samples) or 1)
+    datasets.check_memory(batch_size, model.image_size, num_workers)
+    about = {**about, "options": {**options, "batch_size": batch_size}}
     clock, fingerprint = Clock(state.device), datasets.fingerprint(images)
     whole = {} if storage == "full" else {"readout": decomposer.readout().cpu().numpy()}  # arrays without images
     moments = MomentSums() if storage == "moments" else None
 
     def path(what: str) -> Path:
-        return files.term_path(folder, name, what, decomposer.model.name)
+        return files.term_path(folder, name, what, model.name)
 
-    manifest = files.manifest_path(folder, name, decomposer.model.name)
+    manifest = files.manifest_path(folder, name, model.name)
     identity = {**about, "split": name, "data_sha256": fingerprint}  # the usual split by its name is the usual split
     identity.pop("command", None)  # which may say the same in other words
     with RunWriter(manifest, identity, len(images.samples), batch_size, state, resume) as writer:
         if writer.complete:
             return None
         numbers, begun = cli.own_batches(writer.left, state), time.perf_counter()
-        batches = datasets.batches(images, decomposer.model.preprocess, batch_size, num_workers, skip_bad_images,
-                                   numbers)
+        batches = datasets.batches(images, model.preprocess, batch_size, num_workers, skip_bad_images, numbers)
         computed = compute(decomposer, zip(numbers, clock.over(batches, "decode")), storage, save_dtype, moments, clock)
         for number, labels, bad, moved in tqdm(behind(computed, by=int(state.device.type == "cuda")), "batches",
                                                len(numbers), unit="batch", disable=not state.is_main_process):

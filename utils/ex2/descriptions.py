@@ -136,7 +136,7 @@ def read(path: str) -> tuple[list[dict], dict]:
     if not rows:
         raise UserError(f"{source} holds no descriptions; make it again with inference.py")
     manifest = source.with_suffix(".manifest.json")
-    return rows, files.read_manifest(manifest) if manifest.is_file() else {}
+    return rows, files.read_manifest(manifest, needed=()) if manifest.is_file() else {}
 
 
 def write(path: str, rows: list[dict], manifest: dict) -> None:

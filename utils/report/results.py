@@ -1,6 +1,5 @@
 """What a report says: the results of other scripts, read and checked, what each head does for which images, and all of
 it in lines of text."""
-import json
 import os
 import shlex
 import sys
@@ -10,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.analysis.truth import read_heads
 from utils.analysis.zeroshot import correct
 from utils.cli import UserError
 from utils.data.datasets import Images
 from utils.runs import files
+from utils.runs.commands import elsewhere, line, make_ablations, make_texts_of_heads
 from utils.runs.components import Component
 from utils.runs.run import Run
 
@@ -32,14 +33,13 @@ class Results:
 
 
 def _hints(run: Run, pool: str, texts_per_head: int, text_dir: str) -> dict[str, str]:
-    place = run.place
-    common = [("model", place.model), ("dataset", place.dataset), ("split", place.split), ("input_dir", _folder(place))]
-    texts = [("text_descriptions", pool), ("texts_per_head", texts_per_head)]
-    where = [("text_dir", None if Path(text_dir) == Path("text_descriptions") else text_dir),
-             ("num_of_last_layers", min(4, len(run.layers))), ("output_dir", _folder(place))]
-    return {"compute_ablations": _line("compute_ablations", common),
-            "compute_complete_text_set": _line("compute_complete_text_set", common + texts + where),
-            "compute_head_truth": _line("compute_head_truth", common + texts)}
+    folder, dataset, model, split = run.place.words
+    return {"compute_ablations": make_ablations(*run.place.words),
+            "compute_complete_text_set": make_texts_of_heads(*run.place.words, pool, texts_per_head, text_dir,
+                                                             min(4, len(run.layers))),
+            "compute_head_truth": line("compute_head_truth", {
+                "model": model, "dataset": dataset, "split": split, "input_dir": elsewhere(folder),
+                "text_descriptions": pool, "texts_per_head": texts_per_head})}
 
 
 def commands(run: Run, results: Results) -> list[str]:
@@ -51,26 +51,10 @@ def commands(run: Run, results: Results) -> list[str]:
     paths = [files.manifest_path(place.folder, *parts) for parts in (
         (place.dataset, "classifier", text_model), (results.pool, text_model))]
     made = [run.manifest or {}, *(files.read_manifest(path) or {} for path in paths), results.texts]
-    *arrays, texts = (found.get("command") and found["command"] + _options([("output_dir", _folder(place))])
-                      for found in made)
-    return [line for line in (*arrays, results.ablations.get("command"), texts, (results.truth or {}).get("command"))
-            if line]
-
-
-def _folder(place: files.Place) -> str | None:
-    """Where the arrays are, if elsewhere than by default."""
-    return None if Path(place.folder) == Path("output_dir") else str(place.folder)
-
-
-def _line(script: str, options: list[tuple]) -> str:
-    return f"python {script}.py" + _options(options)
-
-
-def _options(options: list[tuple]) -> str:
-    """Those of the options that are given; True stands for an option without a value."""
-    words = [str(word) for option, value in options if value is not None
-             for word in ((f"--{option}",) if value is True else (f"--{option}", value))]
-    return "".join(f" {shlex.quote(word)}" for word in words)
+    where = f" --output_dir {shlex.quote(place.folder)}" if elsewhere(place.folder) else ""
+    *arrays, texts = (found.get("command") and found["command"] + where for found in made)
+    made = (*arrays, results.ablations.get("command"), texts, (results.truth or {}).get("command"))
+    return [command for command in made if command]
 
 
 def read(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: str) -> Results:
@@ -81,8 +65,10 @@ def read(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: s
     """
     place, images, hints = run.place, len(run), _hints(run, pool, texts_per_head, text_dir)
     spans = place.path(files.texts_of_heads(pool, texts_per_head), ".json")
-    ablations = _read(place.path("ablations", ".json"), images, hints["compute_ablations"])
-    found = _read(spans, images, hints["compute_complete_text_set"])
+    ablations = _read(place.path("ablations", ".json"), images, hints["compute_ablations"], "baseline",
+                      "attention_ablated", "mlp_ablated")
+    found = _read(spans, images, hints["compute_complete_text_set"], "num_of_last_layers")
+    read_heads(spans, hints["compute_complete_text_set"])
     wanted = run.heads[run.last(found["num_of_last_layers"])]
     entries = [entry for head in found["heads"] for entry in head["texts"]]
     if ([Component("attn", head["layer"], head["head"]) for head in found["heads"]] != wanted
@@ -90,23 +76,21 @@ def read(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: s
         raise UserError(f"{spans}: is about other heads or texts; make it again with: "
                         + hints["compute_complete_text_set"])
     path = place.path("head_truth", ".json")
-    truth = _read(path, images, hints["compute_head_truth"]) if path.is_file() else None
-    if truth and ((truth["pool"], truth["texts_per_head"]) != (pool, texts_per_head)
-                  or [head["variance"] for head in truth["heads"]] != [head["variance"] for head in found["heads"]]):
+    judged = _read(path, images, hints["compute_head_truth"], "pool", "texts_per_head",
+                   "heads") if path.is_file() else None
+    if judged and ((judged["pool"], judged["texts_per_head"]) != (pool, texts_per_head)
+                  or [head["variance"] for head in judged["heads"]] != [head["variance"] for head in found["heads"]]):
         print(f"warning: {path} is about other texts, and left out; make it again with: {hints['compute_head_truth']}",
               file=sys.stderr)
-        truth = None
-    return Results(pool, texts_per_head, ablations, found, truth, hints)
+        judged = None
+    return Results(pool, texts_per_head, ablations, found, judged, hints)
 
 
-def _read(path: Path, images: int, hint: str) -> dict:
-    """Results of a script about that many images."""
+def _read(path: Path, images: int, hint: str, *needed: str) -> dict:
+    """Results of a script about that many images, with all that is `needed` of them."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON; make it again with: {hint}") from error
+    content = files.read_json(path, needed, f"make it again with: {hint}")
     if content.get("images") != images:
         raise UserError(f"{path}: is about {content.get('images')} images, and the arrays hold {images}; "
                         f"make it again with: {hint}")
@@ -188,9 +172,9 @@ def describe(run: Run, data_path: str | None, results: Results, heads: list[dict
     """
     place, manifest, texts, truth = run.place, run.manifest or {}, results.texts, results.truth
     layers = len(results.ablations["attention_ablated"]) - 1
-    together = _line("compute_use_specific_heads", [
-        ("model", place.model), ("dataset", place.dataset), ("split", place.split), ("data_path", data_path),
-        ("input_dir", _folder(place)), ("keep_last_layers", layers), ("keep_mlps", True)]) + " --heads {heads}"
+    together = line("compute_use_specific_heads", {
+        "model": place.model, "dataset": place.dataset, "split": place.split, "data_path": data_path,
+        "input_dir": elsewhere(place.folder), "keep_last_layers": layers, "keep_mlps": True}) + " --heads {heads}"
     return {
         "model": place.model, "dataset": place.dataset, "split": place.split, "pool": results.pool,
         "pretrained": manifest.get("pretrained"), "weights_sha256": manifest.get("weights_sha256"),

@@ -17,18 +17,26 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from utils import inputs
 from utils.cli import UserError, complete
 from utils.data.datasets import default_split
 from utils.models.names import file_name
+from utils.runs import commands
 
 PACKAGES = ("torch", "open-clip-torch", "numpy")
+# What the JSON of steps holds by these names.
+KINDS = {"arrays": list, "baseline": (int, float), "attention_ablated": list, "classes": list, "command": str,
+         "heads": list, "images": int, "maps": str, "model": str, "num_of_last_layers": int, "options": dict, "pool": str,
+         "pretrained": str, "skipped_indices": list, "source_model": str, "source_pretrained": str, "text_model": str,
+         "text_option": str, "text_pretrained": str, "text_weights_sha256": str, "texts_per_head": int,
+         "texts_sha256": str, "weights_sha256": str}
 BLOCK = 256  # images that are in memory at a time
 
 
@@ -66,14 +74,68 @@ class Place:
         about = what if what == "labels" else f"{what}_{self.model_name}"  # labels belong to the data set alone
         return Path(folder or self.folder) / f"{self.name}_{about}{suffix}"
 
-    def command(self) -> str:
-        """The command that makes it."""
-        script, model, option = "compute_prs.py", self.model, "split"
-        if "-as-" in model:
-            source, _, clip = model.partition("-as-")
-            script, model, option = "compute_alignment.py", f"{source} --clip {clip} --input_dir {self.folder}", "apply"
-        part = f" --{option} {self.split}" if self.split else ""
-        return f"python {script} --dataset {self.dataset} --model {model} --output_dir {self.folder}{part}"
+    @property
+    def words(self) -> tuple:
+        """Folder, data set, model and split."""
+        return self.folder, self.dataset, self.model, self.split
+
+    def command(self, given: dict | None = None) -> str:
+        """The command that makes it; `given` are options of the model and the data set that the user has given."""
+        return commands.make_run(*self.words, given)
+
+    def is_there(self) -> bool:
+        """Whether terms of it are there, in whatever storage."""
+        return any(self.path(what).is_file() for what in ("attn", "heads", "mean"))
+
+
+def check_there(places: Sequence[Place], classifier: bool = False, pools: Sequence[str] = (),
+                text_dir: str = "text_descriptions", heads: tuple[str, int] | None = None, ablations: bool = False,
+                given: dict | None = None) -> None:
+    """Refuse, before anything is read, inputs that are missing: all in one line, with all commands that make them, in
+    the order in which they need each other.
+
+    Inputs are the runs at `places`, of the first of them the zero-shot `classifier`, the embeddings of text `pools` of
+    a folder, TextSpan's texts of its `heads` by the name of their pool and their number, and its `ablations`. `given` are
+    options of the model and the data set that the user has given. Raises UserError.
+    """
+    missing: dict[Path, str] = {}
+
+    def need(path: Path, command: str) -> None:
+        if not path.is_file():
+            missing[path] = command
+
+    def need_run(place: Place) -> None:
+        if place.is_there():
+            return
+        source, mapped, clip = place.model.partition("-as-")
+        if mapped:
+            train = [replace(place, model=model, split="train") for model in (source, clip)]
+            for before in (*train, replace(place, model=source)):
+                need_run(before)
+        missing[place.path("attn")] = place.command(given)
+
+    for place in places:
+        need_run(place)
+    place = places[0]
+    folder, manifest = place.folder, read_manifest(place.manifest) if place.manifest.is_file() else None
+    model = text_side(place.model.partition("-as-")[2] or place.model, manifest)[0]
+    about = given if model == place.model else None
+    spans = place.path(texts_of_heads(*heads), ".json") if heads else None
+    if heads and not spans.is_file():  # which are made from these
+        classifier, pools = True, [*pools, heads[0]]
+    if classifier and not place.path("mean").is_file():  # moments have no accuracy
+        need(term_path(folder, place.dataset, "classifier", file_name(model)),
+             commands.make_classifier(folder, place.dataset, model, place.split, about))
+    for pool in dict.fromkeys(pools):
+        need(text_path(folder, pool, file_name(model)), commands.make_texts(folder, pool, model, text_dir, about))
+    if ablations:
+        need(place.path("ablations", ".json"), commands.make_ablations(*place.words))
+    if heads:
+        need(spans, commands.make_texts_of_heads(*place.words, *heads, text_dir))
+    if missing:
+        do, them = ("does", "it") if len(missing) == 1 else ("do", "them")
+        raise UserError(f"{', '.join(map(str, missing))} {do} not exist; make {them} with: "
+                        + " && ".join(dict.fromkeys(missing.values())))
 
 
 def term_path(folder: str, dataset: str, what: str, model: str) -> Path:
@@ -129,15 +191,31 @@ def publish(manifest: Path, description: dict, arrays: list[dict], partials: dic
             os.replace(partial, path)
 
 
-def read_manifest(path: Path) -> dict | None:
-    """A manifest; None, with a warning, where there is none."""
+def read_manifest(path: Path, needed: Sequence[str] = ("arrays", "pretrained", "weights_sha256")) -> dict | None:
+    """A manifest with all that is `needed`; None, with a warning, where there is none. Raises UserError for another
+    file."""
     if not path.is_file():
         print(f"warning: no manifest {path.name}; its arrays are read unchecked", file=sys.stderr)
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not a manifest of this project; delete it or make the arrays again") from error
+    content = read_json(path, needed, "delete it or make the arrays again")
+    arrays = content.get("arrays", [])
+    if not all(isinstance(entry, dict) and {"file", "shape", "dtype"} <= set(entry) for entry in arrays):
+        raise UserError(f"{path}: lists arrays in another way than this project; delete it or make the arrays again")
+    return content
+
+
+def read_json(path: Path, needed: Sequence[str], instead: str) -> dict:
+    """What a step wrote as JSON: a mapping that has all that is `needed`, and what it has in the KINDS of this project.
+
+    Raises UserError for anything else, which says what to do `instead`.
+    """
+    content = inputs.read_json(path, dict, instead)
+    for name in {*needed, *KINDS} & {*needed, *content}:
+        kind, value = KINDS.get(name, object), content.get(name)
+        if (name in needed and value is None) or not (value is None or isinstance(value, kind)):
+            raise UserError(f"{path}: {name} is {'missing' if value is None else 'of another kind'}, so that it is no "
+                            f"file of this project; {instead}")
+    return content
 
 
 class Stored:
@@ -200,8 +278,7 @@ def open_classifier(folder: str, dataset: str, model: str, run: dict | None, wid
     """The classifier [d, classes] of a data set. `model` is as it was given; `run`, the manifest, and `width` are those
     of the terms it goes with."""
     model, weights = text_side(model, run)
-    hint = f"python compute_text_projection.py --dataset {dataset} --model {model} --output_dir {folder}"
-    model = file_name(model)
+    hint, model = commands.make_classifier(folder, dataset, model), file_name(model)
     path = term_path(folder, dataset, "classifier", model)
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
@@ -210,7 +287,7 @@ def open_classifier(folder: str, dataset: str, model: str, run: dict | None, wid
     if array.ndim != 2 or len(array) != width:
         raise UserError(f"{path}: has shape {array.shape}, and the terms are {width} wide; make it again with: {hint}")
     same_weights(path, manifest, weights, hint)
-    if run and manifest and run.get("classes", manifest["classes"]) != manifest["classes"]:
+    if run and manifest and run.get("classes", manifest.get("classes")) != manifest.get("classes"):
         raise UserError(f"{path}: has other classes than the run; make it again with: {hint}")
     return np.asarray(array, dtype=np.float32)
 

@@ -10,7 +10,7 @@ import numpy as np
 from utils.cli import UserError
 from utils.data.datasets import Images
 from utils.models.names import file_name
-from utils.runs import files
+from utils.runs import commands, files
 from utils.runs.components import ARRAYS, Component
 from utils.runs.files import Place, blocks
 from utils.runs.storage import CompactHeads, FullTerms, MomentHeads
@@ -172,8 +172,7 @@ class Run:
     def texts(self, pool: str, lines: list[str]) -> np.ndarray:
         """Embeddings [m, d] of the text pool of that name with these lines, float32, likewise."""
         folder, (model, weights) = self.place.folder, files.text_side(self.place.model, self.manifest)
-        hint = (f"python compute_text_set_projection.py --data_path text_descriptions/{pool}.txt --model {model} "
-                f"--output_dir {folder}")
+        hint = commands.make_texts(folder, pool, model)
         path = files.text_path(folder, pool, file_name(model))
         if not path.is_file():
             raise UserError(f"{path} does not exist; make it with: {hint}")
@@ -182,7 +181,7 @@ class Run:
         if array.shape != (len(lines), self.width):
             raise UserError(f"{path}: has shape {array.shape}, and {len(lines)} texts and terms of width {self.width} "
                             f"need {(len(lines), self.width)}; make it again with: {hint}")
-        if manifest and manifest["texts_sha256"] != files.texts_hash(lines):
+        if manifest and manifest.get("texts_sha256") != files.texts_hash(lines):
             raise UserError(f"{path}: was made from other texts than {pool}.txt holds now; make it again with: {hint}")
         files.same_weights(path, manifest, weights, hint)
         return np.asarray(array, dtype=np.float32)
@@ -199,7 +198,7 @@ class Run:
         if len(indices) != len(self):
             raise UserError(f"the data set has {number} images, and the arrays hold {len(self)} of "
                             f"{number - len(indices) + len(self)}; give the --data_path and --split {again}")
-        if self.manifest and self.manifest["classes"] != images.classes:
+        if self.manifest and self.manifest.get("classes") != images.classes:
             raise UserError(f"the data set has other classes than the arrays; give the --data_path {again}")
         return indices
 

@@ -30,6 +30,38 @@ EVERY = 1  # second from one time that what is written is forced to the disk, an
 BLOCK = 1 << 24  # bytes that are copied at a time
 
 
+def _beside(manifest: Path, what: str) -> Path:
+    return manifest.with_name(f"{manifest.stem}@{what}.partial")
+
+
+def read_begun(manifest: Path) -> dict | None:
+    """What the run with this manifest is made from, where it was cut off or is complete; None where it is neither."""
+    begun = _beside(manifest, "run")
+    path = begun if begun.is_file() else manifest
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content if path == begun else content["identity"]
+        return {**found, "options": dict(found.get("options", {}))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: does not say what it was made from; leave --resume out to begin anew") from error
+
+
+def check_same(path: Path, found: dict, wanted: dict) -> None:
+    """Refuse to go on with a run of the file `path` that is made from something else than what is `wanted`: in one
+    line, with every option that differs."""
+    found, wanted = ({**identity, **(identity.get("options") or {}), "options": None} for identity in (found, wanted))
+    changed = []
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            was, now = (some if len(str(some)) < 80 else "something else" for some in (found.get(name), value))
+            changed.append(f"{name} was {was} and is {now}")
+    if changed:
+        raise UserError(f"{path}: --resume goes on with the same options and data alone, but {', '.join(changed)}; "
+                        "give the same, or leave --resume out to begin anew")
+
+
 class RunWriter:
     """Writes the arrays of a run, batch by batch; used with `with`.
 
@@ -49,7 +81,7 @@ class RunWriter:
         self.wait = state.wait_for_everyone if state else lambda: None
         self.batches, self.kept = range(-(-images // batch_size)), resume is not None
         self.identity = json.loads(json.dumps(identity))  # as it is read again
-        self.begun = self._beside("run")
+        self.begun = _beside(manifest, "run")
         self.files: dict[str, int] = {}
         self.layout: dict[str, dict] = {}  # of each array: shape of a row, type, bytes of the header
         self.waiting: list[dict] = []      # batches that are written, and not yet in the journal
@@ -61,7 +93,7 @@ class RunWriter:
         goes_on = resume and self.begun.exists()
         self.complete = resume and not goes_on and self._is_complete()
         if goes_on:
-            self._check(self.begun, json.loads(self.begun.read_text(encoding="utf-8")))
+            check_same(self.begun, read_begun(manifest), self.identity)
         elif self.leads and not self.complete:
             self._remove_partials()
             save_result(self.begun, self.identity)
@@ -99,23 +131,12 @@ class RunWriter:
                             "or choose another --output_dir") from error
         self.lock = lock
 
-    def _check(self, path: Path, found: dict) -> None:
-        """Refuse to go on with a run that is made from something else."""
-        for name, wanted in self.identity.items():
-            if found.get(name) != wanted:
-                was, is_now = (value if len(str(value)) < 80 else "something else"
-                               for value in (found.get(name), wanted))
-                raise UserError(f"{path}: --resume goes on with the same options and data alone, but {name} was {was} "
-                                f"and is {is_now}; give the same, or leave --resume out to begin anew")
-
     def _is_complete(self) -> bool:
         """Whether the run is there, with all its arrays."""
         if not self.manifest.is_file():
             return False
+        check_same(self.manifest, read_begun(self.manifest), self.identity)
         found = files.read_manifest(self.manifest)
-        if "identity" not in found:
-            raise UserError(f"{self.manifest}: does not say what it was made from; leave --resume out to begin anew")
-        self._check(self.manifest, found["identity"])
         return all((self.manifest.parent / entry["file"]).is_file() for entry in found["arrays"])
 
     def _done(self) -> dict[int, dict]:
@@ -131,7 +152,7 @@ class RunWriter:
 
     def _beside(self, what: str) -> Path:
         """A file of this run alone; no model's or data set's name has an @."""
-        return self.manifest.with_name(f"{self.manifest.stem}@{what}.partial")
+        return _beside(self.manifest, what)
 
     def _all(self, pattern: str) -> list[Path]:
         return sorted(self.manifest.parent.glob(self._beside(pattern).name))
