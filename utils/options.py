@@ -58,7 +58,7 @@ def boolean(text: str) -> bool:
 def check_path(action: argparse.Action, given) -> None:
     """Refuse a folder where an option's metavar says that a file is wanted, and the other way round, and a place for
     results where nothing can be written."""
-    if not (action.metavar or "").startswith(("FILE", "X.", "FOLDER")) or given is None:
+    if not str(action.metavar).startswith(("FILE", "X.", "FOLDER")) or given is None:
         return
     for value in given if isinstance(given, list) else [given]:
         option, path = f"{action.option_strings[-1]} {value}", Path(value)
@@ -104,9 +104,12 @@ def setting(action: argparse.Action, node):
     """
     if _kind(node) == "null":
         return None
-    if action.nargs in ("+", "*"):
-        return [_single(action, one) for one in (node.value if _kind(node) == "seq" else [node])]
-    return _single(action, node)
+    if action.nargs in (None, 0):
+        return _single(action, node)
+    values = [_single(action, one) for one in (node.value if _kind(node) == "seq" else [node])]
+    if isinstance(action.nargs, int) and len(values) != action.nargs:
+        raise ValueError(f"holds {len(values)} of {action.nargs} values")
+    return values
 
 
 def _kind(node) -> str:
