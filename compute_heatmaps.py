@@ -55,9 +55,6 @@ def check_options(args) -> None:
     """Refuse what needs no model to be seen."""
     from pathlib import Path
 
-    for text in args.text:
-        if not text.strip():
-            raise UserError(f"--text {text!r}: is empty; say what to look for")
     if len(args.text) > MOST_TEXTS:
         raise UserError(f"--text: {len(args.text)} texts, and a picture has room for {MOST_TEXTS}; make several")
     if args.head is not None and args.layer is None:

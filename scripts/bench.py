@@ -20,7 +20,8 @@ TRAIN = 1000  # of scale: images of the train split, whatever that of test has
 
 def get_args_parser():
     parser = cli.make_parser(__doc__)
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", help="what is measured (default: none)")
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", help="what is measured")
+    commands.type = str  # what follows the benchmark's name is its own parser's to judge
 
     def add(function, **numbers):
         """The parser of a benchmark; `numbers` are its options that are whole numbers: default, and help."""

@@ -2,7 +2,10 @@
 
 Each ends in one line that names the option, with exit code 2, and leaves nothing behind."""
 import argparse
+import json
 import shlex
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,8 +86,8 @@ TABLE = [
     ("compute_segmentations", "--method lime", "invalid choice"),
     ("compute_segmentations", "--mask_resize cut", "invalid choice"),
     ("compute_heatmaps", "--model emojiclip", "required: --text"),
-    ("compute_heatmaps", "--model emojiclip --text ' '", "is empty; say what to look for"),
-    ("compute_heatmaps", "--model emojiclip --text a ''", "is empty; say what to look for"),
+    ("compute_heatmaps", "--model emojiclip --text ' '", "--text is empty; give it a value"),
+    ("compute_heatmaps", "--model emojiclip --text a ''", "--text is empty; give it a value"),
     ("compute_heatmaps", "--model emojiclip --text a b c d e f g h i j k l m n o p q r s t u v w x y z",
      "26 texts, and a picture has room for 24"),
     ("compute_heatmaps", "--model emojiclip --text a --head 1", "a head needs its layer"),
@@ -96,9 +99,9 @@ TABLE = [
     ("compute_heatmaps", "--model emoji --text a", "unknown model"),
     ("compute_heatmaps", "--model RN50 --pretrained none --text a", "ResNet"),
     ("compute_head_truth", "--dataset imagenet", "the truth of its images is not known; it is of emoji, "),
-    ("compute_head_truth", "--texts_per_head 7", "make it with: python compute_complete_text_set.py"),
+    ("compute_head_truth", "--texts_per_head 7", " && python compute_complete_text_set.py --model emojiclip --dataset emoji_seg"),
     ("compute_alignment", "--split val",
-     "emoji_val_attn_m.npy does not exist; make it with: python compute_prs.py --dataset emoji --model m"),
+     "emoji_val_attn_clip.npy do not exist; make them with: python compute_prs.py --dataset emoji --model m"),
     ("compute_alignment", "--clip other", "emoji_train_attn_other.npy does not exist"),
     ("compute_alignment", "--apply val", "emoji_val_attn_m.npy does not exist"),
     ("compute_alignment", "--epochs 0", "--epochs is 0; it must be at least 1"),
@@ -114,7 +117,7 @@ TABLE = [
     ("compute_component_scores", "--features none.yaml", "none.yaml: cannot be read"),
     ("compute_component_scores", "--split val", "--split val"),
     ("compute_component_ablation", "--model clip none",
-     "emoji_attn_none.npy does not exist; make it with: python compute_prs.py --dataset emoji --model none"),
+     "emoji_classifier_none.npy do not exist; make them with: python compute_prs.py --dataset emoji --model none"),
     ("compute_component_ablation", "--split train --probe", "the probe is fitted on it"),
     ("compute_component_ablation", "--split val", "--split val"),
     ("compute_component_repair", "--dataset emoji",
@@ -136,7 +139,7 @@ TABLE = [
      "has no text side to score components by; map it"),
     ("compute_component_repair", "--spurious_texts {pools}/emoji_descriptions.txt", "409 texts span more"),
     ("compute_linear_probe", "--keep_last_layers 0", "--keep_last_layers is 0; it must be at least 1"),
-    ("compute_linear_probe", "--keep_last_layers 4", "--keep_last_layers is 4; choose from 1 to 3"),
+    ("compute_linear_probe", "--keep_last_layers 5", "--keep_last_layers is 5; choose from 1 to 3"),
     ("compute_linear_probe", "--split train", "the probe is fitted on it"),
     ("compute_linear_probe", "--dataset emoji_seg", "emoji_seg has no split 'train'; there are test"),
     ("compute_linear_probe", "--dataset emoji_unseen_style", "emoji_unseen_style has no split 'train'; there are test"),
@@ -175,7 +178,7 @@ TABLE = [
      "--heads: there is no head 6.0; the model has layers 0 to 5 with heads 0 to 5"),
     ("compute_use_specific_heads", "--heads 5.6", "there is no head 5.6"),
     ("compute_use_specific_heads", "--heads five", "'five' is no head"),
-    ("compute_use_specific_heads", "--heads ''", "--heads: names no head"),
+    ("compute_use_specific_heads", "--heads ''", "--heads is empty; give it a value"),
     ("compute_use_specific_heads", "--heads 5.4,1.3",
      "head 1.3 is in a layer that is ablated in any case; leave it out, or keep its layer with --keep_last_layers 5"),
     ("compute_use_specific_heads", "--heads_file {lists}/binary_waterbirds_ViT-L-14.yaml", "lists heads of ViT-L-14"),
@@ -222,7 +225,7 @@ TABLE = [
     ("make_report", "--thumbnail_size 0", "--thumbnail_size is 0"),
     ("make_report", "--heat_maps -1", "--heat_maps is -1"),
     ("make_report", "--heat_maps 9", "choose from 0 to 8"),
-    ("make_report", "--texts_per_head 4", "does not exist; make it with"),
+    ("make_report", "--texts_per_head 4", "python compute_ablations.py --model emojiclip --dataset imagefolder"),
     ("make_report", "--text_descriptions none", "none.txt does not exist"),
     ("train", "--steps 0", "--steps is 0; it must be from 1 to "),
     ("train", "--epochs_per_batch 0", "--epochs_per_batch is 0; it must be at least "),
@@ -291,44 +294,81 @@ TABLE = [
 ]
 
 
-def actions(parser: argparse.ArgumentParser, before=()) -> list[tuple[list, argparse.Action]]:
-    """Every option of a script with the subcommands that lead to it."""
-    found = []
+def actions(parser: argparse.ArgumentParser, before=()) -> list[tuple]:
+    """Every option of a script, with the words that lead to it, and the parser that takes it."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found += [one for word, inner in action.choices.items() for one in actions(inner, [*before, word])]
-        else:
-            found.append((list(before), action))
-    return found
+            return [one for word, inner in action.choices.items() for one in actions(inner, [*before, word])]
+    return [(list(before), action, parser) for action in parser._actions if action.option_strings[1:] != ["--help"]
+            and action.option_strings]
 
 
-def accepted(parser: argparse.ArgumentParser, before: list, action: argparse.Action, value: str) -> bool:
-    """Whether a value is taken, or refused by a line that does not name its option."""
-    try:
-        cli.parse(parser, [*before, action.option_strings[-1], value])
-    except cli.UserError as error:
-        return action.option_strings[-1] not in str(error)
-    return True
+def bad_words(action: argparse.Action, file: Path) -> list[list[str]]:
+    """What an option refuses on the command line, whatever script it is of; `file` is one that is there."""
+    option, kind, metavar = action.option_strings[-1], action.type, str(action.metavar)
+    if action.nargs == 0:
+        return [[f"{option}=True"]]
+    bad = ["", " "] if kind is None else []
+    if isinstance(kind, cli.Number):
+        bad = ["", "many", "nan", "inf", "-inf", "9" * 5000, "1e400", "0x10"]
+        bad += [str(kind.low if kind.above else kind.low - 1)] + [str(kind.high + 1)] * (kind.high < float("inf"))
+        bad += ["2.5", "2147483648" + "0" * 20, "true"] if kind.kind is int else []
+    if kind is cli.boolean:
+        bad = ["", "maybe", "1", "yes"]
+    if action.choices:
+        bad += ["nothing", "Nothing else"]
+    if metavar.startswith(("FILE", "X.")):
+        bad += [str(file.parent), str(file / "x")]
+    if metavar == "FOLDER":
+        bad += [str(file), str(file / "x")]
+    several = action.nargs if isinstance(action.nargs, int) else 1
+    return [[option, *[value] * several] for value in bad]
+
+
+def bad_lines(action: argparse.Action) -> list[str]:
+    """What an option refuses in a settings file: values of another kind than its own, as YAML."""
+    texts = ["5", "1.5", "true", "no", "2026-01-02"]
+    kind = action.type
+    if action.nargs == 0 or kind is cli.boolean:
+        bad = ["5", "1.5", "maybe", "'true'", "[true]", "{a: true}", "2026-01-02", "''"]
+    elif isinstance(kind, cli.Number):
+        bad = ["true", "no", "many", "'5'", "{a: 5}", "[[5]]", "2026-01-02", "''", ".nan", "1:30", "[5, null]"]
+        bad += ["5.5", "5.0", "1e2"] if kind.kind is int else []
+    else:
+        bad = [*texts, "{a: b}", "[[a]]", "[a, null]", "[a, {b: c}]"]
+    if isinstance(action.nargs, int) and action.nargs:
+        bad += ["5", "[5, 5]"]
+    return [f"# a comment\n\n{action.dest}: {value}\n" for value in bad]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_numbers_out_of_their_range_are_refused(name):
-    parser = load_script(name).get_args_parser()
-    numbers = [(before, action) for before, action in actions(parser) if isinstance(action.type, cli.Number)]
-    taken = {}
-    for before, action in numbers:
-        low = action.type.low if action.type.above else action.type.low - 1
-        for value in (low, action.type.high + 1, "many"):
-            if accepted(parser, before, action, str(value)):
-                taken[action.dest] = value
-    assert taken == {}
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_choices_that_there_are_not_are_refused(name):
-    parser = load_script(name).get_args_parser()
-    assert [action.dest for before, action in actions(parser) if action.choices
-            and accepted(parser, before, action, "nothing")] == []
+def test_no_option_takes_a_value_of_another_kind(name, tmp_path):
+    parser, tried, wrong = load_script(name).get_args_parser(), 0, []
+    file, settings = tmp_path / "file", tmp_path / "s.yaml"
+    file.write_text("a file")
+    for _, action, _ in actions(parser):
+        action.required = False  # what is bad alone is to be seen
+    for before, action, _ in actions(parser):
+        for words in bad_words(action, file):
+            tried += 1
+            try:
+                cli.parse(parser, [*before, *words])
+                wrong.append((words, "taken"))
+            except cli.UserError as error:
+                if action.option_strings[-1] not in str(error) or "\n" in str(error):
+                    wrong.append((words, str(error)))
+        for line in bad_lines(action) if action.dest != "config" else []:
+            tried += 1
+            settings.write_text(line)
+            try:
+                cli.parse(parser, [*before, "--config", str(settings)])
+                wrong.append((line, "taken"))
+            except cli.UserError as error:
+                if f"{settings}, line 3: {action.dest} " not in str(error) or "\n" in str(error):
+                    wrong.append((line, str(error)))
+    assert wrong == []
+    assert tried > 20
+    assert sorted(tmp_path.iterdir()) == [file, settings]
 
 
 @pytest.fixture(scope="module")
@@ -380,9 +420,15 @@ def places(tmp_path_factory):
     (runs / "features.yaml").write_text("color: [a red background, a blue one]\nobject: [a dog, a pizza]\n")
     (runs / "animals.yaml").write_text("animal: [a dog, a cat]\n")
     (runs / "questions.txt").write_text("What is {concept}?\nWhat is it?\n")
+    row = {"concept": "a dog", "question": "What is a dog?", "description": "a pet", "seed": 0, "reward": 1.0}
+    (runs / "d.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    bad = folder / "bad"
+    (bad / "folder").mkdir(parents=True)
+    for name, content in (("empty", b""), ("noise", bytes(range(256)) * 4), ("other.json", b'[1, {"a": null}]'),
+                          ("other.yaml", b"- 1\n- a: [b]\n")):
+        (bad / name).write_bytes(content)
     return {"runs": runs, "texts": texts, "images": folder / "images", "masks": folder / "masks", "pools": TEXTS,
-            "lists": LISTS,
-            "root": ROOT}
+            "lists": LISTS, "root": ROOT, "bad": bad}
 
 
 @pytest.mark.parametrize("script, options, message", TABLE, ids=[f"{script} {options}" for script, options, _ in TABLE])
@@ -392,3 +438,77 @@ def test_options_that_cannot_be_are_one_line(refused, places, tiny_lm, tmp_path,
     line = refused(script, *(word.format(**places, lm=tiny_lm, out=tmp_path / "new") for word in words))
     assert message.format() in line
     assert not (tmp_path / "new").exists()
+
+
+# Options by what their values mean: what is nowhere, what is empty, and what is no file of that kind. A script's line in
+# COMMON, with what stands here, could run; each of its options is then given a bad value in turn.
+FULL = {
+    "compute_ablations": "--model emojiclip --dataset imagefolder --input_dir {runs}",
+    "compute_prs": "--dataset imagefolder --data_path {images}",
+    "compute_text_projection": "--model emojiclip --dataset imagefolder --data_path {images} --output_dir {out} "
+                               "--device cpu",
+    "compute_text_set_projection": "--model emojiclip --data_path {texts}/few.txt --output_dir {out} --device cpu",
+    "compute_heatmaps": "--model emojiclip --text a",
+    "compute_nearest_neighbors": "--index 1 --property color",
+    "compute_retrieval": "--text a",
+    "compute_use_specific_heads": BY_TEXTS,
+    "inspect": "--input_filepath {runs}/d.jsonl --dry_run",
+    "scripts.compare_descriptions": "--before {runs}/d.jsonl --after {runs}/d.jsonl",
+    "scripts.export_model": "--model_name {lm} --output_dir {out}",
+    "scripts.sweep_textspan": "--pools few --texts_per_head 5",
+}
+# What an option needs beside it to be read at all.
+BESIDE = {
+    ("compute_component_repair", "--source_model"): "--classifier probe",
+    }
+# Options with any text for a value, that are read by others than this script, or not at all on this machine.
+FREE = {("compute_complete_text_set", "--device"), ("inspect", "--base_url"), ("inspect", "--model"),
+        ("inspect", "--dataset_name"), ("inspect", "--vlm_name"), ("inference", "--served_model_name"),
+        ("scripts.build_class_descriptions", "--served_model_name")}
+MEANT = ("FILE", "FOLDER", "PATH", "NAME", "TAG", "POOL", "LIST", "ROLE", "SPLIT", "URL", "X.")
+
+
+def bad_values(action: argparse.Action, places: dict) -> list[str]:
+    """Values of an option's own kind that mean nothing here."""
+    metavar, result = str(action.metavar), action.dest.startswith(("output", "figures"))
+    if action.dest == "device":
+        return ["tpu", "meta", "cuda:99"]
+    if result or action.choices or action.dest == "config" or not metavar.startswith(MEANT):
+        return []
+    bad = [str(places["bad"] / "nowhere") if metavar.startswith(("FILE", "FOLDER", "PATH", "X.")) else "nowhere"]
+    if metavar.startswith(("FILE", "PATH", "X.")):
+        bad += [str(places["bad"] / name) for name in ("empty", "noise", "other.json", "other.yaml")]
+    if metavar in ("FOLDER", "PATH"):
+        bad += [str(places["bad"] / "folder")]
+    return bad
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name in FULL or name in COMMON])
+def test_no_option_takes_what_is_not_there(run_script, places, tiny_lm, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    line = f"{COMMON.get(name, '')} {FULL.get(name, '')}"
+    usual = [word.format(**places, lm=tiny_lm, out=tmp_path / "new") for word in shlex.split(line)]
+    before, wrong = everything(places, tmp_path), []
+    for _, action, _ in actions(load_script(name).get_args_parser()):
+        option = action.option_strings[-1]
+        for value in [] if (name, option) in FREE else bad_values(action, places):
+            words = [*usual, *shlex.split(BESIDE.get((name, option), "")), option, value]
+            for _ in range(2):  # the first one may import what the script needs
+                start = time.process_time()
+                try:
+                    code, _, err = run_script(name, *words)
+                except Exception as error:
+                    code, err = "traceback", repr(error)
+                seconds = time.process_time() - start
+                if seconds < 3:
+                    break
+            said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+            if code != 2 or len(said) != 1 or not (option in said[0] or Path(value).name in said[0]) or seconds > 3:
+                wrong.append((option, value, code, err[-400:], round(seconds, 1)))
+    assert wrong == []
+    assert everything(places, tmp_path) == before
+
+
+def everything(places: dict, folder: Path) -> set[Path]:
+    """All files that there are, but for those of Python."""
+    return {path for root in (places["runs"].parent, folder) for path in root.rglob("*")}

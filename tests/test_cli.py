@@ -227,7 +227,7 @@ def test_a_manifest_keeps_the_options_that_change_what_is_made():
 
     assert kept() == "python compute_prs.py"
     assert kept("--resume", "--output_dir", "x", "--device", "cpu", "--num_workers", "3", "--debug") == kept()
-    assert kept("--batch_size", "2", "--seed", "0") == kept()  # as they are by default
+    assert kept("--precision", "float32", "--seed", "0") == kept()  # as they are by default
     given = ("--model", "emojiclip", "--data_path", "a folder", "--compact", "--split", "")
     assert kept("--resume",
                 *given) == "python compute_prs.py --model emojiclip --data_path 'a folder' --split '' --compact"
