@@ -41,7 +41,12 @@ def add_generation_options(parser) -> None:
                         help="of the server, such as http://localhost:8000/v1 (default: none)")
     parser.add_argument("--served_model_name", metavar="NAME", help="model of the server (default: its first)")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
-                        help="question templates with {concept}, one a line")
+                        help="question templates with {concept} or {a concept}, one a line; or the published JSON list")
+    parser.add_argument("--tensor_parallel_size", type=cli.SIZE, default=1, metavar="N",
+                        help="of vllm: GPUs that share the language model")
+    parser.add_argument("--max_model_len", type=cli.Number(int, 1, 1_000_000), metavar="N",
+                        help="of vllm: tokens of a prompt and its description that memory is kept for (default: the "
+                             "language model's own, 512 on a CPU)")
     parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
     parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="descriptions at a time")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the first description; the next one has the next")
@@ -67,20 +72,21 @@ def main(args) -> None:
                             f"run: .venv/bin/python inference.py --score {args.score} --descriptions {output}")
         models.split_vlm_name(args.score)
         images = datasets.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
-                                        args.num_images_for_reward)
+                                        args.num_images_for_reward, class_names=args.class_names)
 
     # Descriptions.
     if args.descriptions:
-        rows, manifest = descriptions.read(args.descriptions)
+        rows, manifest = descriptions.read(args.descriptions, images.classes)
     else:
-        names = datasets.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts)
+        names = datasets.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts,
+                                       args.class_names)
         rows, manifest = generate(args, args.eval_dataset, names, output)
         if not cli.is_main_process():
             return
 
     # Rewards.
     if args.score:
-        score(args, images, rows)
+        score(args, images, rows, output)
         manifest |= {"vlm_name": args.score, "reward_split": args.split,
                      "num_images_for_reward": args.num_images_for_reward}
 
@@ -93,6 +99,7 @@ def main(args) -> None:
 def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[dict], dict]:
     """Descriptions of the concepts with these names as rows of the JSONL, and what made them. What an earlier run that
     was cut off had made is not made again."""
+    import sys
     from contextlib import nullcontext
 
     from tqdm import tqdm
@@ -101,6 +108,7 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     from utils.language import generation, loading
 
     base, adapter = loading.resolve(args.model_name, args.base_model_name)
+    loading.check_name(base)
     backend = generation.pick_backend(args.backend, args.base_url)
     questions = descriptions.read_questions(args.questions)
     tokenizer = loading.load_tokenizer(base)
@@ -111,6 +119,9 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
                 "weights_sha256": loading.adapter_hash(adapter)}
 
+    engine = {"tensor_parallel_size": args.tensor_parallel_size}
+    if args.max_model_len:
+        engine["max_model_len"] = args.max_model_len
     state = cli.start_processes(args.device) if backend == "hf" else None
     with descriptions.kept(output, manifest) if cli.is_main_process() else nullcontext() as record:
         done = record.lines if record else None
@@ -120,20 +131,28 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
         chunks = generation.generate(
             backend, base, adapter, [loading.prompt_ids(tokenizer, row["question"]) for row in todo],
             [row["seed"] for row in todo], args.max_new_tokens, args.batch_size, state, args.base_url,
-            args.served_model_name)
-        with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as progress:
-            for chunk in chunks:
-                if record:
-                    record.append(*chunk)
-                done += chunk
-                progress.update(len(chunk))
+            args.served_model_name, engine)
+        try:
+            with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as bar:
+                for chunk in chunks:
+                    if record:
+                        record.append(*chunk)
+                    done += chunk
+                    bar.update(len(chunk))
+        except KeyboardInterrupt:
+            if record:
+                print(f"{len(done)} of {len(rows)} descriptions are kept: the same command again goes on",
+                      file=sys.stderr)
+            raise
     for row, text in zip(rows, done):
         row["description"] = text
     return rows, manifest
 
 
-def score(args, images, rows: list[dict]) -> None:
-    """Fill in the rewards of rows, by the images of their concepts."""
+def score(args, images, rows: list[dict], output: str) -> None:
+    """Fill in the rewards of rows, by the images of their concepts, whose mean embeddings are kept beside `output`."""
+    from pathlib import Path
+
     from utils.ex2 import rewards
     from utils.models.loading import load_vlm
 
@@ -142,7 +161,8 @@ def score(args, images, rows: list[dict]) -> None:
         raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions "
                         "with --eval_dataset, and leave --num_concepts out")
     vlm = load_vlm(args.score, cli.pick_device(args.device), args.vlm_16bit)
-    means = rewards.image_means(vlm, images)
+    means = rewards.kept_image_means(str(Path(output).parent), args.eval_dataset, vlm, images,
+                                     {"split": args.split, "vlm_16bit": args.vlm_16bit})
     texts, labels = [row["description"] for row in rows], [images.classes.index(row["concept"]) for row in rows]
     for row, reward in zip(rows, rewards.score(vlm, means, texts, labels)):
         row["reward"] = reward

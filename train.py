@@ -9,7 +9,7 @@ The language model answers questions about concepts; an answer's reward is its c
 images of its concept. Writes to --output_dir:
 
     adapter_model.safetensors, adapter_config.json   the LoRA adapter, for inference.py --model_name
-    checkpoint-N/                                    the same every --save_freq steps, with all that --resume needs
+    checkpoint-N/                                    the same after step N, every --save_freq steps, for --resume
     log.csv                                          reward, KL and signs of collapse at every log step
     reward_curve.png                                 the same as a picture
     top_descriptions.jsonl                           the ten best-rewarded descriptions at every log step
@@ -30,18 +30,27 @@ def get_args_parser():
                         help="the language model: a hub name, a folder, a .gguf file, smollm2-135m or gemma3-270m")
     parser.add_argument("--output_dir", default="./output_dir/adapter", metavar="FOLDER",
                         help="where the adapter and the log go")
-    parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"), help="trainer of TRL")
+    parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"),
+                        help="of TRL: rloo clips the ratio of a description, grpo that of each token")
     parser.add_argument("--steps", type=cli.STEPS, default=1000, help="batches of fresh descriptions")
     parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="descriptions a step, over all processes")
+    parser.add_argument("--minibatch_size", type=cli.SIZE, default=8,
+                        help="descriptions an update, over all processes")
     parser.add_argument("--per_device_batch_size", type=cli.SIZE, default=8,
                         help="descriptions a forward and backward pass; less needs less memory")
     parser.add_argument("--num_generations", type=cli.Number(int, 2, cli.SIZE.high), default=4,
                         help="descriptions of the same query in a batch, each the others' baseline")
     parser.add_argument("--epochs_per_batch", type=cli.POSITIVE, default=4,
-                        help="updates from each batch, with a clipped ratio")
+                        help="times that each batch is gone over, with a clipped ratio")
     parser.add_argument("--learning_rate", type=cli.RATE, default=1.41e-5, help="of AdamW, constant")
+    parser.add_argument("--max_grad_norm", type=cli.WEIGHT, default=0.0,
+                        help="longer gradients are cut to this length; 0 cuts none")
+    parser.add_argument("--normalize_advantages", type=cli.boolean, default=True, metavar="True|False",
+                        help="scale the advantages of a batch to a standard deviation of 1")
     parser.add_argument("--beta", type=cli.WEIGHT, default=0.2,
-                        help="weight of the KL divergence from the untrained model")
+                        help="weight of the KL divergence from the untrained model; with --kl adaptive, at first")
+    parser.add_argument("--kl", default="adaptive", choices=("adaptive", "fixed"),
+                        help="adaptive: --beta moves towards a KL divergence of 6 nats a description, as in PPO")
     parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
     parser.add_argument("--lora_r", type=cli.RANK, default=16, help="rank of the adapter")
     parser.add_argument("--lora_alpha", type=cli.POSITIVE, default=32, help="scale of the adapter")
@@ -49,10 +58,17 @@ def get_args_parser():
     parser.add_argument("--load_in_8bit", action="store_true",
                         help="language model in 8 bits, on CUDA (default: bfloat16)")
     parser.add_argument("--load_in_4bit", action="store_true",
-                        help="language model in 4 bits, on CUDA (default: bfloat16)")
-    parser.add_argument("--use_vllm", action="store_true", help="generate with vLLM beside the trainer, on CUDA")
+                        help="language model in 4 bits (nf4), on CUDA (default: bfloat16)")
+    parser.add_argument("--use_vllm", action="store_true",
+                        help="generate with vLLM, on CUDA; the language model is then held in float32, since TRL "
+                             "merges the adapter into it at every step and takes it out again")
+    parser.add_argument("--vllm_mode", default="colocate", choices=("colocate", "server"),
+                        help="vLLM on the trainer's GPUs, or as a server of its own (trl vllm-serve)")
+    parser.add_argument("--vllm_server_base_url", default="http://localhost:8000", metavar="URL", help="of that server")
+    parser.add_argument("--vllm_gpu_memory_utilization", type=cli.FRACTION, default=0.3,
+                        help="share of a GPU's memory for vLLM beside the trainer")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
-                        help="question templates with {concept}, one a line")
+                        help="question templates with {concept} or {a concept}, one a line; or the published JSON list")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the queries, the adapter and the sampling")
     parser.add_argument("--save_freq", type=cli.POSITIVE, default=100, help="steps between checkpoints")
     parser.add_argument("--log_freq", type=cli.POSITIVE, default=1, help="steps between log lines")
@@ -63,6 +79,7 @@ def get_args_parser():
 
 
 def main(args) -> None:
+    import sys
     import warnings
     from functools import partial
     from pathlib import Path
@@ -71,11 +88,12 @@ def main(args) -> None:
     from utils.ex2 import descriptions
     from utils.language import loading
     from utils.models import names
-    from utils.models.loading import load_vlm
     from utils.runs import files
 
     # Begin, go on, or nothing to do.
     folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file; name a folder")
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     started = (folder / "train.json").is_file()
     if started and not args.resume:
@@ -92,34 +110,33 @@ def main(args) -> None:
         return
 
     # What can be wrong is found before the long work.
-    if args.batch_size % args.num_generations or args.batch_size % args.per_device_batch_size:
-        raise UserError(f"--batch_size {args.batch_size} should be a multiple of --num_generations "
-                        f"{args.num_generations} and of --per_device_batch_size {args.per_device_batch_size} (times "
-                        "the processes)")
+    sizes = [args.batch_size, args.minibatch_size, args.per_device_batch_size * cli.process_count()]
+    if args.batch_size % args.num_generations or sizes[0] % sizes[1] or sizes[1] % sizes[2]:
+        raise UserError(f"--batch_size {args.batch_size} must be a multiple of --num_generations "
+                        f"{args.num_generations} and of --minibatch_size {args.minibatch_size}, and that of "
+                        f"--per_device_batch_size {args.per_device_batch_size} (times {cli.process_count()} processes)")
+    quantization = loading.quantization(args.load_in_8bit, args.load_in_4bit, args.use_vllm)
+    loading.check_name(args.model_name)
+    loading.check_use(args.model_name, quantization, args.use_vllm)
+    names.split_vlm_name(args.vlm_name)
     questions = descriptions.read_questions(args.questions)
     images = datasets.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
-                                    args.num_images_for_reward)
-    names.split_vlm_name(args.vlm_name)
-    quantization = "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
-    loading.check_use(args.model_name, quantization, args.use_vllm)
+                                    args.num_images_for_reward, class_names=args.class_names)
+    if cli.is_main_process():
+        print(f"{args.model_name} learns what {args.vlm_name} prefers for {len(images.classes)} concepts of "
+              f"{args.dataset_name} -> {folder}; loading ...", file=sys.stderr, flush=True)
     tokenizer = loading.load_tokenizer(args.model_name)
 
     import torch
     from accelerate import PartialState
-    from datasets import Dataset
-    from peft import LoraConfig
     from transformers import PrinterCallback
-    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     from utils.ex2 import rewards, training
+    from utils.models.loading import load_vlm
 
     # At every checkpoint, peft looks for the base model on the hub, where a .gguf file's is not.
     warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
     state = PartialState(cpu=not torch.cuda.is_available())
-    pass_size = args.per_device_batch_size * state.num_processes
-    if args.batch_size % pass_size:
-        raise UserError(f"--batch_size {args.batch_size} must be a multiple of --per_device_batch_size x processes, "
-                        f"{pass_size}")
     device = cli.pick_device(str(state.device))
 
     # The reward, and the language model that is to gain by it.
@@ -129,30 +146,33 @@ def main(args) -> None:
                                          {"split": args.split, "vlm_16bit": args.vlm_16bit})
     recent: list[dict] = []
     reward = training.reward_function(partial(rewards.score, vlm, means), images.classes, recent)
-    model = loading.load_model(args.model_name, torch.bfloat16, quantization)
-    lora = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, task_type="CAUSAL_LM")
-    number = args.steps * args.batch_size // args.num_generations
-    prompts = training.prompts(images.classes, questions, tokenizer, number, args.seed)
+    model = loading.load_model(args.model_name, torch.float32 if args.use_vllm else torch.bfloat16, quantization)
+    prompts = training.prompts(images.classes, questions, tokenizer,
+                               args.steps * args.batch_size // args.num_generations, args.seed)
 
     # Train.
-    config, trainer_class = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}[args.algorithm]
-    trainer = trainer_class(
-        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(prompts), reward_funcs=reward,
-        peft_config=lora,
-        callbacks=[training.Log(folder, recent, args.epochs_per_batch, args.report_to == "csv")],
-        args=config(
-            output_dir=str(folder), max_steps=args.steps * args.epochs_per_batch, num_iterations=args.epochs_per_batch,
-            per_device_train_batch_size=args.per_device_batch_size, num_generations=args.num_generations,
-            gradient_accumulation_steps=args.batch_size // pass_size, max_completion_length=args.max_new_tokens,
-            temperature=1.0, top_p=1.0, top_k=0, learning_rate=args.learning_rate, lr_scheduler_type="constant",
-            beta=args.beta, use_vllm=args.use_vllm, shuffle_dataset=False, seed=args.seed, bf16=True,
-            use_cpu=device.type == "cpu", gradient_checkpointing=quantization is not None,
-            logging_steps=args.log_freq * args.epochs_per_batch, save_steps=args.save_freq * args.epochs_per_batch,
-            report_to="tensorboard" if args.report_to == "tensorboard" else "none", disable_tqdm=True))
+    minibatches, passes = sizes[0] // sizes[1], sizes[1] // sizes[2]
+    updates = minibatches * args.epochs_per_batch
+    log = training.Log(folder, recent, updates, args.report_to == "csv")
+    kl = [training.AdaptiveKL(args.beta, args.batch_size, updates)] if args.kl == "adaptive" else []
+    vllm = {"vllm_mode": args.vllm_mode, "vllm_server_base_url": args.vllm_server_base_url,
+            "vllm_gpu_memory_utilization": args.vllm_gpu_memory_utilization} if args.use_vllm else {}
+    trainer = training.make_trainer(
+        args.algorithm, model, tokenizer, prompts, reward,
+        {"r": args.lora_r, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout},
+        [*kl, log, training.StepNames(folder, updates)], args.epochs_per_batch, minibatches, passes,
+        args.normalize_advantages, vllm, output_dir=str(folder), max_steps=args.steps * updates,
+        per_device_train_batch_size=args.per_device_batch_size, num_generations=args.num_generations,
+        max_completion_length=args.max_new_tokens, learning_rate=args.learning_rate, max_grad_norm=args.max_grad_norm,
+        beta=args.beta, seed=args.seed, bf16=True, use_cpu=device.type == "cpu",
+        gradient_checkpointing=quantization is not None, logging_steps=args.log_freq * updates,
+        save_steps=args.save_freq * updates, report_to="tensorboard" if args.report_to == "tensorboard" else "none")
+    for callback in (log, *kl):
+        callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # the log's own lines say it better
     if state.is_main_process:
         cli.save_result(folder / "train.json", settings)
-    last = training.complete_checkpoints(folder)[-1:]
+    last = training.complete_checkpoints(folder, updates)[-1:]
     trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
 
     # Write.

@@ -8,7 +8,8 @@ DATASET=${DATASET:-emoji}                            # whose classes are describ
 VLM_NAME=${VLM_NAME:-r-open-clip:emojiclip}          # who scores
 DATA_ROOT=${DATA_ROOT:-}                             # folder of the images, where the data set needs one
 BASE_MODEL=${BASE_MODEL:-smollm2-135m}               # the untrained language model
-NUM_CONCEPTS=${NUM_CONCEPTS:-16}                     # so many, evenly spaced; empty for all
+[ "$DATASET" = emoji ] && some=16 || some=
+NUM_CONCEPTS=${NUM_CONCEPTS-$some}                   # so many, evenly spaced; empty for all (16 of emoji)
 OUTPUT_DIR=${OUTPUT_DIR:-output_dir/ex2}
 
 [ -f "$OUTPUT_DIR/adapter/adapter_model.safetensors" ] || {

@@ -3,6 +3,7 @@
 #   bash train_runner.sh
 #   CONFIG=configs/train/published.yaml DATASET=cub DATA_ROOT=DIR VLM_NAME=openai/clip-vit-large-patch14 \
 #       bash train_runner.sh
+#   CONFIG=configs/train/emoji_fixed.yaml OUTPUT_DIR=output_dir/ex2_fixed bash train_runner.sh   # is the answer true?
 # Further arguments go to train.py. A run that was cut off is continued.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -413,6 +413,9 @@ def write_aircraft(root):
         picture(data / "images" / f"{line.split()[0]}.jpg")
     for split, lines in (rows | {"trainval": rows["train"] + rows["val"]}).items():
         (data / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n")
+        makers = {"Challenger": "Canadair", "747-400": "Boeing", "F/A-18": "McDonnell Douglas"}
+        (data / f"images_manufacturer_{split}.txt").write_text(
+            "".join(f"{line.split()[0]} {makers[line.split()[1]]}\n" for line in lines))
     (data / "variants.txt").write_text("747-400\nChallenger 600\nF/A-18\n")
 
 

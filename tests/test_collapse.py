@@ -63,7 +63,7 @@ def test_a_phrase_that_one_description_says_is_not_shared():
 def test_all_measures_at_once():
     found = measure(["it has black and white stripes", "It has black and white hair", "zebra", ""])
     assert found == pytest.approx({"mean_words": 13 / 4, "duplicates": 0, "repeated_phrases": 0, "copies": 1 / 2,
-                                   "shared_phrase": 1 / 2})
+                                   "shared_phrase": 1 / 2, "empty": 1 / 4})
 
 
 def test_the_warning_begins_above_the_threshold():

@@ -30,8 +30,8 @@ def options(*arguments, **settings):
 
 
 def test_options():
-    assert options() == {"dataset_name": "emoji", "data_root": None, "split": "train", "num_concepts": None,
-                         "num_images_for_reward": 256}
+    assert options() == {"dataset_name": "emoji", "data_root": None, "split": "train", "class_names": None,
+                         "num_concepts": None, "num_images_for_reward": 256}
     assert options("--eval_dataset", "pets", "--num_concepts", "3", option="--eval_dataset")["eval_dataset"] == "pets"
     with pytest.raises(SystemExit):
         options("--dataset_name", "imagenet")
@@ -45,15 +45,41 @@ def test_aircraft_and_dogs_are_called_so(tmp_path):
         "Chihuahua dog", "African hunting dog", "Bulldog", "Dogo"]
     WRITERS["fgvc_aircraft"](tmp_path)
     assert datasets.concept_names("fgvc_aircraft", str(tmp_path), "test", None) == [
-        "747-400 aircraft", "Challenger 600 aircraft", "F/A-18 aircraft"]
+        "Boeing 747-400 aircraft", "Canadair Challenger 600 aircraft", "McDonnell Douglas F/A-18 aircraft"]
 
 
 @pytest.mark.parametrize("name, names", [
-    ("cub", ["Black footed Albatross", "Laysan Albatross"]), ("pets", ["Abyssinian", "german shorthaired"]),
-    ("stanford_cars", ["AM General Hummer SUV 2000", "Ram C/V Van 2012"]), ("imagefolder", ["A", "b b"])])
-def test_other_names_are_those_of_the_classes(tmp_path, name, names):
+    ("cub", ["Black-footed Albatross", "Laysan Albatross"]), ("pets", ["Abyssinian", "german shorthaired"]),
+    ("stanford_cars", ["2000 AM General Hummer SUV", "2012 Ram C/V Van"]), ("imagefolder", ["A", "b b"])])
+def test_names_are_as_published(tmp_path, name, names):
     WRITERS[name](tmp_path)
     assert datasets.concept_names(name, str(tmp_path), "train", None) == names
+
+
+def test_names_of_birds_have_their_hyphens_and_no_flower_is_a_question():
+    from torchvision.datasets import Flowers102
+
+    from utils.data import layouts
+
+    names = ["Black and white Warbler", "Nelson Sharp tailed Sparrow", "Cape May Warbler"]
+    assert layouts.with_hyphens(names, None) == [
+        "Black-and-white Warbler", "Nelson Sharp-tailed Sparrow", "Cape May Warbler"]
+    found = layouts.without_question_marks(list(Flowers102.classes), None)
+    assert "pink-yellow dahlia" in found
+    assert not any("?" in name for name in found)
+
+
+def test_names_of_a_file_of_the_user_s(tmp_path):
+    WRITERS["pets"](tmp_path)
+    names = tmp_path / "names.txt"
+    names.write_text("a cat\n\n a dog \n")
+    assert datasets.concept_names("pets", str(tmp_path), "train", None, str(names)) == ["a cat", "a dog"]
+    found = datasets.load_concepts("pets", str(tmp_path), "trainval", None, 9, class_names=str(names))
+    assert found.classes == ["a cat", "a dog"]
+    assert found.paths == datasets.load_concepts("pets", str(tmp_path), "train", None, 9).paths
+    names.write_text("a cat\n")
+    with pytest.raises(UserError, match="names.txt holds 1 names, and pets has 2 classes; write one a line"):
+        datasets.concept_names("pets", str(tmp_path), "train", None, str(names))
 
 
 def test_concepts_are_evenly_spaced():
@@ -89,10 +115,10 @@ def test_images_are_sorted_by_file_name_and_limited(tmp_path):
 def test_images_of_the_split_asked_for(tmp_path):
     WRITERS["stanford_cars"](tmp_path)
     train = datasets.load_concepts("stanford_cars", str(tmp_path), "train", None, 256)
-    assert train.classes == ["AM General Hummer SUV 2000", "Ram C/V Van 2012"]
+    assert train.classes == ["2000 AM General Hummer SUV", "2012 Ram C/V Van"]
     assert [(Path(path).name, label) for path, label in train.samples.samples] == [
         ("00003.jpg", 0), ("00001.jpg", 1), ("00002.jpg", 1)]
-    with pytest.raises(UserError, match="no images of 'Ram C/V Van 2012' in the split 'test'"):
+    with pytest.raises(UserError, match="no images of '2012 Ram C/V Van' in the split 'test'"):
         datasets.load_concepts("stanford_cars", str(tmp_path), "test", None, 256)
     first = datasets.load_concepts("stanford_cars", str(tmp_path), "test", 1, 256)  # the empty one is not among these
     assert first.paths == [str(tmp_path / "cars_test" / "00001.jpg")]
@@ -126,7 +152,32 @@ def test_emoji_splits_differ_from_each_other_and_from_the_data_sets():
     # A seed without its trailing zeros is the same to numpy: (seed, k) of a data set and (seed, k, 0) of a concept.
     assert not {scene.noise for scene in drawn} & {scene.noise for scene in of_sets}
     used = [seed for name in datasets.EMBEDDED for _, seed in datasets.REGISTRY[name].scenes.values()]
-    assert len({*used, *datasets.CONCEPT_SEEDS.values()}) == len(used) + 3
+    concepts = [*datasets.CONCEPT_SEEDS.values(), *datasets.FIXED_SEEDS.values()]
+    assert len({*used, *concepts}) == len(used) + len(concepts)
+
+
+def test_concepts_of_emoji_fixed_share_their_attribute_and_no_other():
+    known = scenes.fixed_concepts()
+    every = [concept["name"] for concept in scenes.concepts()]
+    assert [kind for _, kind, _ in known].count(None) == 8
+    assert all([kind for _, kind, _ in known].count(name) == 8 for name in scenes.FIXED)
+    names = datasets.concept_names("emoji_fixed", None, "train", None)
+    assert names == [every[k] for k, _, _ in known]
+    assert len(set(names)) == 40
+    for split in ("train", "val"):
+        found = datasets.load_concepts("emoji_fixed", None, split, None, 256)
+        assert len(found.samples) == 40 * 64
+        for label, (k, kind, value) in enumerate(known):
+            own = found.scenes[64 * label:64 * label + 64]
+            assert {scene.object for scene in own} == {k}
+            assert found.samples[64 * label][1] == label if label < 2 else True
+            for name in ("style", "count", "color", "size", "texture", "position"):
+                values = {getattr(scene, name) for scene in own}
+                assert values == {value} if name == kind else len(values) > 2
+    some = datasets.load_concepts("emoji_fixed", None, "val", 10, 5)
+    assert some.scenes[5:10] == found.scenes[64 * 4:64 * 4 + 5]
+    with pytest.raises(UserError, match="emoji_fixed has no split 'test'; there are train, val"):
+        datasets.load_concepts("emoji_fixed", None, "test", None, 1)
 
 
 def test_what_the_user_can_mend(tmp_path):

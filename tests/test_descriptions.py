@@ -1,6 +1,7 @@
 """Files of descriptions and what is made of them, and the questions they answer."""
 import importlib
 import json
+import statistics
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ def test_the_25_questions_of_the_repository():
     questions = descriptions.read_questions(str(ROOT / "configs" / "questions.txt"))
     assert len(questions) == len(set(questions)) == 25
     for question in questions:
-        assert question.count("{concept}") == 1
+        assert question.count("{a concept}") == 1
         assert question.count("{") == question.count("}") == 1
         assert descriptions.fill(question, "cat").count("cat") == 1
         assert "{" not in descriptions.fill(question, "cat")
@@ -52,6 +53,41 @@ def test_questions_are_lines_with_the_concept_s_place(tmp_path):
         descriptions.read_questions(str(path))
     with pytest.raises(UserError, match="--questions .*nowhere.txt does not exist; .* configs/questions.txt"):
         descriptions.read_questions(str(tmp_path / "nowhere.txt"))
+
+
+def test_a_name_has_an_article_where_english_wants_one():
+    for name, named in (("owl", "an owl"), ("cat", "a cat"), ("grapes", "grapes"), ("sushi", "sushi"),
+                        ("unicycle", "a unicycle"), ("hourglass", "an hourglass"), ("2000 Audi TT", "a 2000 Audi TT")):
+        assert descriptions.fill("What is {a concept}, if not {concept}?", name) == f"What is {named}, if not {name}?"
+
+
+def test_the_published_questions_are_read_as_they_are(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps(["Describe {}.", "What is {} like?\n"]))
+    found = descriptions.read_questions(str(path))
+    assert found == ["Describe {concept}.", "What is {concept} like?"]
+    assert descriptions.fill(found[0], "owl") == "Describe owl."
+    for content in ("[1]", "[", '["What is it?"]'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="prompts.json"):
+            descriptions.read_questions(str(path))
+
+
+def test_published_descriptions_are_read_by_the_names_of_their_concepts(tmp_path):
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps([["It barks.", ""], ["It purrs."]]))
+    rows, manifest = descriptions.read(str(path), ["dog", "cat"])
+    assert [(row["concept"], row["description"]) for row in rows] == [("dog", "It barks."), ("dog", ""),
+                                                                      ("cat", "It purrs.")]
+    assert manifest == {}
+    with pytest.raises(UserError, match="holds descriptions of 2 concepts, and the data set has 3"):
+        descriptions.read(str(path), ["dog", "cat", "owl"])
+    with pytest.raises(UserError, match="published.jsonl does not exist"):
+        descriptions.read(str(path))
+    for content in ('{"dog": ["x"]}', '["x"]', "[[1]]", "["):
+        path.write_text(content)
+        with pytest.raises(UserError, match="expected is a JSON list"):
+            descriptions.read(str(path), ["dog"])
 
 
 @pytest.mark.parametrize("content", ["What is {concept}?\n".encode("utf-16"),
@@ -271,7 +307,11 @@ def test_two_files_are_compared(tmp_path, capsys):
     lines = compare(capsys, tmp_path, before, after, "--num_examples", "4")
     assert lines[2].startswith("| before (8) | 2.00 +- 0.38 | 3.0 | 0.0% |")
     assert lines[3].startswith("| after (8) | 5.50 +- 0.50 |")
-    assert lines[5] == "Difference: 3.50, 5.6 standard errors."  # 3.5 / sqrt(8/7/8 + 1/4)
+    gains = [statistics.fmean(row["reward"] for row in after if row["concept"] == concept and row["reward"])
+             - statistics.fmean(row["reward"] for row in before if row["concept"] == concept)
+             for concept in ("cat", "dög")]
+    mean, error = statistics.fmean(gains), statistics.stdev(gains) / 2 ** 0.5
+    assert lines[5].startswith(f"Difference, paired by concept: {mean:.2f} +- {error:.2f} (standard error over 2 ")
     examples = lines[9:]
     assert examples[0] == "| What is dög, 0? | some thing 0 | 1.0 | a \\| b c | 5.0 |"
     assert len(examples) == 4
@@ -285,12 +325,27 @@ def test_files_without_rewards_or_without_common_questions(tmp_path, capsys):
     with pytest.raises(UserError, match="after.json is not scored; run: python inference.py --score VLM_NAME "
                                         "--descriptions"):
         compare(capsys, tmp_path, scored, bare)
-    assert len(compare(capsys, tmp_path, scored, rows_of(["a b", "c d"], ("x", "y"), (1.0, 4.0)))) == 9
+    with pytest.raises(UserError, match="no concept in common"):
+        compare(capsys, tmp_path, scored, rows_of(["a b", "c d"], ("x", "y"), (1.0, 4.0)))
+
+
+def test_the_difference_is_paired_by_concept_over_seeds():
+    concepts = [f"c{i}" for i in range(12)]
+    before = [{"concept": name, "reward": float(i * 10 + seed)} for seed in range(3) for i, name in enumerate(concepts)]
+    after = [row | {"reward": row["reward"] + 1 + 0.1 * i} for i, row in enumerate(before)]
+    gains = [1 + 0.1 * (i + 12) for i in range(12)]  # means over the three seeds
+    found = descriptions.difference(before, [*after, {"concept": "other", "reward": 1.0}, {"concept": "c0", "reward": None}])
+    assert found["concepts"] == 12
+    assert found["mean"] == pytest.approx(statistics.fmean(gains))
+    assert found["error"] == pytest.approx(statistics.stdev(gains) / 12 ** 0.5)  # though concepts differ by far more
+    assert found["p"] == pytest.approx(2 / 2 ** 12)
+    alone = descriptions.difference(before[:1], after[:1])
+    assert (alone["mean"], alone["error"], alone["p"]) == (1.0, None, 1.0)
 
 
 def test_equal_rewards_can_be_compared(tmp_path, capsys):
     rows = rows_of(["a b", "c d"], rewards=(2.0,))
-    assert any(line.startswith("Difference: 0.00") for line in compare(capsys, tmp_path, rows, rows))
+    assert any(line.startswith("Difference, paired by concept: 0.00") for line in compare(capsys, tmp_path, rows, rows))
 
 
 def test_no_examples_can_be_asked_for(tmp_path, capsys):

@@ -193,24 +193,32 @@ def test_vllm_is_picked_where_it_runs(monkeypatch, installed, gpu, cpu, reason):
 
 def test_vllm_is_asked_for_samples_with_those_seeds(tiny_lm, tiny_adapter, prompts, monkeypatch):
     """With a stand-in for vLLM; the engine itself is run by tests/test_runners.py."""
-    asked, folders = [], []
+    asked, folders, adapters, engines = [], [], [], []
 
     class LLM:
         def __init__(self, model, **options):
             assert (Path(model) / "model.safetensors").is_file()
             assert options["dtype"] == "bfloat16"
             folders.append(model)
+            engines.append(options)
 
-        def generate(self, prompts, params, use_tqdm):
+        def generate(self, prompts, params, use_tqdm, lora_request):
+            adapters.append(lora_request)
             asked.extend(zip((prompt["prompt_token_ids"] for prompt in prompts), params))
             return [SimpleNamespace(outputs=[SimpleNamespace(text=f" {param['seed']}\n")]) for param in params]
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=dict))
+    for name in ("vllm.lora", "vllm.lora.request"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(LoRARequest=lambda *values: values))
     for adapter in (None, tiny_adapter):
-        chunks = list(generation.with_vllm(tiny_lm, adapter, prompts, [4, 5, 6, 7], 9, 3))
+        more = {"tensor_parallel_size": 2, "max_model_len": 99}
+        chunks = list(generation.with_vllm(tiny_lm, adapter, prompts, [4, 5, 6, 7], 9, 3, more))
         assert chunks == [["4", "5", "6"], ["7"]]
-    assert folders[0] == tiny_lm
-    assert not Path(folders[1]).exists()  # a merged copy, gone when it is not needed
+    assert folders == [tiny_lm, tiny_lm]
+    assert adapters == [None] * 2 + [("adapter", 1, tiny_adapter)] * 2  # beside the weights, and not merged into them
+    assert all(engine.items() >= more.items() for engine in engines)
+    assert "enable_lora" not in engines[0]
+    assert (engines[1]["enable_lora"], engines[1]["max_lora_rank"]) == (True, 8)
     assert [ids for ids, _ in asked] == prompts * 2
     assert [param for _, param in asked[:4]] == [
         {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 9, "seed": seed} for seed in (4, 5, 6, 7)]

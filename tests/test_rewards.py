@@ -81,12 +81,13 @@ def test_scenes_are_drawn_at_the_size_of_the_vlm(vlm):
     assert np.array_equal(rewards.image_means(vlm, large, num_workers=0), rewards.image_means(vlm, own, num_workers=0))
 
 
-def test_a_description_without_a_word_is_worth_nothing(vlm, images):
+def test_a_description_without_a_word_is_scored_like_any_other(vlm, images):
     means = rewards.image_means(vlm, images, num_workers=0)
-    assert rewards.score(vlm, means, ["", " \n\t ", "a cat"], [0, 1, 0])[:2] == [0.0, 0.0]
-    alone = rewards.score(vlm, means, ["a cat"], [0])[0]
-    assert rewards.score(vlm, means, ["", "a cat"], [0, 0])[1] == pytest.approx(alone)
-    assert rewards.score(dataclasses.replace(vlm, encode_text=None), means, ["", ""], [0, 1]) == [0.0, 0.0]
+    found = rewards.score(vlm, means, ["", " \n\t ", "a cat"], [0, 1, 0])
+    single = vlm.embed_texts([""])[0].numpy()
+    assert found[:2] == pytest.approx([100 * float(single @ means[0]), 100 * float(single @ means[1])], abs=1e-2)
+    assert found[0] != 0
+    assert rewards.score(vlm, means, ["a cat"], [0])[0] == pytest.approx(found[2])
     assert rewards.score(vlm, means, [], []) == []
 
 
@@ -142,9 +143,9 @@ def test_many_texts_come_in_batches_and_look_at_no_image():
     means = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     texts = ["" if i in (0, 100, 257, 599) else f"text {i}" for i in range(600)]
     found = rewards.score(judge, means, [f"\n {text}  " for text in texts], [i % 3 for i in range(600)])
-    assert sizes == [256, 256, 84]
+    assert sizes == [256, 256, 88]
     for i, (text, reward) in enumerate(zip(texts, found)):
-        assert reward == pytest.approx(20 * float(unit([text])[0] @ means[i % 3]) if text else 0, abs=1e-4)
+        assert reward == pytest.approx(20 * float(unit([text])[0] @ means[i % 3]), abs=1e-4)
 
 
 def kept(folder, vlm, number_of_concepts=2, number=3, **description):

@@ -132,8 +132,8 @@ def test_every_log_step_is_a_row_and_its_ten_best(tmp_path, capsys):
     with (tmp_path / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == training.COLUMNS == (
-        "step", "reward", "reward_std", "kl", "entropy", "loss", "mean_words", "duplicates", "repeated_phrases",
-        "copies", "shared_phrase", "unscored")
+        "step", "reward", "reward_std", "kl", "beta", "clipped", "entropy", "loss", "mean_words",
+        "duplicates", "repeated_phrases", "copies", "shared_phrase", "empty", "unscored")
     assert [(row["step"], row["reward"], row["kl"], row["loss"]) for row in rows] == [
         ("1", "1.5", "0.25", ""), ("2", "2.5", "0.25", "")]
     lines = (tmp_path / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")
@@ -202,6 +202,82 @@ def test_a_line_cut_within_its_number_is_dropped(tmp_path):
     assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3", "4"]
 
 
+def test_ratios_that_are_mostly_clipped_are_said(tmp_path, capsys):
+    from utils.ex2 import training
+
+    log = training.Log(tmp_path, [], 1, True)
+    log.on_log(None, state(1, 1), None, {"reward": 1.0, training.CLIPPED: 0.51})
+    assert "warning: 51% of the ratios were clipped" in capsys.readouterr().err
+    log.on_log(None, state(2, 1), None, {"reward": 1.0, training.CLIPPED: 0.5})
+    assert "warning" not in capsys.readouterr().err
+
+
+# The adaptive KL.
+
+def test_beta_follows_the_kl_as_in_ppo():
+    from utils.ex2 import training
+
+    kl = training.AdaptiveKL(0.2, 32, 16)
+    kl.trainer = SimpleNamespace(beta=0.2)
+    logged, expected = [], 0.2
+    for step, (token, length) in enumerate([(0.0, 30.0), (0.2, 30.0), (0.21, 30.0), (1.0, 30.0)], 1):
+        logs = {"kl": token, "completions/mean_length": length, "step": step * 16}
+        kl.on_log(None, state(step, 16), None, logs)
+        expected *= 1 + min(max(token * length / 6 - 1, -0.2), 0.2) * 32 / 10_000
+        logged.append(logs)
+        assert kl.trainer.beta == kl.beta == pytest.approx(expected, rel=1e-12)
+    kl.on_log(None, state(4, 16), None, {"train_runtime": 1.0})
+    assert kl.beta == pytest.approx(expected)
+    again = training.AdaptiveKL(0.2, 32, 16)
+    again.trainer = SimpleNamespace(beta=0.2)
+    again.on_train_begin(None, SimpleNamespace(log_history=logged), None)  # a run that is resumed
+    assert again.trainer.beta == kl.beta
+    rare = training.AdaptiveKL(0.2, 32, 16)
+    rare.trainer = SimpleNamespace(beta=0.2)
+    rare.on_log(None, state(1000, 16), None, logged[-1])  # logged once in 1,000 steps
+    assert rare.beta == pytest.approx(0.2 * (1 + 0.2 * 3.2))
+
+
+# The trainer.
+
+def trainer_of(model, folder, algorithm="rloo", learning_rate=1e-5):
+    from utils.ex2 import training
+
+    return training.make_trainer(
+        algorithm, model, loading.load_tokenizer(model.name_or_path),
+        [{"prompt": "What is a cat?", "query": "What is a cat?", "concept": 0}] * 8, lambda **_: None,
+        {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}, [], 4, 4, 1, True, {}, output_dir=str(folder), max_steps=16,
+        per_device_train_batch_size=2, num_generations=2, learning_rate=learning_rate, bf16=True, use_cpu=True,
+        gradient_checkpointing=False, report_to="none", max_grad_norm=0.0, beta=0.2)
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_the_adapter_of_a_quantised_model_is_trained_in_float32(tiny_lm, tmp_path, algorithm):
+    model = loading.load_model(tiny_lm, torch.bfloat16)
+    model.is_loaded_in_8bit = True  # by which TRL knows a quantised model
+    trainer = trainer_of(model, tmp_path, algorithm)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert trained
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    for parameter in trained:
+        parameter.data.fill_(0.1)  # beside which 1e-5 is nothing in bfloat16
+        parameter.grad = torch.ones_like(parameter)
+    trainer.create_optimizer().step()
+    for parameter in trained:
+        assert torch.allclose(parameter.data, torch.full_like(parameter, 0.1 - 1e-5), rtol=0, atol=2e-6)
+        assert (parameter.data < 0.1 - 5e-6).all()
+
+
+def test_a_batch_gives_as_many_updates_as_published(tiny_lm, tmp_path):
+    config = trainer_of(loading.load_model(tiny_lm, torch.bfloat16), tmp_path).args
+    assert (config.num_iterations, config.steps_per_generation, config.gradient_accumulation_steps) == (4, 4, 1)
+    assert config.generation_batch_size == 8
+    assert config.normalize_advantages
+    assert config.max_grad_norm == 0
+    args = cli.parse(train.get_args_parser(), ["--config", str(ROOT / "configs/train/published.yaml")])
+    assert args.epochs_per_batch * args.batch_size // args.minibatch_size == 16
+
+
 # Checkpoints.
 
 def checkpoint(folder, name, content='{"global_step": 4}'):
@@ -214,14 +290,17 @@ def checkpoint(folder, name, content='{"global_step": 4}'):
 def test_only_complete_checkpoints_count_in_their_order(tmp_path):
     from utils.ex2 import training
 
-    for name in ("checkpoint-4", "checkpoint-12", "checkpoint-8"):
-        checkpoint(tmp_path, name)
+    for name, done in (("checkpoint-4", 8), ("checkpoint-12", 24), ("checkpoint-8", 16)):
+        checkpoint(tmp_path, name, f'{{"global_step": {done}}}')
     checkpoint(tmp_path, "checkpoint-16", None)
     checkpoint(tmp_path, "checkpoint-20", '{"global_st')
-    found = training.complete_checkpoints(tmp_path)
+    found = training.complete_checkpoints(tmp_path, 2)
     assert [path.name for path in found] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in found)
-    assert training.complete_checkpoints(tmp_path / "nowhere") == []
+    assert training.complete_checkpoints(tmp_path / "nowhere", 2) == []
+    checkpoint(tmp_path, "checkpoint-20", '{"global_step": 20}')  # cut off before it had the number of its step, 10
+    found = training.complete_checkpoints(tmp_path, 2)
+    assert [path.name for path in found] == ["checkpoint-4", "checkpoint-8", "checkpoint-10", "checkpoint-12"]
 
 
 def test_what_is_no_checkpoint_of_ours_is_left_alone(tmp_path):
@@ -231,7 +310,7 @@ def test_what_is_no_checkpoint_of_ours_is_left_alone(tmp_path):
     checkpoint(tmp_path, "checkpoint-last-good")
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    assert training.complete_checkpoints(tmp_path) == []
+    assert training.complete_checkpoints(tmp_path, 2) == []
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -296,7 +375,7 @@ def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
     assert done.stdout.endswith(f"4 steps -> {folder}\n")
     assert "step     4  reward" in done.stderr
     assert {path.name for path in folder.iterdir()} >= {
-        "adapter_model.safetensors", "adapter_config.json", "checkpoint-4", "checkpoint-8", "log.csv",
+        "adapter_model.safetensors", "adapter_config.json", "checkpoint-2", "checkpoint-4", "log.csv",
         "reward_curve.png", "top_descriptions.jsonl", "train.json"}
     rows = log_rows(folder)
     assert tuple(rows[0]) == training.COLUMNS
@@ -322,7 +401,7 @@ def test_a_run_leaves_an_adapter_and_its_log(whole_run, tiny_lm):
 @long
 def test_the_adapter_describes(whole_run, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for name in (whole_run[0], whole_run[0] / "checkpoint-4"):
+    for name in (whole_run[0], whole_run[0] / "checkpoint-2"):
         code, out, err = run_script("inference", "--model_name", name, "--num_concepts", 1, "--max_new_tokens", 4,
                                     "--device", "cpu", "--output_filepath", tmp_path / "d.json")
         assert code == 0, err
@@ -343,12 +422,12 @@ def test_a_run_that_was_killed_goes_on_exactly(whole_run, tiny_lm, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert (folder / "checkpoint-4" / "trainer_state.json").is_file()
+    assert (folder / "checkpoint-2" / "trainer_state.json").is_file()
     assert not (folder / "adapter_model.safetensors").exists()
     assert [row["step"] for row in log_rows(folder)] == ["1", "2", "3"]  # the third will be made again
     checkpoint(folder, "checkpoint-6", None)  # two that the kill came into
-    shutil.rmtree(folder / "checkpoint-8", ignore_errors=True)
-    checkpoint(folder, "checkpoint-8", '{"epoch": ')
+    shutil.rmtree(folder / "checkpoint-4", ignore_errors=True)
+    checkpoint(folder, "checkpoint-4", '{"epoch": ')
     done = run(tiny_lm, folder, "--resume")
     assert "step     3  reward" in done.stderr
     assert "step     2  reward" not in done.stderr

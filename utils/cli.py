@@ -222,16 +222,21 @@ def add_vlm_options(parser: argparse.ArgumentParser, option: str = "--vlm_name",
                              "one of MODEL:DATASET, hf-hub:NAME, local-dir:PATH, emojiclip"
                              + ("" if default else " (default: none)"))
     parser.add_argument("--vlm_16bit", type=boolean, metavar="True|False",
-                        help="run the VLM in 16 bits: float16 on a GPU, bfloat16 on a CPU (default: True on a GPU)")
+                        help="run the VLM in 16 bits: float16 on a GPU, bfloat16 on a CPU (default: True on a GPU, "
+                             "but for ALIGN)")
 
 
 def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], option: str = "--dataset_name") -> None:
     """The options that choose concepts and their images; `option` names one of the data sets `names`."""
     parser.add_argument(option, default="emoji", choices=names, metavar="NAME",
                         help=f"whose classes are the concepts: one of {', '.join(names)}")
-    parser.add_argument("--data_root", metavar="FOLDER", help="where the images are; emoji needs none (default: none)")
+    parser.add_argument("--data_root", metavar="FOLDER",
+                        help="where the images are; emoji and emoji_fixed need none (default: none)")
     parser.add_argument("--split", default="train", metavar="NAME",
-                        help="of the data set: train, val or test, where it has them")
+                        help="of the data set: train, val, trainval or test, where it has them")
+    parser.add_argument("--class_names", metavar="FILE",
+                        help="names of all concepts, one a line, in the order of the data set's labels (default: the "
+                             "data set's own, as published)")
     parser.add_argument("--num_concepts", type=POSITIVE, metavar="N",
                         help="so many concepts, evenly spaced over the data set's list (default: all)")
     parser.add_argument("--num_images_for_reward", type=SIZE, default=256, metavar="N",

@@ -11,7 +11,8 @@ MEDIA = ("a drawing of", "a picture of", "an icon of", "an emoji of", "an image 
 
 def with_article(words: str) -> str:
     """'owl' -> 'an owl'."""
-    return ("an " if words[0].lower() in "aeiou" or words.startswith("hour") else "a ") + words
+    vowel = words[0].lower() in "aeiou" and not words.lower().startswith(("uni", "use", "eu", "one "))
+    return ("an " if vowel or words.startswith("hour") else "a ") + words
 
 
 def _noun(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:

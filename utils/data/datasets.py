@@ -24,7 +24,10 @@ from utils.data.layouts import DataSet
 
 PACK_INDEX = Path(__file__).resolve().parents[2] / "data" / "emoji" / "concepts.json"
 SPURIOUS_CLASSES = ("land animal", "sea animal")
-CONCEPT_SEEDS = {"train": 11, "val": 12, "test": 13}  # of the scenes that show concepts: others than those of data sets
+# Of the scenes that show concepts, by split: others than those of data sets.
+CONCEPT_SEEDS = {"train": 11, "val": 12, "test": 13}
+FIXED_SEEDS = {"train": 14, "val": 15}
+FIXED_CONCEPTS, FIXED_IMAGES = 40, 64  # of emoji_fixed: concepts, and images of each in a split
 AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
 EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
 
@@ -32,6 +35,11 @@ EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a pictur
 def _drawings() -> list[str]:
     # Not through utils.data.scenes, which needs torch.
     return [concept["name"] for concept in json.loads(PACK_INDEX.read_text())["concepts"]]
+
+
+def _fixed_drawings() -> list[str]:
+    names = _drawings()
+    return [names[k * len(names) // FIXED_CONCEPTS] for k in range(FIXED_CONCEPTS)]
 
 
 def _scenes_with_masks(data_path: str | None) -> "SceneImages":
@@ -44,7 +52,9 @@ def _scenes_with_masks(data_path: str | None) -> "SceneImages":
 REGISTRY = layouts.LAYOUTS | {
     "webdataset": DataSet(reading="seen", split=""),
     "huggingface": DataSet(reading="seen"),
-    "emoji": DataSet(classes=_drawings, concept=str, scenes={"train": (7800, 7), "val": (2080, 8), "test": (2080, 1)}),
+    "emoji": DataSet(classes=_drawings, concepts=layouts.as_classes,
+                     scenes={"train": (7800, 7), "val": (2080, 8), "test": (2080, 1)}),
+    "emoji_fixed": DataSet(classes=_fixed_drawings, concepts=layouts.as_classes, images=False),
     "emoji_unseen_style": DataSet(classes=_drawings, scenes={"test": (1040, 2)}),
     "emoji_spurious": DataSet(classes=lambda: list(SPURIOUS_CLASSES), places=("land", "sea"),
                               scenes={"train": (1200, 4), "val": (400, 5), "test": (800, 6)}),
@@ -56,7 +66,8 @@ NAMES = tuple(name for name, known in REGISTRY.items() if known.images)
 EMBEDDED = tuple(name for name, known in REGISTRY.items() if known.scenes)
 PLACES = {name: known.places for name, known in REGISTRY.items() if known.places}
 WITH_MASKS = tuple(name for name, known in REGISTRY.items() if known.masks)
-WITH_CONCEPTS = tuple(name for name, known in REGISTRY.items() if known.concept)
+DRAWN = {"emoji": CONCEPT_SEEDS, "emoji_fixed": FIXED_SEEDS}  # data sets whose concepts are drawn
+WITH_CONCEPTS = tuple(name for name, known in REGISTRY.items() if known.concepts)
 
 
 @dataclass
@@ -197,34 +208,40 @@ def class_names(name: str, data_path: str | None = None) -> list[str]:
     return known.classes() if known.classes else load_images(name, data_path).classes
 
 
-def concept_names(name: str, data_root: str | None, split: str, num_concepts: int | None) -> list[str]:
+def concept_names(name: str, data_root: str | None, split: str, num_concepts: int | None,
+                  class_names: str | None = None) -> list[str]:
     """Names of `num_concepts` concepts that EX2 describes (None: all), evenly spaced over a data set's classes.
 
-    Names are those of the classes; aircraft get " aircraft", and dogs without "dog" in the name " dog".
-    Raises UserError for missing files, an unknown split, more concepts than there are, and two of the same name.
+    Names are those of the file `class_names`, one a line, else the published ones, of DataSet.concepts. Raises
+    UserError for missing files, an unknown split, more concepts than there are, and two of the same name.
     """
-    _, names = _concepts(name, data_root, split)
+    _, names = _concepts(name, data_root, split, class_names)
     return [names[k] for k in _spaced_evenly(num_concepts, len(names))]
 
 
 def load_concepts(name: str, data_root: str | None, split: str, num_concepts: int | None, num_images: int,
-                  image_size: int = 224) -> Images:
+                  image_size: int = 224, class_names: str | None = None) -> Images:
     """The concepts of `concept_names` as classes, each with its first `num_images` images, sorted by file name.
 
-    Images of `emoji` are scenes drawn at `image_size`, others for each split.
+    Images of `emoji` and `emoji_fixed` are scenes drawn at `image_size`, others for each split. The concepts of
+    emoji_fixed share an attribute each (`scenes.fixed_concepts`), and have 64 images.
     Raises UserError as `concept_names` does, and for a concept without images.
     """
-    files, names = _concepts(name, data_root, split)
+    files, names = _concepts(name, data_root, split, class_names)
     chosen = _spaced_evenly(num_concepts, len(names))
     concepts = [names[k] for k in chosen]
-    if name == "emoji":
+    if name in DRAWN:
         import numpy as np
 
-        from utils.data.scenes import sample_scene
+        from utils.data.scenes import fixed_concepts, sample_scene
 
         # Scene i of a concept depends on the split's seed, the concept and i alone.
-        drawn = [sample_scene(np.random.default_rng((CONCEPT_SEEDS[split], k, i)), object=k)
-                 for k in chosen for i in range(num_images)]
+        seed, shown = DRAWN[name][split], [{"object": k} for k in chosen]
+        if name == "emoji_fixed":
+            num_images, known = min(num_images, FIXED_IMAGES), fixed_concepts()
+            shown = [{"object": known[k][0]} | ({known[k][1]: known[k][2]} if known[k][1] else {}) for k in chosen]
+        drawn = [sample_scene(np.random.default_rng((seed, scene["object"], i)), **scene)
+                 for scene in shown for i in range(num_images)]
         labels = [label for label in range(len(chosen)) for _ in range(num_images)]
         return Images(SceneImages(drawn, labels, image_size), concepts, scenes=drawn)
     paths_of: dict[int, list[str]] = {k: [] for k in range(len(names))}
@@ -239,11 +256,12 @@ def load_concepts(name: str, data_root: str | None, split: str, num_concepts: in
     return Images(ImageFiles(samples, REGISTRY[name].reading), concepts, [path for path, _ in samples])
 
 
-def _concepts(name: str, data_root: str | None, split: str) -> tuple[list[tuple[str, int]], list[str]]:
-    """Image files with labels (none for emoji), and the name of every concept."""
+def _concepts(name: str, data_root: str | None, split: str,
+              class_names: str | None = None) -> tuple[list[tuple[str, int]], list[str]]:
+    """Image files with labels (none for those of DRAWN), and the name of every concept."""
     known = REGISTRY[name]
-    if name == "emoji":
-        layouts.check_split(name, split, layouts.SPLITS)
+    if name in DRAWN:
+        layouts.check_split(name, split, DRAWN[name])
         files, classes = [], known.classes()
     elif data_root is None:
         raise UserError(f"the data set {name} needs --data_root, the folder of its images")
@@ -251,7 +269,16 @@ def _concepts(name: str, data_root: str | None, split: str) -> tuple[list[tuple[
         raise UserError(f"--data_root {data_root}: no such folder")
     else:
         files, classes = known.read(Path(data_root), split)
-    names = list(map(known.concept, classes))
+    names = known.concepts(classes, data_root and Path(data_root))
+    if class_names:
+        try:
+            lines = Path(class_names).read_text(encoding="utf-8").splitlines()
+            names = [line.strip() for line in lines if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"--class_names {class_names} is not UTF-8 text; save it as such") from error
+        if len(names) != len(classes):
+            raise UserError(f"--class_names {class_names} holds {len(names)} names, and {name} has {len(classes)} "
+                            "classes; write one a line")
     twice = sorted({concept for concept in names if names.count(concept) > 1})
     if twice:
         raise UserError(f"two classes of {name} are both called {twice[0]!r}; rename one of them")

@@ -9,6 +9,7 @@ the archive it comes in.
 import csv
 import os
 import random
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,8 @@ class DataSet:
     reading: str = "published"  # of its pictures: as in utils/data/pictures.py
     split: str = "test"         # that is read where none is asked for; "" is the folder itself
     classes: Callable[[], list[str]] | None = None   # class names, where they do not come with the images
-    concept: Callable[[str], str] | None = None      # what EX2 calls a class; None: it describes none of them
+    concepts: Callable[[list[str], Path | None], list[str]] | None = None  # what EX2 calls the classes, of their names
+                                                     # and the folder; None: it describes none of them
     places: tuple[str, ...] = ()                     # backgrounds that go with the classes, in their order
     read_places: Callable[[Path, str], list[int]] | None = None  # of each image, an index into `places`
     masks: Callable | None = None                    # reads images with masks, of a path
@@ -178,12 +180,12 @@ def fgvc_aircraft(root: Path, split: str) -> tuple[Files, list[str]]:
 
 def flowers(root: Path, split: str) -> tuple[Files, list[str]]:
     """Flowers102: jpg/image_00001.jpg, imagelabels.mat and setid.mat; the names are torchvision's."""
-    variables = {"train": "trnid", "val": "valid", "test": "tstid"}
+    variables = {"train": ("trnid",), "val": ("valid",), "trainval": ("trnid", "valid"), "test": ("tstid",)}
     check_split("flowers", split, variables)
     labels_path, ids_path = (_need(root, ("",), name, name) for name in ("imagelabels.mat", "setid.mat"))
     images = _need(root, ("",), "jpg", "102flowers.tgz")
     labels, = _mat(labels_path, "labels")
-    ids, = _mat(ids_path, variables[split])
+    ids = [i for part in _mat(ids_path, *variables[split]) for i in part]
     if len(ids) and not 1 <= min(ids) <= max(ids) <= len(labels):
         raise UserError(f"{ids_path}: lists images that {labels_path} has no labels for; download both again")
     from torchvision.datasets import Flowers102
@@ -194,7 +196,7 @@ def flowers(root: Path, split: str) -> tuple[Files, list[str]]:
 def pets(root: Path, split: str) -> tuple[Files, list[str]]:
     """Oxford-IIIT Pet: images/ and annotations/{trainval,test}.txt of 'Abyssinian_100 1 1 1' lines; train is
     trainval."""
-    tables = {"train": "trainval.txt", "test": "test.txt"}
+    tables = {"train": "trainval.txt", "trainval": "trainval.txt", "test": "test.txt"}
     check_split("pets", split, tables)
     table = _need(root, ("annotations",), tables[split], "annotations.tar.gz")
     images = _need(root, ("",), "images", "images.tar.gz")
@@ -229,20 +231,63 @@ def stanford_dogs(root: Path, split: str) -> tuple[Files, list[str]]:
     return _by_class([(str(images / name), label - 1) for name, label in rows]), classes
 
 
+# What EX2 calls the classes, as published.
+
+def as_classes(classes: list[str], root: Path | None) -> list[str]:
+    """The names of the classes as they are."""
+    return list(classes)
+
+
+def with_hyphens(classes: list[str], root: Path | None) -> list[str]:
+    """Birds as CUB means them, whose list has underscores for hyphens too: a word in lower case goes on with the one
+    before it ("Black-footed Albatross")."""
+    return [re.sub(" (?=[a-z])", "-", name) for name in classes]
+
+
+def with_maker(classes: list[str], root: Path) -> list[str]:
+    """Aircraft with their maker: "Boeing 707-320 aircraft"."""
+    data = next((root / place for place in ("fgvc-aircraft-2013b/data", "data", "")
+                 if (root / place / "variants.txt").exists()), root)
+    maker_of = {}
+    for split in ("train", "val", "test"):
+        variants, makers = (dict(_lines(_need(data, ("",), f"images_{kind}_{split}.txt", "fgvc-aircraft-2013b.tar.gz"),
+                                        str, str)) for kind in ("variant", "manufacturer"))
+        maker_of |= {variant: makers[i] for i, variant in variants.items() if i in makers}
+    missing = [name for name in classes if name not in maker_of]
+    if missing:
+        raise UserError(f"{data}: no image tells the maker of {missing[0]!r}; unpack fgvc-aircraft-2013b.tar.gz again")
+    return [f"{maker_of[name]} {name} aircraft" for name in classes]
+
+
+def year_first(classes: list[str], root: Path | None) -> list[str]:
+    """Cars with their year first: "2000 AM General Hummer SUV"."""
+    return [re.sub(r"^(.*) (\d{4})$", r"\2 \1", name) for name in classes]
+
+
+def without_question_marks(classes: list[str], root: Path | None) -> list[str]:
+    """Flowers, of which one has a question mark in its name."""
+    return [name.replace("?", "") for name in classes]
+
+
+def called_dogs(classes: list[str], root: Path | None) -> list[str]:
+    """Dogs, those without "dog" in their name with it."""
+    return [name if "dog" in name.lower() else f"{name} dog" for name in classes]
+
+
 LAYOUTS = {
     "imagenet": DataSet(imagenet, split="val", classes=imagenet_classes),
-    "imagefolder": DataSet(imagefolder, "seen", split="", concept=str),
+    "imagefolder": DataSet(imagefolder, "seen", split="", concepts=as_classes),
     "CIFAR10": DataSet(partial(cifar, "CIFAR10")),
     "CIFAR100": DataSet(partial(cifar, "CIFAR100")),
     "caltech101": DataSet(caltech101),
     "binary_waterbirds": DataSet(binary_waterbirds, classes=lambda: list(WATERBIRDS_CLASSES), places=("land", "water"),
                                  read_places=waterbirds_places),
-    "cub": DataSet(cub, concept=str),
-    "fgvc_aircraft": DataSet(fgvc_aircraft, concept="{} aircraft".format),
-    "flowers": DataSet(flowers, concept=str),
-    "pets": DataSet(pets, concept=str),
-    "stanford_cars": DataSet(stanford_cars, concept=str),
-    "stanford_dogs": DataSet(stanford_dogs, concept=lambda name: name if "dog" in name.lower() else f"{name} dog"),
+    "cub": DataSet(cub, concepts=with_hyphens),
+    "fgvc_aircraft": DataSet(fgvc_aircraft, concepts=with_maker),
+    "flowers": DataSet(flowers, concepts=without_question_marks),
+    "pets": DataSet(pets, concepts=as_classes),
+    "stanford_cars": DataSet(stanford_cars, concepts=year_first),
+    "stanford_dogs": DataSet(stanford_dogs, concepts=called_dogs),
 }
 
 

@@ -28,6 +28,7 @@ SIDES = {1: (0.36, 0.50, 0.68), 2: (0.30, 0.38, 0.46), 3: (0.26, 0.33, 0.40), 4:
 LAYOUTS = {1: [(0, 0)], 2: [(-1, 0), (1, 0)], 3: [(0, -1), (-1, 1), (1, 1)], 4: [(-1, -1), (1, -1), (-1, 1), (1, 1)]}
 EXTENTS = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (2, 2)}
 MARGIN = 0.03
+FIXED, FIXED_SEED = ("style", "count", "color", "size"), 21  # attributes that concepts of `emoji_fixed` share
 # Where each kind of animal of `emoji_spurious` is at home: background colours and texture.
 HABITATS = {"land": {"colors": ("green", "brown"), "texture": "speckled"},
             "sea": {"colors": ("blue",), "texture": "wavy"}}
@@ -125,6 +126,16 @@ def sample_spurious(number: int, seed: int, agreement: float) -> list[tuple[Scen
         rows.append((sample_scene(rng, object=int(rng.choice(animals[kinds[y]])),
                                   color=str(rng.choice(home["colors"])), texture=home["texture"]), y, place))
     return rows
+
+
+def fixed_concepts() -> list[tuple[int, str | None, object]]:
+    """The concepts of `emoji_fixed`: (object, the attribute that all its images share, its value), evenly spaced over
+    all objects. Eight each have one of FIXED, eight have none (None, None)."""
+    rng = np.random.default_rng(FIXED_SEED)
+    values = {"style": styles(), "count": list(range(1, 5)), "color": list(COLORS), "size": list(SIZES)}
+    kinds = rng.permutation([*FIXED, None] * 8)
+    return [(index * len(concepts()) // len(kinds), kind, kind and values[kind][rng.integers(len(values[kind]))])
+            for index, kind in enumerate(kinds)]
 
 
 def _backgrounds(scenes: list[Scene], side: int) -> torch.Tensor:

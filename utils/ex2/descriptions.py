@@ -21,19 +21,25 @@ WORRYING = 0.3  # a share above which a person should look at the descriptions
 # Questions.
 
 def read_questions(path: str) -> list[str]:
-    """Question templates, one a line, each with `{concept}` (EX2, section 3).
+    """Question templates, each with `{concept}` or, where English wants an article before the name, `{a concept}` (EX2,
+    section 3). The file holds one a line, or is the published one: a JSON list with `{}` for the concept.
 
-    Raises UserError for a file that does not exist, holds no line, or a line without `{concept}`.
+    Raises UserError for a file that does not exist, holds no question, or one without the concept.
     """
     if not Path(path).is_file():
         raise UserError(f"--questions {path} does not exist; it holds one template a line, as configs/questions.txt "
                         "does")
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = Path(path).read_text(encoding="utf-8")
+        lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        lines = [line.replace("{}", "{concept}").strip() for line in lines if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"--questions {path} is not UTF-8 text; save it as such") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"--questions {path} is not a JSON list of questions ({error}); write one question a "
+                        "line") from error
     for line in lines:
-        if "{concept}" not in line:
+        if not re.search("{(a )?concept}", line):
             raise UserError(f"{path}: {line!r} lacks {{concept}}, where the concept's name goes")
     if not lines:
         raise UserError(f"{path} holds no questions")
@@ -41,8 +47,12 @@ def read_questions(path: str) -> list[str]:
 
 
 def fill(question: str, concept: str) -> str:
-    """A question template with a concept's name in it."""
-    return question.replace("{concept}", concept)
+    """A question template with a concept's name in it, for `{a concept}` with its article: "an owl", "grapes"."""
+    from utils.data import captions, scenes
+
+    without = {known["name"] for known in scenes.concepts() if known["name"] == known["plural"]}
+    named = concept if concept in without else captions.with_article(concept)
+    return question.replace("{concept}", concept).replace("{a concept}", named)
 
 
 # Signs of collapse, where a model games its reward: repetition, copying, one phrase for all.
@@ -67,6 +77,7 @@ def measures(descriptions: list[str], queries: list[str]) -> dict[str, float]:
     - `copies`: share of descriptions without any word that is not in their query: only the concept's name,
       only the question, or nothing.
     - `shared_phrase`: share of descriptions that contain the batch's commonest four-word phrase.
+    - `empty`: share of descriptions without a word.
     """
     total = len(descriptions)
     spoken = [words(text) for text in descriptions]
@@ -76,7 +87,8 @@ def measures(descriptions: list[str], queries: list[str]) -> dict[str, float]:
             "duplicates": 1 - len(set(map(tuple, spoken))) / total,
             "repeated_phrases": sum(1 - len(set(three)) / len(three) for three in threes if three) / total,
             "copies": sum(set(said) <= set(words(query)) for said, query in zip(spoken, queries)) / total,
-            "shared_phrase": max((count for count in shared.values() if count > 1), default=0) / total}
+            "shared_phrase": max((count for count in shared.values() if count > 1), default=0) / total,
+            "empty": sum(not said for said in spoken) / total}
 
 
 def warning(measured: dict[str, float]) -> str | None:
@@ -95,12 +107,32 @@ def sums(rows: list[dict]) -> dict:
             "measures": measures([row["description"] for row in rows], [row["question"] for row in rows])}
 
 
+def difference(before: list[dict], after: list[dict]) -> dict:
+    """How much higher the rewards of rows are `after`, paired by concept, over all seeds: mean, its standard error over
+    concepts (None of a single one), p of Wilcoxon's signed-rank test, and the number of concepts."""
+    from scipy.stats import wilcoxon
+
+    means = [{}, {}]
+    for rows, of_concept in zip((before, after), means):
+        for row in rows:
+            if row["reward"] is not None:
+                of_concept.setdefault(row["concept"], []).append(row["reward"])
+    gains = [statistics.fmean(means[1][concept]) - statistics.fmean(means[0][concept])
+             for concept in means[0] if concept in means[1]]
+    if not gains:
+        raise UserError("the files have no concept in common; compare descriptions of the same data set")
+    many = len(gains) > 1
+    return {"mean": statistics.fmean(gains), "concepts": len(gains),
+            "error": statistics.stdev(gains) / len(gains) ** 0.5 if many else None,
+            "p": float(wilcoxon(gains).pvalue) if many and any(gains) else 1.0}
+
+
 def summary(rows: list[dict]) -> list[str]:
     """Lines about rows for the screen: the mean reward, and the signs of collapse."""
     summed = sums(rows)
     lines = ["words a description: {mean_words:.1f}; duplicates {duplicates:.1%}, repeated phrases "
              "{repeated_phrases:.1%}, copies of the question {copies:.1%}, commonest phrase in "
-             "{shared_phrase:.1%}".format(**summed["measures"])]
+             "{shared_phrase:.1%}; without a word {empty:.1%}".format(**summed["measures"])]
     if reward := summed["mean_reward"]:
         lines.insert(0, f"mean reward: {reward[0]:.2f} +- {reward[1]:.2f} (standard error)")
     if problem := warning(summed["measures"]):
@@ -115,12 +147,15 @@ def lines_path(path: str) -> Path:
     return Path(path).with_suffix(".jsonl") if path.endswith(".json") or not Path(path).is_file() else Path(path)
 
 
-def read(path: str) -> tuple[list[dict], dict]:
+def read(path: str, concepts: list[str] | None = None) -> tuple[list[dict], dict]:
     """Rows of X.jsonl, by its own name or that of X.json, each with all of KEYS; and the manifest, {} where none is.
 
-    Raises UserError for a file that inference.py did not write.
+    A published X.json has no X.jsonl beside it: it is read by the names of its `concepts`, where these are known; its
+    questions are "". Raises UserError for a file that is neither.
     """
     source, rows = lines_path(path), []
+    if concepts and not source.is_file() and Path(path).is_file():
+        return read_published(path, concepts), {}
     if not source.is_file():
         raise UserError(f"{source} does not exist; descriptions are made with: python inference.py --output_filepath "
                         f"{source.with_suffix('.json')}")
@@ -137,6 +172,22 @@ def read(path: str) -> tuple[list[dict], dict]:
         raise UserError(f"{source} holds no descriptions; make it again with inference.py")
     manifest = source.with_suffix(".manifest.json")
     return rows, files.read_manifest(manifest, needed=()) if manifest.is_file() else {}
+
+
+def read_published(path: str, concepts: list[str]) -> list[dict]:
+    """Rows, as of `read`, of a JSON list (concepts) of lists (descriptions) by the names of its concepts."""
+    try:
+        lists = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(lists, list) or not all(
+                isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
+            raise TypeError
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: expected is a JSON list (concepts) of lists (descriptions)") from error
+    if len(lists) != len(concepts):
+        raise UserError(f"{path} holds descriptions of {len(lists)} concepts, and the data set has {len(concepts)}; "
+                        "name its own data set, and as many of its concepts")
+    return [{"concept": concept, "question": "", "description": text, "seed": None, "reward": None}
+            for concept, texts in zip(concepts, lists) for text in texts]
 
 
 def write(path: str, rows: list[dict], manifest: dict) -> None:

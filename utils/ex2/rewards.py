@@ -58,16 +58,14 @@ def score(vlm: Model, means: np.ndarray, descriptions: list[str], concepts: list
     """Rewards of descriptions of the concepts with these numbers, rows of `means` [concepts, d] (EX2, section 3).
 
     A reward is the mean over the concept's images of the cosine between image and description, times the VLM's logit
-    scale. A description without a word says nothing: its reward is 0, as for a text at right angles to all images.
-    None where the VLM's embedding is not finite (16 bits can overflow).
+    scale; a description without a word is scored like any other. None where the VLM's embedding is not finite (16 bits
+    can overflow).
     """
-    rewards: list[float | None] = [0.0] * len(descriptions)
-    worded = [i for i, description in enumerate(descriptions) if description.strip()]
+    rewards: list[float | None] = []
     columns = torch.from_numpy(means)
-    for start in range(0, len(worded), TEXT_BATCH):
-        batch = worded[start:start + TEXT_BATCH]
-        embeddings = vlm.embed_texts([descriptions[i].strip() for i in batch]).cpu()
-        cosines = (embeddings * columns[[concepts[i] for i in batch]]).sum(dim=1)
-        for i, cosine in zip(batch, cosines.tolist()):
-            rewards[i] = cosine * vlm.logit_scale if np.isfinite(cosine) else None
+    for start in range(0, len(descriptions), TEXT_BATCH):
+        batch = slice(start, start + TEXT_BATCH)
+        embeddings = vlm.embed_texts([description.strip() for description in descriptions[batch]]).cpu()
+        cosines = (embeddings * columns[concepts[batch]]).sum(dim=1).tolist()
+        rewards += [cosine * vlm.logit_scale if np.isfinite(cosine) else None for cosine in cosines]
     return rewards

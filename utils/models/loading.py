@@ -45,7 +45,8 @@ def options_of(model: str, source: str) -> tuple[str, str | None, int]:
 
 
 def load_vlm(name: str, device: torch.device, half: bool | None = None) -> Model:
-    """Load a model with a text side by --vlm_name, which is its name; `half` runs it in 16 bits (None: on a GPU).
+    """Load a model with a text side by --vlm_name, which is its name; `half` runs it in 16 bits (None: on a GPU,
+    but for ALIGN, whose published rewards are of float32).
 
     Raises UserError for an unknown name (with the closest ones) and for weights that cannot be fetched or read.
     """
@@ -55,7 +56,9 @@ def load_vlm(name: str, device: torch.device, half: bool | None = None) -> Model
     else:
         from utils.models import transformers
         model = transformers.load(name, device)
-    if device.type == "cuda" if half is None else half:
+    if half is None:
+        half = device.type == "cuda" and getattr(getattr(model.network, "config", None), "model_type", None) != "align"
+    if half:
         model.network.to(torch.float16 if device.type == "cuda" else torch.bfloat16)
     return replace(model, name=name)
 

@@ -8,6 +8,7 @@ folder of transformers (CLIP, ALIGN, SigLIP), or `r-open-clip:` and an open_clip
 `local-dir:PATH`, `emojiclip`.
 """
 import difflib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -44,26 +45,32 @@ def closest(name: str, known: list[str], prefix: str = "") -> str:
     return ", ".join(prefix + other for other in difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:10])
 
 
+def open_clip_models() -> list[str]:
+    """The names of open_clip's models, off its files: importing it takes a while."""
+    folder = Path(importlib.util.find_spec("open_clip").origin).parent / "model_configs"
+    return sorted(path.stem for path in folder.glob("*.json"))
+
+
 def split_vlm_name(name: str) -> tuple[str, str | None] | None:
     """What --vlm_name says of an open_clip model, its --model and --pretrained; None for one of transformers.
 
     Raises UserError for a name that cannot be one, with the closest ones, before anything is loaded.
     """
-    import open_clip
-
     if not name.startswith(OPEN_CLIP):
         if "/" in name or Path(name).is_dir():
             return None
-        known = ["emojiclip", *(f"{model}:{tag}" for model, tag in open_clip.list_pretrained())]
+        known = ["emojiclip", *open_clip_models()]
         raise UserError(f"unknown VLM {name!r}: neither a folder nor a hub name (owner/name); closest are "
                         + closest(name, known, OPEN_CLIP))
     model = name.removeprefix(OPEN_CLIP)
     if model == "emojiclip" or has_own_weights(model):
         return model, None
     model, _, tag = model.partition(":")
-    if model not in open_clip.list_models():
+    if model not in open_clip_models():
         raise UserError(f"unknown VLM {name!r}: no open_clip model {model!r}; closest are "
-                        + closest(model, [*open_clip.list_models(), "emojiclip"], OPEN_CLIP))
+                        + closest(model, [*open_clip_models(), "emojiclip"], OPEN_CLIP))
+    import open_clip
+
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
         raise UserError(f"unknown VLM {name!r}: {model} has no weights {tag!r}; closest are "
