@@ -1,13 +1,18 @@
 """What do descriptions say? Asks a chat model about each, and sums up which are informative, visual or spurious (EX2).
 
-    python inspect.py --input_filepath output_dir/descriptions.jsonl --dry_run          # counts, sends nothing
-    python inspect.py --input_filepath output_dir/descriptions.jsonl                    # ChatGPT; key in OPENAI_API_KEY
+    python inspect.py --input_filepath output_dir/descriptions.jsonl                    # word lists; asks no model
+    python inspect.py --input_filepath output_dir/descriptions.jsonl --dry_run --price_per_million 0.75 4.5
+    OPENAI_API_KEY=... python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini
     python inspect.py --input_filepath output_dir/descriptions.jsonl --base_url http://localhost:8000/v1 --model NAME
+    python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini --batch       # half the price
     python inspect.py --summarize output_dir/A_inspection.jsonl output_dir/B_inspection.jsonl
 
 Reads what inference.py wrote. Two questions a description, in configs/inspection.yaml: does it teach something specific
 about its concept, and which attributes does it use. Each answer is appended to --output_filepath as it comes; the same
-command again asks only what is missing.
+command again asks only what is missing. What a server refuses of the settings of a request is left out from then on.
+
+--batch writes what is missing to X_batch.jsonl, for OpenAI's batch interface (endpoint /v1/chat/completions); put the
+files that come back beside it as X_batch_output.jsonl and X_batch_errors.jsonl, and give the same command again.
 
 --summarize compares VLMs. It prints tables, examples and how far the inspector agrees with descriptions labelled by
 hand (data/inspection/labels.jsonl), and writes summary.csv, summary.json and summary.png to --output_dir.
@@ -35,14 +40,16 @@ def get_args_parser():
     parser.add_argument("--output_filepath", metavar="FILE.jsonl",
                         help="answers (default: the input's name with _inspection.jsonl)")
     parser.add_argument("--output_format", default="jsonl", choices=("jsonl", "published"),
-                        help="published: beside the .jsonl also a .json, a list (concepts) of lists of raw responses "
-                             "to the first question")
+                        help="published: beside the .jsonl also a .json, a list (concepts) of lists of responses to "
+                             "the first question, as the client dumps them")
     parser.add_argument("--dataset_name", metavar="NAME", help="data set (default: as in inference.py's manifest)")
     parser.add_argument("--vlm_name", metavar="NAME",
                         help="VLM that prefers the descriptions (default: as in the manifest)")
     parser.add_argument("--base_url", metavar="URL",
                         help="OpenAI-compatible server, such as http://localhost:8000/v1 (default: OpenAI's own)")
-    parser.add_argument("--model", default="gpt-3.5-turbo-1106", metavar="NAME", help="the inspector")
+    parser.add_argument("--model", metavar="NAME",
+                        help="the inspector: a chat model, such as OpenAI's gpt-5.4-mini, or words, the word lists of "
+                             "--words (default: words where there is neither a key nor --base_url)")
     parser.add_argument("--temperature", type=cli.WEIGHT, default=0.1, help="of the inspector's sampling")
     parser.add_argument("--top_p", type=cli.FRACTION, default=0.1, help="of the inspector's sampling")
     parser.add_argument("--max_tokens", type=cli.SIZE, default=128, help="tokens an answer")
@@ -53,6 +60,11 @@ def get_args_parser():
                         help="of one question, after faults or unreadable answers")
     parser.add_argument("--timeout", type=cli.RATE, default=60.0, help="seconds a request may take")
     parser.add_argument("--dry_run", action="store_true", help="count requests, estimate tokens, send nothing")
+    parser.add_argument("--price_per_million", type=cli.WEIGHT, nargs=2, metavar=("IN", "OUT"),
+                        help="with --dry_run: prices of a million tokens to read and to write (default: none)")
+    parser.add_argument("--batch", action="store_true", help="write and read files of OpenAI's batch interface")
+    parser.add_argument("--words", default="configs/inspection_words.yaml", metavar="FILE.yaml",
+                        help="the word lists of --model words")
     parser.add_argument("--inspection", default="configs/inspection.yaml", metavar="FILE.yaml",
                         help="the questions and the list of attributes")
     parser.add_argument("--summarize", nargs="+", metavar="FILE.jsonl",
@@ -71,18 +83,30 @@ def main(args) -> None:
 
 def ask(args) -> None:
     import json
+    import os
     from pathlib import Path
 
     from utils import cli
-    from utils.ex2 import descriptions, inspection
-    from utils.language import chat, jsonl
+    from utils.ex2 import descriptions, inspection, words
+    from utils.language import jsonl
 
+    # Whom, and about what.
     if not args.input_filepath:
         raise cli.UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
+    if not args.model and (args.base_url or args.batch or os.environ.get("OPENAI_API_KEY")):
+        raise cli.UserError("name the inspector with --model, such as gpt-5.4-mini of OpenAI, or words for the word "
+                            "lists")
+    model = args.model or "words"
+    if model == "words":
+        print(f"the inspector is words, the word lists of {args.words}" + (
+            "" if args.model else ": there is no --model, no --base_url and no OPENAI_API_KEY"))
     sheet = inspection.read_sheet(args.inspection)
     rows, manifest = descriptions.read(args.input_filepath)
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
-    header = inspection.make_header(rows, sheet, sampling, args.model, args.vlm_name or manifest.get("vlm_name"),
+    if model == "words":
+        lists = words.read_lists(args.words, sheet)
+        sampling = {"words_sha256": inspection.hash_of({name: pattern.pattern for name, pattern in lists.items()})}
+    header = inspection.make_header(rows, sheet, sampling, model, args.vlm_name or manifest.get("vlm_name"),
                                     args.dataset_name or manifest.get("dataset"))
     stem = args.output_filepath or f"{descriptions.lines_path(args.input_filepath).with_suffix('')}_inspection"
     stem = stem.removesuffix(".jsonl").removesuffix(".json")
@@ -94,23 +118,61 @@ def ask(args) -> None:
         print(f"{len(tasks)} requests for {len(rows)} descriptions, two each, {total - len(tasks)} answered before; "
               "retries come on top")
         print(f"about {tokens:,} tokens to read, estimated at four characters a token; at most "
-              f"{len(tasks) * args.max_tokens:,} to write\nnothing was sent")
+              f"{len(tasks) * args.max_tokens:,} to write")
+        if args.price_per_million:
+            read, write = args.price_per_million
+            price = (tokens * read + len(tasks) * args.max_tokens * write) / 1e6
+            print(f"at most {price:.2f} at these prices, and {price / 2:.2f} with --batch, half of it; a model that "
+                  "thinks before it answers writes more")
+        print("nothing was sent")
         return
 
-    client = chat.ChatClient(args.model, args.base_url, sampling, args.timeout, args.max_retries, args.max_requests)
+    # Ask what is missing.
     with jsonl.Record(path, header) as record:
         answers = inspection.by_question(path, record.lines)
-        inspection.ask(client, sheet, rows, answers, record, args.concurrency)
+        if model == "words":
+            for index, question in inspection.missing(rows, answers):
+                said = words.judge(rows[index]["description"], lists, sheet)[question]
+                inspection.keep_answer(rows, answers, record, (index, question), inspection.answered(said))
+        elif args.batch:
+            _batch(stem, model, sampling, sheet, rows, answers, record)
+        else:
+            from utils.language import chat
+
+            client = chat.ChatClient(model, args.base_url, sampling, args.timeout, args.max_retries, args.max_requests)
+            inspection.ask(client, sheet, rows, answers, record, args.concurrency)
     answered = total - len(inspection.missing(rows, answers))
-    print(f"{answered} of {total} questions answered, {len(answers) - answered} asked in vain; {client.sent} requests "
-          "sent")
-    if client.sent == args.max_requests and answered < total:
+    asked = f"; {client.sent} requests sent" if model != "words" and not args.batch else ""
+    print(f"{answered} of {total} questions answered, {len(answers) - answered} asked in vain{asked}")
+    if asked and client.sent == args.max_requests and answered < total:
         print(f"the budget of {client.sent} requests is spent, {total - answered} questions remain: the same command "
               "again goes on")
     print(path)
     if args.output_format == "published" and len(answers) == total:
         cli.write_text(Path(f"{stem}.json"), json.dumps(inspection.published(rows, answers), indent=1) + "\n")
         print(f"{stem}.json")
+
+
+def _batch(stem: str, model: str, sampling: dict, sheet: dict, rows: list[dict], answers: dict, record) -> None:
+    """Read what came back of the batch interface, and write the requests that are still missing."""
+    from pathlib import Path
+
+    from utils.ex2 import batch, inspection
+    from utils.language import chat
+
+    settings = chat.Settings(sampling)
+    for name in ("output", "errors"):
+        path = Path(f"{stem}_batch_{name}.jsonl")
+        if path.is_file():
+            for task, answer in batch.read(path, settings, sheet, rows):
+                if answers.get(task, {}).get("status") != "answered":
+                    inspection.keep_answer(rows, answers, record, task, answer)
+    tasks = inspection.missing(rows, answers)
+    if tasks:
+        number = batch.write(Path(f"{stem}_batch.jsonl"), model, settings, sheet, rows, tasks)
+        print(f"{number} requests -> {stem}_batch.jsonl; send it to the batch interface, endpoint "
+              f"/v1/chat/completions, save what comes back as {stem}_batch_output.jsonl, and give the same command "
+              "again")
 
 
 def summarize(args) -> None:
@@ -129,7 +191,7 @@ def summarize(args) -> None:
         from utils.plots import charts
 
         cli.write_text(folder / "summary.csv", verdicts.as_csv(rows))
-        charts.inspection_shares(rows, verdicts.MEASURES, folder / "summary.png")
+        charts.inspection_shares(rows, verdicts.MEASURES, verdicts.doubtful(trust), folder / "summary.png")
         print(folder / "summary.csv", folder / "summary.png", sep="\n")
 
 

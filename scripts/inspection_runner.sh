@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Which descriptions are informative, spurious, visual or not? Asks a chat model about each, and sums up.
-#   bash inspection_runner.sh                  # after inference_runner.sh; SmolLM2-135M on this machine inspects
-#   OPENAI_API_KEY=... INSPECTOR=gpt-4o-mini bash inspection_runner.sh
+# Which descriptions are informative, visual or not? Asks an inspector about each, and sums up.
+#   bash inspection_runner.sh                  # after inference_runner.sh; word lists inspect, no model
+#   INSPECTOR=smollm2-135m bash inspection_runner.sh                           # a language model, served on this machine
+#   OPENAI_API_KEY=... INSPECTOR=gpt-5.4-mini bash inspection_runner.sh
 #   BASE_URL=http://host:8000/v1 INSPECTOR=NAME bash inspection_runner.sh      # any OpenAI-compatible server
 # Further arguments go to inspect.py. A run that was cut off asks nothing twice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUTPUT_DIR=${OUTPUT_DIR:-output_dir/ex2}
 BASE_URL=${BASE_URL:-}                               # empty: OpenAI where there is a key, else a server started here
-INSPECTOR=${INSPECTOR:-}                             # the chat model
+INSPECTOR=${INSPECTOR:-}                             # the chat model; empty or words: the word lists
+LABELS=${LABELS:-data/inspection/labels.jsonl}       # descriptions labelled by hand
 PORT=${PORT:-8765}                                   # of the server started here
 CONCURRENCY=${CONCURRENCY:-16}
 
@@ -16,8 +18,7 @@ CONCURRENCY=${CONCURRENCY:-16}
     echo "error: no descriptions in $OUTPUT_DIR; run inference_runner.sh first" >&2; exit 2; }
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
-if [ -z "$BASE_URL" ] && [ -z "${OPENAI_API_KEY:-}" ]; then
-    INSPECTOR=${INSPECTOR:-smollm2-135m}
+if [ -z "$BASE_URL" ] && [ -z "${OPENAI_API_KEY:-}" ] && [ -n "$INSPECTOR" ] && [ "$INSPECTOR" != words ]; then
     BASE_URL=http://127.0.0.1:$PORT/v1
     engine=python
     if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -49,5 +50,5 @@ aligned=$OUTPUT_DIR/aligned_inspection.jsonl
 labels=$OUTPUT_DIR/labels_inspection.jsonl
 inspect --input_filepath "$OUTPUT_DIR/aligned.jsonl" --output_filepath "$aligned" --concurrency "$CONCURRENCY" "$@"
 # The same questions about descriptions labelled by hand tell how far to trust the inspector.
-inspect --input_filepath data/inspection/labels.jsonl --output_filepath "$labels" --concurrency "$CONCURRENCY" "$@"
+inspect --input_filepath "$LABELS" --dataset_name labelled --vlm_name any --output_filepath "$labels" --concurrency "$CONCURRENCY" "$@"
 inspect --summarize "$aligned" "$labels" --output_dir "$OUTPUT_DIR"

@@ -53,6 +53,21 @@ def no_schema(number):
     return choosy
 
 
+def choosy(*refused):
+    """Refuses requests with any of these settings (of a `response_format`, its type), one after the other, as OpenAI
+    and others word it, and answers the rest well."""
+    def answer(handler):
+        request = handler.request_body
+        for name in refused:
+            if name in request:
+                instead = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+                return status(400, f"Unsupported parameter: '{name}' is not supported here.{instead}")(handler)
+            if request.get("response_format", {}).get("type") == name:
+                return status(400, f"'response_format' of type '{name}' is not supported with this model")(handler)
+        says(GOOD[handler.question])(handler)
+    return answer
+
+
 class FaultServer:
     """Used with `with`. `script`: what the first chat requests meet, one after the other (None: a good answer).
 

@@ -1,5 +1,5 @@
 """The whole chain for real: SmolLM2 trained with TRL, its descriptions by transformers and by vLLM's engine, in process
-and as a server, and inspected by SmolLM2 behind vLLM's server. Settings are cut down, parts are not."""
+and as a server, and inspected by word lists and by SmolLM2 behind that server. Settings are cut down, parts are not."""
 import json
 import os
 import subprocess
@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.long,
                                  reason="not run from .venv: the runners were not covered")]
 VLLM = ROOT / ".venv-vllm" / "bin" / "python"
 QUESTIONS = ["What does {concept} look like?", "What is {concept}?", "Which colors would you see on {concept}?"]
-SHORT = ["--num_concepts", 2, "--steps", 2, "--batch_size", 8, "--per_device_batch_size", 8, "--save_freq", 1]
+SHORT = ["--num_concepts", 2, "--steps", 2, "--batch_size", 4, "--minibatch_size", 4, "--per_device_batch_size", 4,
+         "--num_generations", 2, "--max_new_tokens", 8, "--save_freq", 1]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def chain(tmp_path_factory):
     small = ["--num_images_for_reward", 4, "--questions", questions]
     printed = [run_command(["bash", ROOT / "train_runner.sh", *small, *SHORT], folder, OUTPUT_DIR=out),
                run_command(["bash", ROOT / "inference_runner.sh", *small], folder, OUTPUT_DIR=out, NUM_CONCEPTS=2),
-               run_command(["bash", ROOT / "inspection_runner.sh"], folder, OUTPUT_DIR=out, PORT=free_port())]
+               run_command(["bash", ROOT / "inspection_runner.sh"], folder, OUTPUT_DIR=out)]
     return out, questions, printed
 
 
@@ -65,22 +66,21 @@ def test_descriptions_are_scored_and_compared(chain):
         assert all(isinstance(row["reward"], float) for row in found)
         assert [len(texts) for texts in json.loads((out / f"{name}.json").read_text())] == [3, 3]
     assert "mean reward: " in described.stdout
-    assert "standard errors." in described.stdout
-    assert "Difference: " in (out / "comparison.md").read_text()
+    assert "standard error over 2 concepts" in described.stdout
+    assert "Difference, paired by concept: " in (out / "comparison.md").read_text()
 
 
-def test_the_inspection_is_real_and_summed_up(chain):
+def test_the_inspection_is_summed_up(chain):
     out, _, (*_, inspected) = chain
     header, *answers = rows(out / "aligned_inspection.jsonl")
-    assert header["header"]["inspector"] == "smollm2-135m"
+    assert header["header"]["inspector"] == "words"
     assert header["header"]["vlm_name"] == "r-open-clip:emojiclip"
     assert len(answers) == 12
-    assert all(answer["raw"] for answer in answers)
-    assert sum(answer["status"] == "answered" for answer in answers) >= 10
-    assert "smollm2-135m" in inspected.stdout
+    assert {answer["status"] for answer in answers} == {"answered"}
+    assert "Verdicts of words (word lists, no model)" in inspected.stdout
     assert (out / "summary.png").stat().st_size > 1000
-    trust = json.loads((out / "summary.json").read_text())["agreement"]
-    assert trust, "the labelled descriptions were not used"
+    trust = json.loads((out / "summary.json").read_text())["agreement"]["words"]
+    assert trust["informative"]["used"] == 200, "the labelled descriptions were not used"
 
 
 def test_vllm_in_this_process_describes_with_the_adapter(chain, tmp_path):
@@ -108,7 +108,7 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", tmp_path / "merged", "--served-model-name",
-             "aligned", "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "512",
+             "aligned", "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "2048",
              "--enforce-eager"],
             stdout=log, stderr=log, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"})
     try:
@@ -124,9 +124,17 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
         run_command([sys.executable, "inference.py", "--backend", "server", "--base_url", f"http://127.0.0.1:{port}/v1",
                      "--model_name", out / "adapter", "--num_concepts", 2, "--questions", questions,
                      "--output_filepath", tmp_path / "s.json"], ROOT)
+        run_command([sys.executable, "inspect.py", "--base_url", f"http://127.0.0.1:{port}/v1", "--model", "aligned",
+                     "--dataset_name", "emoji", "--vlm_name", "v", "--input_filepath", tmp_path / "s.jsonl",
+                     "--max_retries", 1], ROOT)
     finally:
         server.terminate()
         server.wait(60)
+    header, *answers = rows(tmp_path / "s_inspection.jsonl")
+    assert header["header"]["inspector"] == "aligned"
+    assert len(answers) == 12
+    assert all(answer["raw"] and answer["settings"]["response_format"] == "json_schema" for answer in answers)
+    assert sum(answer["status"] == "answered" for answer in answers) >= 10
     made = rows(tmp_path / "s.jsonl")
     assert len(made) == 6
     assert len({row["description"] for row in made}) >= 5

@@ -7,6 +7,7 @@ question about one description; where an (index, question) comes twice, the late
     question                              "knowledge" or "attributes"
     vlm_name, dataset, inspector          whose description it is, and who judges
     raw                                   all texts that the model answered, the last one last
+    settings, response                    what the last request was sent with; the client's own dump of its answer
     parsed                                what the last of them says; null where nothing could be read
     status, attempts, error               "answered" or "unanswered"; tries; the last fault, null where answered
 """
@@ -163,7 +164,8 @@ def _names(value) -> list[str] | None:
 
 def make_header(rows: list[dict], sheet: dict, sampling: dict, inspector: str, vlm_name: str | None,
                 dataset: str | None) -> dict:
-    """What is asked of whom: the header of a file of answers. `sampling` is temperature, top_p and max_tokens.
+    """What is asked of whom: the header of a file of answers. `sampling` is what else the answers depend on:
+    temperature, top_p and max_tokens of a chat model.
 
     Raises UserError where the VLM or the data set is not known.
     """
@@ -172,11 +174,12 @@ def make_header(rows: list[dict], sheet: dict, sampling: dict, inspector: str, v
             raise UserError(f"no manifest tells the {name} of the descriptions; give it with {option}")
     texts = [[row["concept"], row["description"]] for row in rows]
     return {"inspector": inspector, "vlm_name": vlm_name, "dataset": dataset, "descriptions": len(rows),
-            "descriptions_sha256": _hash(texts), "inspection_sha256": _hash(sheet), **sampling,
+            "descriptions_sha256": hash_of(texts), "inspection_sha256": hash_of(sheet), **sampling,
             **{kind: list(sheet[kind]) for kind in KINDS}}
 
 
-def _hash(content: list | dict) -> str:
+def hash_of(content: list | dict) -> str:
+    """SHA-256 of what JSON can hold."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -232,21 +235,30 @@ def ask(client, sheet: dict, rows: list[dict], answers: dict, record: jsonl.Reco
         return (messages(sheet, question, rows[index]), response_format(sheet, question),
                 functools.partial(read_answer, question=question, sheet=sheet))
 
-    def keep(task: tuple[int, str], answer: dict) -> None:
-        index, question = task
-        answers[task] = {"index": index, "concept": rows[index]["concept"], "description": rows[index]["description"],
-                         "question": question, **about, **answer}
-        record.append(answers[task])
-
-    about = {name: record.header[name] for name in ("vlm_name", "dataset", "inspector")}
+    keep = functools.partial(keep_answer, rows, answers, record)
     total = len(rows) * len(QUESTIONS)
     asyncio.run(chat.ask_all(client, missing(rows, answers), request, keep, concurrency, total))
 
 
+def answered(parsed: dict) -> dict:
+    """What `chat.ChatClient.ask` gives, of an answer that needed no model."""
+    return {"raw": [json.dumps(parsed)], "parsed": parsed, "status": "answered", "attempts": 1, "error": None,
+            "settings": None, "response": None}
+
+
+def keep_answer(rows: list[dict], answers: dict, record: jsonl.Record, task: tuple[int, str], answer: dict) -> None:
+    """Keep what came of one question about one description, in `answers` and in the `record`."""
+    index, question = task
+    about = {name: record.header[name] for name in ("vlm_name", "dataset", "inspector")}
+    answers[task] = {"index": index, "concept": rows[index]["concept"], "description": rows[index]["description"],
+                     "question": question, **about, **answer}
+    record.append(answers[task])
+
+
 def published(rows: list[dict], answers: dict) -> list[list[str | None]]:
-    """The published layout: for each concept, the last raw response to the first question; null where none came."""
+    """The published layout: for each concept, the client's dump of the response to the first question; null where none
+    came."""
     concepts: dict[str, list[str | None]] = {}
     for i, row in enumerate(rows):
-        raw = answers[i, QUESTIONS[0]]["raw"]
-        concepts.setdefault(row["concept"], []).append(raw[-1] if raw else None)
+        concepts.setdefault(row["concept"], []).append(answers[i, QUESTIONS[0]].get("response"))
     return list(concepts.values())

@@ -1,7 +1,8 @@
 """Summing up what an inspector answered: shares with intervals, examples, and how far to trust it (EX2, section 4).
 
-A description is informative if it was said to increase knowledge, visual or non-visual if it uses an attribute of that
-kind (it may be both), spurious if it is of any spurious kind. Shares are of the descriptions with both questions
+A description is informative if it was said to increase knowledge, else uninformative, which the paper calls spurious;
+visual or non-visual if it uses an attribute of that kind (it may be both). Spurious wording, which is not the paper's,
+is any spurious kind of the inspection. Shares are of the descriptions with both questions
 answered.
 """
 import csv
@@ -13,12 +14,18 @@ from pathlib import Path
 from utils.cli import UserError
 from utils.ex2.inspection import KINDS, QUESTIONS, read_answers
 
-MEASURES = {"informative": "informative", "spurious": "spurious", "visual": "visual", "nonvisual": "non-visual",
+MEASURES = {"uninformative": "uninformative (the paper's spurious)", "informative": "informative",
+            "spurious": "spurious wording", "visual": "visual", "nonvisual": "non-visual",
             "only_nonvisual": "only non-visual", "informative_visual": "informative and visual",
             "informative_only_nonvisual": "informative and only non-visual"}
-IN_TABLE = ("informative", "spurious", "visual", "nonvisual", "only_nonvisual")
+IN_TABLE = ("uninformative", "spurious", "visual", "nonvisual", "only_nonvisual")
 WITH_EXAMPLES = ("informative_visual", "informative_only_nonvisual", "spurious")
 LABELED = ("informative", "visual", "nonvisual", "spurious")  # measures that are compared with labels
+# Of which of LABELED each measure is made.
+PARTS = {name: (name,) for name in LABELED} | {
+    "uninformative": ("informative",), "only_nonvisual": ("visual", "nonvisual"),
+    "informative_visual": ("informative", "visual"),
+    "informative_only_nonvisual": ("informative", "visual", "nonvisual")}
 LABELS = Path("data/inspection/labels.jsonl")
 NEAR_CHANCE = 0.2  # a kappa below which an inspector's verdicts say next to nothing
 LABELED_DATASET = "labelled"  # answers that only serve the comparison
@@ -32,6 +39,7 @@ def judge(knowledge: dict | None, attributes: dict | None, kinds: dict) -> dict:
     verdicts = dict.fromkeys(MEASURES)
     if knowledge:
         verdicts["informative"] = knowledge["increases_knowledge"] == "yes"
+        verdicts["uninformative"] = not verdicts["informative"]
     if attributes:
         used = set(attributes["attributes"])
         verdicts["visual"], verdicts["nonvisual"] = (bool(used & set(kinds[kind])) for kind in ("visual", "nonvisual"))
@@ -128,7 +136,7 @@ def agreement(files: list[dict]) -> dict[str, dict]:
     """How far each inspector agrees with the labels: inspector to verdict (of LABELED) to used, kappa and a `share`.
 
     `used` is the number of labelled descriptions with an answer, `share` the accuracy with its interval, kappa Cohen's
-    (None where it is not defined: no labels, or one and the same verdict everywhere).
+    (None where it is not defined: no labels, or one and the same verdict everywhere), kappa_interval its 95% interval.
     """
     import warnings
 
@@ -155,8 +163,36 @@ def agreement(files: list[dict]) -> dict[str, dict]:
                 warnings.simplefilter("ignore")  # a kappa without a meaning is not a number, and told as such
                 kappa = float(cohen_kappa_score(*zip(*both), labels=[False, True]))
             found[inspector][name] = {"used": len(both), "kappa": None if kappa != kappa else kappa,
+                                      "kappa_interval": kappa_interval(*zip(*both)),
                                       **share(sum(mine == label for mine, label in both), len(both))}
     return found
+
+
+def doubtful(trust: dict[str, dict]) -> set[tuple[str, str]]:
+    """(inspector, measure) of all measures with a part in which the inspector's kappa is near chance or not known, by
+    what `agreement` found."""
+    def known(figures: dict) -> bool:
+        return figures["kappa"] is not None and figures["kappa"] >= NEAR_CHANCE
+
+    return {(inspector, name) for inspector, found in trust.items() for name, parts in PARTS.items()
+            if not all(known(found[part]) for part in parts)}
+
+
+def kappa_interval(one: tuple[bool, ...], other: tuple[bool, ...], draws: int = 2000) -> tuple[float, float] | None:
+    """The 95% interval of Cohen's kappa between two judges, by a percentile bootstrap over what they judged; None where
+    it is not defined."""
+    import numpy as np
+
+    one, other = np.array(one, bool), np.array(other, bool)
+    drawn = np.random.default_rng(0).integers(len(one), size=(draws, len(one)))
+    first, second = one[drawn], other[drawn]
+    agreed, a, b = (first == second).mean(1), first.mean(1), second.mean(1)
+    chance = a * b + (1 - a) * (1 - b)
+    defined = chance < 1
+    if not defined.any():
+        return None
+    kappas = (agreed[defined] - chance[defined]) / (1 - chance[defined])
+    return tuple(float(value) for value in np.percentile(kappas, [2.5, 97.5]))
 
 
 def report(rows: list[dict], trust: dict[str, dict]) -> str:
@@ -165,7 +201,8 @@ def report(rows: list[dict], trust: dict[str, dict]) -> str:
     for inspector in trust:
         of_inspector = [row for row in rows if row["inspector"] == inspector]
         if of_inspector:
-            lines += [f"Verdicts of {inspector}: percent of the answered descriptions [95% Wilson interval]", ""]
+            who = "words (word lists, no model)" if inspector == "words" else inspector
+            lines += [f"Verdicts of {who}: percent of the answered descriptions [95% Wilson interval]", ""]
             lines += _table([["VLM", "data set", "descriptions", "answered", *(MEASURES[name] for name in IN_TABLE)],
                              *([row["vlm_name"], row["dataset"], str(row["descriptions"]), str(row["answered"]),
                                 *(_percent(row["measures"].get(name)) for name in IN_TABLE)] for row in of_inspector)])
@@ -192,6 +229,8 @@ def _trust(inspector: str, found: dict[str, dict]) -> list[str]:
     table = [["verdict", "descriptions", "accuracy", "kappa"]]
     for name, figures in found.items():
         kappa = "undefined" if figures["kappa"] is None else f"{figures['kappa']:.2f}"
+        if kappa != "undefined" and figures["kappa_interval"]:
+            kappa += " [{:.2f}, {:.2f}]".format(*figures["kappa_interval"])
         table.append([MEASURES[name], str(figures["used"]), _percent(figures if figures["used"] else None), kappa])
     lines = [f"How far to trust {inspector}, by {used} descriptions labelled by hand ({LABELS}; kappa is 1 where all "
              "agree, 0 for chance):", "", *_table(table)]

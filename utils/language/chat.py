@@ -2,6 +2,7 @@
 import asyncio
 import difflib
 import email.utils
+import json
 import math
 import os
 import random
@@ -18,6 +19,8 @@ from utils.cli import UserError
 OPENAI_URL = "https://api.openai.com/v1"
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds: before the first retry, doubled at each; at most
 SILENT = 10  # questions in a row that bring no text at all, after which the server is taken for dead
+ROOM_TO_THINK = 4096  # tokens that a model gets beside its answer where it thinks before it answers
+FORMS = ("json_schema", "json_object", None)  # of an answer, the next where a server refuses one
 HOPELESS = {401: "set OPENAI_API_KEY to a key of this server", 403: "use a key that may ask this model",
             404: "check --model and --base_url, which usually ends with /v1"}
 
@@ -30,6 +33,45 @@ def api_key(base_url: str | None) -> str:
     if not key.isascii() or not key.isprintable():
         raise UserError("OPENAI_API_KEY holds characters that no key has; set it again")
     return key or "EMPTY"
+
+
+class Settings:
+    """What goes with every request, until a server refuses some of it: `sampling` (temperature, top_p, max_tokens) and
+    `form`, one of FORMS."""
+
+    def __init__(self, sampling: dict):
+        self.sampling, self.form = dict(sampling), FORMS[0]
+
+    def of_request(self, schema: dict) -> dict:
+        """The settings of a request whose answer has that schema, as servers take them."""
+        form = {"json_schema": schema, "json_object": {"type": "json_object"}}.get(self.form)
+        return self.sampling | ({"response_format": form} if form else {})
+
+    def meet(self, refusal: str, sent: dict) -> bool:
+        """Change what a refusal names of the settings that were sent, once; a change is said in one line. Returns
+        whether the request can be sent again."""
+        named = [name for name in ("max_tokens", "temperature", "top_p")
+                 if name in sent and re.search(rf"\b{name}\b", refusal)]
+        for name in named:
+            if name in self.sampling and name == "max_tokens":
+                tokens = self.sampling.pop(name) + ROOM_TO_THINK
+                self.sampling["max_completion_tokens"] = tokens
+                _note(f"the server refuses max_tokens; max_completion_tokens {tokens} from here on, with room to think")
+            elif name in self.sampling:
+                del self.sampling[name]
+                _note(f"the server refuses {name}; it is left out from here on")
+        form = sent.get("response_format", {}).get("type")
+        if form and re.search("response_format|schema|grammar|json_object", refusal, re.IGNORECASE):
+            if form == self.form:
+                self.form = FORMS[FORMS.index(form) + 1]
+                _note(f"the server takes no {form.replace('_', ' ').replace('json', 'JSON')}; asking for "
+                      f"{'plain text' if self.form is None else 'a JSON object'} from here on")
+            return True
+        return bool(named)
+
+
+def _note(text: str) -> None:
+    tqdm.write(f"note: {text}", file=sys.stderr)
 
 
 class BudgetSpent(Exception):
@@ -47,10 +89,9 @@ class ChatClient:
                  max_requests: int | None = None):
         self.server = openai.AsyncOpenAI(api_key=api_key(base_url), base_url=base_url or OPENAI_URL, timeout=timeout,
                                          max_retries=0)
-        self.model, self.sampling, self.timeout = model, sampling, timeout
+        self.model, self.settings, self.timeout = model, Settings(sampling), timeout
         self.max_retries, self.max_requests = max_retries, max_requests
         self.sent = 0  # requests so far
-        self.structured = True  # until the server refuses schemas
         self.not_before = 0.0  # monotonic time until which the server wants to be left alone
         self.silent = 0  # questions in a row that brought no text
 
@@ -76,15 +117,17 @@ class ChatClient:
     async def ask(self, chat: list[dict], form: dict, read: Callable[[str], dict | None]) -> dict:
         """Ask until `read` makes something of the answer; `form` is the answer's schema, as servers take it.
 
-        Returns raw (all texts that came), parsed (what `read` made of the last), status, attempts and error.
-        Raises UserError where no question can be answered, BudgetSpent where the budget ends first.
+        Returns raw (all texts that came), parsed (what `read` made of the last), status, attempts, error, settings
+        (what the last request was sent with; the form of the answer by its name) and response (the client's own dump of
+        the last answer, as JSON). Raises UserError where no question can be answered, BudgetSpent where the budget ends
+        first.
         """
-        raw, error, pause = [], None, 0.0
+        raw, error, pause, last = [], None, 0.0, {"settings": None, "response": None}
         for attempt in range(1, self.max_retries + 2):
             await asyncio.sleep(pause)
             pause = min(LONGEST_BACKOFF, BACKOFF * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             try:
-                text = await self._send(chat, form)
+                text, last = await self._send(chat, form)
             except openai.APIStatusError as fault:
                 error = self._reason(fault)
                 if fault.status_code in HOPELESS:
@@ -103,40 +146,32 @@ class ChatClient:
                 raw.append(text)
                 parsed = read(text)
                 if parsed is not None:
-                    return {"raw": raw, "parsed": parsed, "status": "answered", "attempts": attempt, "error": None}
+                    return {"raw": raw, "parsed": parsed, "status": "answered", "attempts": attempt, "error": None,
+                            **last}
                 error = "the text does not answer the question" if text.strip() else "the answer is empty"
                 pause = 0.0  # the server is well, there is nothing to wait for
         self.silent += not raw
         if self.silent >= SILENT:
             raise UserError(f"{SILENT} questions in a row brought no answer ({error}); see to the server and run "
                             "again, which asks only what is missing")
-        return {"raw": raw, "parsed": None, "status": "unanswered", "attempts": attempt, "error": error}
+        return {"raw": raw, "parsed": None, "status": "unanswered", "attempts": attempt, "error": error, **last}
 
-    async def _send(self, chat: list[dict], form: dict) -> str:
-        """One request. Returns the text of the answer, empty where there is none."""
+    async def _send(self, chat: list[dict], form: dict) -> tuple[str, dict]:
+        """One request. Returns the text of the answer, empty where there is none, and its settings and response."""
         while (wait := self.not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait)
         if self.sent == self.max_requests:
             raise BudgetSpent
         self.sent += 1
-        structured = self.structured
+        sent = self.settings.of_request(form)
         try:
             async with asyncio.timeout(self.timeout):  # for the whole answer; the client's own is for each piece of it
-                completion = await self.server.chat.completions.create(
-                    model=self.model, messages=chat, **self.sampling,
-                    **({"response_format": form} if structured else {}))
+                completion = await self.server.chat.completions.create(model=self.model, messages=chat, **sent)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as fault:
-            if not structured or not re.search("response_format|schema|grammar", str(fault), re.IGNORECASE):
+            if not self.settings.meet(f"{fault} {fault.param or ''}", sent):
                 raise
-            if self.structured:
-                tqdm.write("note: the server takes no JSON schema; asking for plain text from here on", file=sys.stderr)
-            self.structured = False
             return await self._send(chat, form)
-        try:
-            text = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):  # the client does not check what a server sends
-            text = None
-        return text if isinstance(text, str) else ""
+        return text_of(completion), {"settings": recorded(sent), "response": dump(completion)}
 
     def _leave_alone(self, retry_after: str) -> None:
         """Heed a Retry-After, in seconds or as a date (RFC 9110, 10.2.3), with all requests."""
@@ -157,6 +192,30 @@ class ChatClient:
         if isinstance(error, openai.APIConnectionError) and error.__cause__:
             error = error.__cause__
         return " ".join((str(error) or type(error).__name__).split()).replace(self.server.api_key, "***")[:300]
+
+
+def text_of(completion) -> str:
+    """The text of an answer, empty where there is none; the client does not check what a server sends."""
+    try:
+        text = completion.choices[0].message.content
+    except (AttributeError, IndexError, TypeError):
+        return ""
+    return text if isinstance(text, str) else ""
+
+
+def recorded(sent: dict) -> dict:
+    """The settings of a request as they are kept: the form of the answer by its name."""
+    return sent | {"response_format": sent.get("response_format", {}).get("type")}
+
+
+def dump(completion) -> str | None:
+    """The client's own JSON dump of an answer; None for what is none."""
+    try:
+        return completion.model_dump_json(warnings=False)
+    except ValueError:  # half a character has no UTF-8, but an escape
+        return json.dumps(completion.model_dump(warnings=False))
+    except (AttributeError, TypeError):
+        return None
 
 
 async def ask_all(client: ChatClient, tasks: list, request: Callable, keep: Callable[..., None], concurrency: int,

@@ -183,8 +183,9 @@ def training_curve(history: list[dict], loss: str, accuracy: str, names: dict[st
     save(figure, path)
 
 
-def inspection_shares(rows: list[dict], names: dict[str, str], path: Path) -> None:
-    """Shares of descriptions with a verdict, with their intervals: a panel for each data set, a bar for each VLM.
+def inspection_shares(rows: list[dict], names: dict[str, str], doubtful: set[tuple[str, str]], path: Path) -> None:
+    """Shares of descriptions with a verdict, with their intervals: a panel for each data set, a bar for each VLM. A bar
+    is pale where the inspector's verdict is `doubtful`: (inspector, measure).
 
     `rows` are those of utils/ex2/verdicts.py's `summarize`; `names` maps the measures to show to their labels.
     """
@@ -207,14 +208,19 @@ def inspection_shares(rows: list[dict], names: dict[str, str], path: Path) -> No
             errors = [[100 * (figure["share"] - figure["low"]) for figure in found],
                       [100 * (figure["high"] - figure["share"]) for figure in found]]
             places = [x + (i - (len(shown) - 1) / 2) * width for x in range(len(names))]
-            axes.bar(places, shares, 0.9 * width, yerr=errors, color=colors(labels.index(label(row)) % colors.N),
-                     error_kw={"elinewidth": 1, "capsize": min(3, 20 * width), "ecolor": "0.25"})
+            bars = axes.bar(places, shares, 0.9 * width, yerr=errors, color=colors(labels.index(label(row)) % colors.N),
+                            error_kw={"elinewidth": 1, "capsize": min(3, 20 * width), "ecolor": "0.25"})
+            for name, bar in zip(names, bars):
+                if (row["inspector"], name) in doubtful:
+                    bar.set(alpha=0.3, hatch="//")
         axes.set(ylabel="descriptions (%)", ylim=(0, 100), title=dataset)
-        ticks = [name.replace(" and ", "\nand ").replace("only ", "only\n") for name in names.values()]
+        ticks = [name.replace(" and ", "\nand ").replace("only ", "only\n").replace(" (", "\n(")
+                 for name in names.values()]
         axes.set_xticks(range(len(names)), ticks, fontsize=9)
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
-    figure.suptitle(f"Verdicts of {', '.join(inspectors)}, with 95% intervals")
+    figure.suptitle(f"Verdicts of {', '.join(inspectors)}, with 95% intervals\n"
+                    "(pale: hardly better than chance by the labels, or not known)", fontsize=11)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colors(i % colors.N)) for i in range(len(labels))]
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     save(figure, path)
