@@ -1,0 +1,115 @@
+"""Does EX2 find what is true? On emoji_fixed, whose concepts share one known attribute each (or none).
+
+    python compute_ex2_truth.py --output_dir output_dir/ex2_fixed                       # what the VLM itself prefers
+    python compute_ex2_truth.py --output_dir output_dir/ex2_fixed --before output_dir/ex2_fixed/untrained.json \
+        --after output_dir/ex2_fixed/aligned.json --answers output_dir/ex2_fixed/aligned_inspection.jsonl
+
+Without a language model: what the VLM gives the true word of an attribute more than the bare name and than false words.
+With descriptions of before and after the alignment (several files: runs of several seeds): how often they use the true
+and the false words, found by the words of the captions; whether the one follows the other (Spearman); what a reader
+would take for a finding, true and false. With a judge's answers: its kappa with the word lists. Prints one table;
+writes ex2_truth.json and ex2_truth.png to --output_dir.
+"""
+from utils import cli
+from utils.cli import UserError
+
+FIGURES = {"true_over_name": "true - name", "true_over_false": "true - false", "lift_before": "lift before",
+           "lift_after": "lift after", "gain": "gain"}
+
+
+def get_args_parser():
+    parser = cli.make_parser(__doc__)
+    cli.add_vlm_options(parser)
+    parser.add_argument("--split", default="val", choices=("train", "val"), help="whose images the VLM is shown")
+    parser.add_argument("--before", nargs="+", metavar="X.json",
+                        help="descriptions of the untrained model (default: none)")
+    parser.add_argument("--after", nargs="+", metavar="X.json",
+                        help="descriptions of the aligned model (default: none)")
+    parser.add_argument("--answers", nargs="+", default=[], metavar="FILE.jsonl",
+                        help="inspect.py's answers about --after (default: none)")
+    cli.add_device(parser)
+    cli.add_output_dir(parser, "the table and the figure go")
+    return parser
+
+
+def main(args) -> None:
+    from functools import partial
+    from pathlib import Path
+
+    import numpy as np
+
+    from utils.ex2 import descriptions, inspection
+
+    # What is asked.
+    if bool(args.before) != bool(args.after):
+        raise UserError("--before and --after go together: name descriptions of both models, or of neither")
+    texts = {name: [row for path in paths for row in descriptions.read(path)[0]]
+             for name, paths in (("before", args.before or []), ("after", args.after or []))}
+    answers = {path: inspection.read_answers(Path(path)) for path in args.answers}
+
+    from utils.data import datasets
+    from utils.ex2 import rewards, truth
+    from utils.models.loading import load_vlm
+    from utils.plots import ex2
+
+    # What the VLM prefers, by controlled texts.
+    found = truth.concepts()
+    vlm = load_vlm(args.vlm_name, cli.pick_device(args.device), args.vlm_16bit)
+    images = datasets.load_concepts("emoji_fixed", None, args.split, None, datasets.FIXED_IMAGES)
+    means = rewards.kept_image_means(args.output_dir, "emoji_fixed", vlm, images,
+                                     {"split": args.split, "vlm_16bit": args.vlm_16bit})
+    score = partial(rewards.score, vlm, means)
+    effect = truth.effects(score, found)
+
+    # What descriptions mention.
+    result = {"vlm_name": args.vlm_name, "split": args.split, "concepts": found}
+    shares = {name: truth.mentions(rows, found) if rows else None for name, rows in texts.items()}
+    if texts["before"]:
+        missing = [concept["name"] for c, concept in enumerate(found)
+                   if any(np.isnan(share["size"][c]).any() for share in shares.values())]
+        if missing:
+            raise UserError(f"there are no descriptions of {missing[0]!r}; describe all of emoji_fixed with "
+                            "inference.py --eval_dataset emoji_fixed, before and after")
+        result["spearman"] = truth.agreement_of_effects(effect["words"], shares["before"], shares["after"])
+        result["discoveries"] = truth.discoveries(found, shares["before"], shares["after"])
+    result["attributes"] = truth.table(found, effect["words"], shares["before"], shares["after"])
+
+    # The floor and the ceiling of the reward.
+    names = [concept["name"] for concept in found]
+    result["rewards"] = {name: float(np.mean(effect[name])) for name in ("bare", "article", "best")} | {
+        name: float(np.mean(score([row["description"] for row in rows], [names.index(row["concept"]) for row in rows])))
+        for name, rows in texts.items() if rows}
+    result["judges"] = {header["inspector"]: truth.judged(lines) for header, lines in answers.values()}
+
+    # Write.
+    print("\n".join(lines_of(result)))
+    folder = Path(args.output_dir)
+    cli.save_result(folder / "ex2_truth.json", result)
+    ex2.truth(result["attributes"], folder / "ex2_truth.png")
+    print(folder / "ex2_truth.json", folder / "ex2_truth.png", sep="\n")
+
+
+def lines_of(result: dict) -> list[str]:
+    """The result as tables in Markdown."""
+    shown = {name: label for name, label in FIGURES.items() if name in next(iter(result["attributes"].values()))}
+    lines = [f"| attribute | concepts | true word best | {' | '.join(shown.values())} |",
+             "| --- " * (3 + len(shown)) + "|"]
+    for attribute, row in result["attributes"].items():
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) for name in shown]
+        lines.append(f"| {attribute} | {row['number']} | {row['best']:.0%} | {' | '.join(cells)} |")
+    lines += ["", "Mean rewards: " + ", ".join(f"{name} {value:.1f}" for name, value in result["rewards"].items())]
+    if "spearman" in result:
+        lines += ["Spearman of the VLM's preference and the gain, over {pairs} pairs: {correlation:.2f} [{low:.2f}, "
+                  "{high:.2f}]".format(**result["spearman"]),
+                  "Findings: {true} true and {wrong_word} with a wrong word, of {fixed_pairs}; {random_attribute} of "
+                  "{random_pairs} random attributes; {nothing_fixed} of {nothing_fixed_pairs} where nothing is "
+                  "fixed".format(**result["discoveries"])]
+    for judge, figures in result["judges"].items():
+        lines.append(f"Kappa of {judge} with the word lists: " + ", ".join(
+            f"{name} " + ("undefined" if row["kappa"] is None else f"{row['kappa']:.2f}") + f" ({row['used']})"
+            for name, row in figures.items()))
+    return lines
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())
