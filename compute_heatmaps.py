@@ -43,7 +43,7 @@ def get_args_parser():
     parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
     parser.add_argument("--maps", metavar="FILE",
                         help="maps of compute_alignment.py from --model to a CLIP, for whose texts the heat maps then "
-                             "are; needed with timm:NAME (default: --model is the CLIP)")
+                             "are; needed with a model without texts (default: --model is the CLIP)")
     parser.add_argument("--layer", type=cli.NATURAL, help="only this layer's heads, counted from 0 (default: all)")
     parser.add_argument("--head", type=cli.NATURAL, help="only this head of --layer, counted from 0 (default: all)")
     parser.add_argument("--output", metavar="FILE.png",

@@ -36,7 +36,7 @@ def get_args_parser():
     cli.add_model_settings(parser)
     parser.add_argument("--maps", metavar="FILE",
                         help="maps of compute_alignment.py from --model to a CLIP, whose classifier is then read; "
-                             "needed with timm:NAME (default: --model is the CLIP)")
+                             "needed with a model without texts (default: --model is the CLIP)")
     parser.add_argument("--image_size", type=cli.PIXELS, metavar="PIXELS",
                         help="side at which images enter the model and figures are taken, a multiple of the model's "
                              "patch (default: the model's own, 224 for the paper's models)")

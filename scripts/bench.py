@@ -1,6 +1,7 @@
 """What things cost, each beside a plain way of doing it, in the same run, so that a machine that slows down slows both.
 
     python -m scripts.bench prs                                     # compute_prs.py's loop, beside encode_image
+    python -m scripts.bench coverage                                # which models are decomposed exactly
     python -m scripts.bench components --models vit_base_patch14_dinov2 --batch_size 2 --threads 1
     python -m scripts.bench segmentation --model emojiclip --batch_size 64
     python -m scripts.bench textspan
@@ -40,6 +41,9 @@ def get_args_parser():
     add(textspan, images=(5000, "images, the rows of the head's terms"), width=(768, "dimensions of the joint space"),
         texts=(3498, "texts in the pool"), texts_per_head=(20, "texts picked"),
         rank=(60, "singular directions at most"))
+    command = add(coverage, batch_size=(1, "images a forward pass"), repeats=(2, "turns"))
+    command.add_argument("--only", nargs="+", metavar="TEXT",
+                         help="models whose names hold one of these (default: all)")
     command = add(scale)
     command.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
                          help="few, and many; one number is of processes alone (default: 2000 20000)")
@@ -163,6 +167,43 @@ def components(args) -> None:
         plain, ours = ([min(times) for times in zip(*found[way])] for way in ("plain", "ours"))
         print(f"{name:<36}{len(decomposer.components):>12}{plain[0]:>10.2f}{ours[0] / plain[0]:>8.2f}"
               f"{ours[1] / plain[1]:>11.2f}{decomposer.check(images, 1)['error']:>9.0e}", flush=True)
+
+
+def coverage(args) -> None:
+    """Which models are decomposed exactly, at what cost, and why others are refused.
+
+    Every model that open_clip lists, and families of timm and transformers (scripts/coverage.py), with random weights
+    and two blocks, or one a stage. Models that share one image tower share a line. Exact: the terms sum to the model's
+    own output within 1e-5, and each block has a term.
+    """
+    from collections import Counter
+    from itertools import chain
+
+    import torch
+
+    from scripts import coverage as models
+    from utils.decompose.decomposer import Decomposer
+
+    device, found = cli.pick_device("cpu"), Counter()
+    print(f"{'library':<14}{'terms':>6}{'error':>9}{'cost':>7}  models")
+    for library, names, make in chain(models.of_open_clip(), models.of_timm(), models.of_transformers()):
+        if args.only and not any(text in name for text in args.only for name in names):
+            continue
+        try:
+            model = make(device)
+            decomposer, images = Decomposer(model), torch.randn(args.batch_size, 3, *model.image_size)
+            checked = decomposer.check(images, args.repeats)
+        except cli.UserError as error:
+            why = str(error).removeprefix("this model cannot be decomposed: ")
+            found[library, "refused", why.partition(" in ")[0].partition(" stands ")[0]] += len(names)
+            print(f"{library:<14}{'refused':>22}  {', '.join(names)}: {why}", flush=True)
+            continue
+        exact = "exact" if checked["error"] < 1e-5 else "not exact"
+        found[library, exact, ""] += len(names)
+        print(f"{library:<14}{len(decomposer.components):>6}{checked['error']:>9.0e}{checked['cost']:>7.2f}  "
+              f"{', '.join(names)}{'' if exact == 'exact' else ': not exact'}", flush=True)
+    for (library, outcome, why), number in found.items():
+        print(f"{library}: {number} {outcome}{': ' * bool(why)}{why}")
 
 
 def segmentation(args) -> None:

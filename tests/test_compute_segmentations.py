@@ -469,5 +469,5 @@ def test_what_a_mapped_model_cannot_is_refused(refused, mapped, mask_folder, map
     (own / "emoji_classifier_emojiclip.npy").unlink()
     assert "compute_text_projection.py --dataset emoji --model emojiclip" in line("--classifier_dir", own)
     unmapped = refused("compute_segmentations", "--model", EMOJIVIT, "--train_dataset", "emoji_seg")
-    assert "has no text side; give --maps" in unmapped
+    assert "has no text side; this step needs a CLIP, or --maps" in unmapped
     assert not (tmp_path / "out").exists()

@@ -32,6 +32,19 @@ def test_emojiclip_is_its_folder_for_model_and_tokenizer_alike():
     assert clip.weights_hash == same.weights_hash
 
 
+def test_the_tokenizer_is_made_when_a_text_comes(monkeypatch):
+    import open_clip
+
+    def stop(*_):
+        raise OSError("no hub in this test")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", stop)
+    clip = loading.load("emojiclip", None, CPU)
+    assert clip.embed_images(torch.zeros(1, 3, 64, 64)).shape == (1, 128)
+    with pytest.raises(UserError, match="the tokenizer of --model emojiclip cannot be loaded .*no hub in this test"):
+        clip.embed_texts(["an owl"])
+
+
 def test_random_weights_come_from_the_seed():
     one, same, other = (loading.load("ViT-M-32-alt", "none", CPU, seed) for seed in (0, 0, 1))
     assert one.weights_hash == same.weights_hash != other.weights_hash

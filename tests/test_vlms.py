@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from builders import ROOT
+from hub_models import save_clip, save_image_side
 from PIL import Image
 
 from utils.cli import UserError
@@ -10,48 +11,13 @@ from utils.models import loading, names
 from utils.models.transformers import TEXT_LENGTH
 
 CPU = torch.device("cpu")
-WORDS = ["a", "red", "blue", "dog", "cat", "of", "photo"]
-TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10,
-        "max_position_embeddings": 80, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-          "image_size": 32, "patch_size": 8}
-
-
-def save_tiny(kind: str, folder) -> None:
-    """A small random model of transformers with its processor, every parameter moved at random."""
-    import transformers as hf
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers.models import WordLevel
-
-    numbers = {word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", *WORDS])}
-    words = Tokenizer(WordLevel(numbers, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>",
-                                           eos_token="<eos>")
-    torch.manual_seed(0)
-    square = {"height": 32, "width": 32}
-    if kind == "clip":
-        model = hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12))
-        processor = hf.CLIPProcessor(hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square), tokenizer)
-    elif kind == "siglip":
-        model = hf.SiglipModel(hf.SiglipConfig(text_config=TEXT | {"projection_size": 16}, vision_config=VISION))
-        processor = hf.SiglipProcessor(hf.SiglipImageProcessor(size=square), tokenizer)
-    else:
-        vision = {"image_size": 32, "width_coefficient": 0.3, "depth_coefficient": 0.1, "hidden_dim": 64}
-        model = hf.AlignModel(hf.AlignConfig(text_config=TEXT, vision_config=vision, projection_dim=96))
-        processor = hf.AlignProcessor(hf.EfficientNetImageProcessor(size=square, crop_size=square), tokenizer)
-    for parameter in model.parameters():
-        if parameter.ndim:
-            parameter.data.add_(torch.randn_like(parameter) * 0.2)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
 
 
 @pytest.mark.parametrize("kind", ["clip", "align", "siglip"])
 def test_models_of_transformers_give_their_own_logits(kind, tmp_path):
     import transformers as hf
 
-    save_tiny(kind, tmp_path)
+    save_clip(kind, tmp_path)
     vlm = loading.load_vlm(str(tmp_path), CPU)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
@@ -103,11 +69,8 @@ def test_an_unknown_vlm_is_refused_with_the_closest(name, message):
 
 
 def test_a_model_without_a_text_side_is_refused(tmp_path):
-    import transformers as hf
-
-    hf.ViTModel(hf.ViTConfig(**VISION)).save_pretrained(tmp_path)
-    hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is a vit model; known are clip, align, siglip"):
+    save_image_side("vit", tmp_path)
+    with pytest.raises(UserError, match="has no text side"):
         loading.load_vlm(str(tmp_path), CPU)
 
 

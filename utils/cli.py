@@ -124,8 +124,9 @@ def _subcommand(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
 def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
     """The options that choose a model."""
     parser.add_argument("--model", default=default, metavar="NAME",
-                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER, emojiclip, or timm:NAME where no texts "
-                             "are needed")
+                        help="open_clip name, hf-hub:NAME, local-dir:FOLDER or emojiclip; hub name or folder of "
+                             "transformers (openai/clip-vit-base-patch32, hf:FOLDER); or timm:NAME where no texts are "
+                             "needed")
     parser.add_argument("--pretrained", metavar="TAG",
                         help="weights: a tag of open_clip or timm, a checkpoint file, or 'none' for random weights "
                              "from --seed; not with a folder or hub name (default: "

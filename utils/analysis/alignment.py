@@ -22,7 +22,6 @@ from utils import cli
 from utils.cli import UserError
 from utils.models import loading
 from utils.models.model import Model
-from utils.models.names import TIMM
 from utils.runs import files
 from utils.runs.components import by_array
 from utils.runs.files import BLOCK, Place, blocks
@@ -225,12 +224,10 @@ def load_model(name: str, pretrained: str | None, maps: str | None, device, seed
     """The model of that name, and the maps of the file `maps` that carry it to a CLIP, where there is one; `settings`
     as of `loading.load`.
 
-    Raises UserError for a model of timm without maps, and for maps of another model or other weights.
+    Raises UserError for a model without texts or maps, and for maps of another model or other weights.
     """
     if maps is None:
-        if name.startswith(TIMM):
-            raise UserError(f"--model {name} has no text side; give --maps, which compute_alignment.py makes")
-        return loading.load(name, pretrained, device, seed, settings=settings), None
+        return loading.load(name, pretrained, device, seed, text_side=True, settings=settings), None
     trained = load(Path(maps), "make them with compute_alignment.py")
     about = trained.about
     model = loading.load(name, pretrained, device, seed, settings=loading.given(about) | (settings or {}))

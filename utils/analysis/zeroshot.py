@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from utils.cli import UserError
 from utils.models.model import Model
@@ -14,11 +15,14 @@ def classifier(clip: Model, classes: list[str], templates: list, batch_size: int
 
     `templates` are functions from a class name to a prompt; `batch_size` counts prompts.
     """
-    from open_clip import build_zero_shot_classifier
+    from tqdm import tqdm
 
-    columns = build_zero_shot_classifier(clip.network, clip.tokenizer, classes, templates, device=clip.device,
-                                         num_classes_per_batch=max(1, batch_size // len(templates)), use_tqdm=True)
-    return columns.float().cpu().numpy()
+    columns, step = [], max(1, batch_size // len(templates))
+    for start in tqdm(range(0, len(classes), step), desc="classes", unit="batch"):
+        prompts = [template(name) for name in classes[start:start + step] for template in templates]
+        means = clip.embed_texts(prompts).unflatten(0, (-1, len(templates))).mean(dim=1)
+        columns.append(F.normalize(means, dim=-1))
+    return torch.cat(columns).T.contiguous().cpu().numpy()
 
 
 def embed_texts(clip: Model, texts: list[str], batch_size: int) -> np.ndarray:

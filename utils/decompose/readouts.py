@@ -8,6 +8,7 @@ its input: the operation on tokens goes into the weights, the map of channels in
 aten operations are known here; which model they come from is not.
 """
 import math
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cli import UserError
+
+LETTERS = string.ascii_letters  # of einsum
 
 
 class Axis:
@@ -63,13 +66,15 @@ def _rows(readout: Readout, axis: Axis) -> Tensor:
 def contract(operands: list[tuple[Tensor, list[Axis]]], out: list[Axis]) -> Tensor:
     """The product of tensors, each given with its axes, summed over all axes but `out`: [size of each axis of
     `out`]."""
-    number: dict[Axis, int] = {}
-    arguments: list = []
+    letters: dict[Axis, str] = {}
+
+    def spell(axes: list[Axis]) -> str:
+        return "".join(letters.setdefault(axis, LETTERS[len(letters)]) for axis in axes)
+
     missing = [axis for axis in out if not any(axis in axes for _, axes in operands)]
     ones = [(operands[0][0].new_ones(1).expand(axis.size), [axis]) for axis in missing]
-    for tensor, axes in operands + ones:
-        arguments += [tensor, [number.setdefault(axis, len(number)) for axis in axes]]
-    return torch.einsum(*arguments, [number[axis] for axis in out])
+    operands = [*operands, *ones]
+    return torch.einsum(f"{','.join(spell(axes) for _, axes in operands)}->{spell(out)}", *(one for one, _ in operands))
 
 
 def lay(tensor: Tensor, dims: list[list[Axis]]) -> tuple[Tensor, list[Axis]]:

@@ -6,7 +6,6 @@ operation; how each is walked back is in utils/decompose/readouts.py. This file 
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -14,46 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from utils.decompose import readouts
+from utils.decompose.nodes import FROZEN, Edge, Found, Node
 from utils.decompose.readouts import Axis, Readout
-
-
-@dataclass(eq=False)
-class Edge:
-    node: "Node"
-    value: Tensor | None  # kept only of what may become a component
-
-
-@dataclass(eq=False)
-class Node:
-    """A value that depends on the images: a linear function of its edges, or a leaf."""
-    op: str
-    order: int
-    edges: list[Edge] = field(default_factory=list)
-    pull: Callable[[Readout], list[Readout]] | None = None   # one readout an edge
-    constants: list[tuple[Tensor, ...]] = field(default_factory=list)  # products, broadcast to the value's shape
-    origin: "Node | None" = None       # the leaf of which this value is a linear function, if it is of one alone
-    undecided: list["Node"] = field(default_factory=list)  # attention products behind it: components, or pooling?
-    made_of: frozenset = frozenset()   # (convolution or attention, order), since the residual stream
-    attentions: int = 0                # attention products so far in the pass
-    pointwise: bool = True
-    attention: bool = False            # an attention product
-    product: tuple | None = None       # its weights (a function of rows), its values, the dimension of its queries
-    sealed: bool = False               # it is a component
-    beside: int = 0                    # ... added to the residual stream as it was at this order
-
-    @property
-    def leaf(self) -> bool:
-        return self.pull is None or self.sealed
-
 
 VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "contiguous", "unsqueeze",
          "squeeze", "_to_copy", "lift_fresh"}
-STATISTICS = {"_softmax", "_safe_softmax", "rsqrt"}  # frozen, and whatever is computed from them alone
+STATISTICS = {"_softmax", "_safe_softmax", "rsqrt", "linalg_vector_norm"}  # frozen, and what is made of them alone
 JOINT = {"add", "sub", "rsub", "mul", "div", "cat", "stack", "linear", "addmm", "mm", "bmm", "attention"}  # of several
-FROZEN = object()
 
 
 class Recorder(TorchDispatchMode):
@@ -61,7 +29,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, images: Tensor, modules: dict[nn.Module, str], sources: bool):
         super().__init__()
-        self.found, self.modules, self.sources = WeakTensorKeyDictionary(), modules, sources
+        self.found, self.modules, self.sources = Found(), modules, sources
         self.order = self.attentions = 0
         self.inside: list[nn.Module] = []
         self.found[images] = self.node("the images", [])
@@ -98,7 +66,7 @@ class Recorder(TorchDispatchMode):
                     **fields)
 
     def edge(self, tensor: Tensor) -> Edge:
-        node = self.found[tensor]
+        node = self.found.get(tensor)
         return Edge(node, tensor if node.pull is None or node.attention else None)
 
     def linear(self, op: str, tensors: list[Tensor], pull: Callable, constants=()) -> Node:
@@ -144,14 +112,14 @@ class Recorder(TorchDispatchMode):
         values = [*args, *kwargs.values()]
         flat = [part for value in values for part in (value if isinstance(value, (list, tuple)) else [value])]
         tensors = [value for value in flat if isinstance(value, Tensor)]
-        seen = [self.found[tensor] for tensor in tensors if tensor in self.found]
+        seen = [node for tensor in tensors if (node := self.found.get(tensor)) is not None]
         if not seen:
             return func(*args, **kwargs)
         name = "view" if name in VIEWS else "attention" if name.startswith("_scaled_dot_product") else name
         rule = getattr(self, f"on_{name.rstrip('_')}", None)
-        if rule is not None and name.endswith("_") and args[0] in self.found:
+        if rule is not None and name.endswith("_") and (node := self.found.get(args[0])) is not None:
             before = args[0].clone()  # what is kept of a value must outlive its being overwritten
-            self.found[before] = self.found[args[0]]
+            self.found[before] = node
             out = func(*args, **kwargs)
             args = (before, *args[1:])
         else:
@@ -178,7 +146,7 @@ class Recorder(TorchDispatchMode):
 
     def varies(self, value) -> bool:
         """Whether a value depends on the images other than through frozen statistics."""
-        return isinstance(value, Tensor) and value in self.found and self.found[value] is not FROZEN
+        return isinstance(value, Tensor) and self.found.get(value) not in (None, FROZEN)
 
     def on_view(self, op, outputs, x, *args, **kwargs):
         return [self.linear(op, [x], readouts.reshape(self.here(op), tuple(x.shape)))]
@@ -391,7 +359,7 @@ class Recorder(TorchDispatchMode):
         if self.varies(x) == self.varies(y):
             return None
         values, weights = (x, y.transpose(1, 2)) if self.varies(x) else (y, x)
-        if self.varies(x) and y not in self.found and (y.stride(0) == 0 or len(y) == 1):
+        if self.varies(x) and self.found.get(y) is None and (y.stride(0) == 0 or len(y) == 1):
             return self.on_linear(op, outputs, x, weights[0])
         return [self.product(op, values, lambda rows: weights[:, rows], -1 if self.varies(x) else -2)]
 

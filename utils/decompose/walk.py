@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from utils.cli import UserError
 from utils.decompose import readouts
+from utils.decompose.nodes import FROZEN, Edge, Node
 from utils.decompose.readouts import Axis, Readout, contract, lay, reading, refuse
-from utils.decompose.recorder import FROZEN, Edge, Node, Recorder
+from utils.decompose.recorder import Recorder
 from utils.decompose.terms import Terms
 from utils.runs.components import ARRAYS, Component
 

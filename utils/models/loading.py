@@ -17,15 +17,26 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
     Raises UserError for an unknown name or tag (with the closest ones), for a model without weights or text side, for
     `pretrained` beside a folder or hub name, and for weights that cannot be fetched or read.
     """
-    if model.startswith(names.TIMM):
-        if text_side:
-            raise UserError(f"--model {model} has no text side; this step needs a CLIP")
-        from utils.models import timm
-        if settings and "quick_gelu" in settings:
-            raise UserError(f"--quick_gelu is of open_clip's models; leave it out with --model {model}")
-        return timm.load(model, pretrained, device, seed, settings)
-    from utils.models import open_clip
-    return open_clip.load(model, pretrained, device, seed, settings)
+    name = names.resolve(model)
+    if name.startswith(names.TIMM):
+        check_text_side(model, not text_side)
+        from utils.models import timm as library
+    elif name.startswith(names.TRANSFORMERS):
+        from utils.models import transformers as library
+    else:
+        from utils.models import open_clip as library
+    if settings and settings.get("quick_gelu") is not None and name.startswith((names.TIMM, names.TRANSFORMERS)):
+        raise UserError(f"--quick_gelu is of open_clip's models; leave it out with --model {model}")
+    loaded = library.load(name, pretrained, device, seed, settings)
+    check_text_side(model, loaded.encode_text is not None or not text_side)
+    return loaded
+
+
+def check_text_side(model: str, there: bool) -> None:
+    """Raises UserError where the text side is not there that a step needs."""
+    if not there:
+        raise UserError(f"--model {model} has no text side; this step needs a CLIP, or --maps of "
+                        "compute_alignment.py where it takes them")
 
 
 def given(manifest: dict | None, key: str = "model_settings") -> dict:
@@ -39,9 +50,10 @@ def options_of(model: str, source: str) -> tuple[str, str | None, int]:
     weights."""
     if source.startswith("random weights"):
         return model, "none", int(source.split()[-1])
-    if model.startswith(names.TIMM) and not os.path.isfile(source):
+    name = names.resolve(model)
+    if name.startswith(names.TIMM) and not os.path.isfile(source):
         return names.TIMM + source, None, 0
-    return model, None if source == model else source, 0
+    return model, None if source == name or names.has_own_weights(name) else source, 0
 
 
 def load_vlm(name: str, device: torch.device, half: bool | None = None) -> Model:
@@ -54,8 +66,7 @@ def load_vlm(name: str, device: torch.device, half: bool | None = None) -> Model
     if of_open_clip:
         model = load(*of_open_clip, device)
     else:
-        from utils.models import transformers
-        model = transformers.load(name, device)
+        model = load(names.TRANSFORMERS + name.removeprefix(names.TRANSFORMERS), None, device, text_side=True)
     if half is None:
         half = device.type == "cuda" and getattr(getattr(model.network, "config", None), "model_type", None) != "align"
     if half:

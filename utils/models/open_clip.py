@@ -1,7 +1,9 @@
 """Models of open_clip: CLIPs by their name and weights, from a hub, or from a folder."""
+import functools
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -58,22 +60,38 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
                 open_clip.load_checkpoint(network, file)
             elif file:
                 _fill(network, found, model, file)
-            tokenizer = open_clip.get_tokenizer(full_name)
     finally:
         logging.disable(logging.NOTSET)
     if remark:
         note(remark)
+    source = f"random weights, seed {seed}" if pretrained == "none" else pretrained or model
+    return as_model(network, model, source, device, preprocess, functools.cache(lambda: _tokenizer(full_name, model)),
+                    _settings_of(network))
+
+
+def as_model(network: nn.Module, model: str, source: str, device: torch.device, preprocess: Callable | None = None,
+             tokenizer: Callable | None = None, settings: dict | None = None) -> Model:
+    """A CLIP of open_clip as a Model. `tokenizer` gives its tokenizer; it is called when a text first comes."""
     network, tower = frozen(network, device), network.visual
+    # CoCa's would be of unit length already, and that is no sum of terms.
+    options = {"normalize": False} if isinstance(network, open_clip.CoCa) else {}
     trunk = getattr(tower, "trunk", tower)  # a timm model inside
     pooled = trunk.pool_type == "tok" if hasattr(trunk, "pool_type") else getattr(trunk, "global_pool", "") == "token"
     size = tower.image_size
-    return Model(name=names.file_name(model), device=device, network=network, tower=tower,
-                 source=f"random weights, seed {seed}" if pretrained == "none" else pretrained or model,
-                 encode_image=network.encode_image, preprocess=preprocess,
-                 image_size=(size, size) if isinstance(size, int) else tuple(size), class_token=pooled,
+    return Model(name=names.file_name(model), device=device, network=network, tower=tower, source=source,
+                 encode_image=functools.partial(network.encode_image, **options), preprocess=preprocess,
+                 image_size=(size, size) if isinstance(size, int) else tuple(size),
+                 class_token=pooled and getattr(trunk, "attn_pool", None) is None,
                  prefix_tokens=getattr(trunk, "num_prefix_tokens", int(hasattr(trunk, "class_embedding"))),
-                 tokenizer=tokenizer, encode_text=lambda texts: network.encode_text(tokenizer(texts).to(device)),
-                 logit_scale=LOGIT_SCALE, settings=_settings_of(network))
+                 tokenizer=lambda texts: tokenizer()(texts),
+                 encode_text=lambda texts: network.encode_text(tokenizer()(texts).to(device)), logit_scale=LOGIT_SCALE,
+                 settings=settings or {})
+
+
+def _tokenizer(full_name: str, model: str):
+    """The tokenizer of a model; some models' come from a hub, so it is made when a text first comes."""
+    with readable_errors(f"the tokenizer of --model {model}", "the network, or choose a model with open_clip's own"):
+        return open_clip.get_tokenizer(full_name)
 
 
 def _settings_of(network: nn.Module) -> dict:

@@ -34,13 +34,19 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
         if file:
             found = weights.read(file, ("state_dict_ema", "model_ema", "state_dict", "model"))  # timm's own order
             weights.fit(network, found, model, file, spare=True)  # a classifier there is left out
+    source = f"random weights, seed {seed}" if pretrained == "none" else file or name
+    return as_model(network, model, source, device, settings)
+
+
+def as_model(network: torch.nn.Module, model: str, source: str, device: torch.device,
+             settings: dict | None = None) -> Model:
+    """A model of timm, without its classifier, as a Model."""
     network = frozen(network, device)
     settings = timm.data.resolve_model_data_config(network) | {name: value for name, value in (settings or {}).items()
                                                                if name in ("mean", "std", "interpolation")}
     # A layer and a tanh would follow the pooling of some.
     ends_there = not isinstance(getattr(getattr(network, "head", None), "pre_logits", None), torch.nn.Sequential)
-    return Model(name=names.file_name(model), device=device, network=network, tower=network,
-                 source=f"random weights, seed {seed}" if pretrained == "none" else file or name,
+    return Model(name=names.file_name(model), device=device, network=network, tower=network, source=source,
                  encode_image=network if ends_there else lambda images: network.forward_features(images).mean((-2, -1)),
                  preprocess=timm.data.create_transform(**settings, is_training=False),
                  image_size=tuple(settings["input_size"][1:]),

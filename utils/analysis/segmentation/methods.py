@@ -62,6 +62,8 @@ def transform(model: Model, patch_size: tuple[int, int] | None, image_size: int 
             below = max(side // step, 1) * step
             raise UserError(f"--image_size {side}: the model's patches have {step} pixels, and must cover the image; "
                             f"nearest are {below} and {below + step}")
+        if (side, side) == tuple(model.image_size):
+            return model.preprocess, side
         return image_transform_v2(PreprocessCfg(**{**model.tower.preprocess_cfg, "size": side}), is_train=False), side
     height, width = model.image_size
     if height != width:
