@@ -121,8 +121,10 @@ def main(args) -> None:
     elif state.is_main_process:
         for _, error in written[1]:
             print(f"skipped: {error}")
-        path = files.term_path(args.output_dir, name, "attn" if options["storage"] == "full" else "readout", model.name)
-        print(f"{cli.counted(written[0], 'image')} -> {path}")
+        heads = any(component.kind == "attn" for component in decomposer.components)
+        what = ("attn" if heads else "conv") if options["storage"] == "full" else "readout"
+        print(f"{cli.counted(written[0], 'image')} -> "
+              f"{files.term_path(args.output_dir, name, what, model.name)}")
 
 
 if __name__ == "__main__":

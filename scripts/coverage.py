@@ -16,6 +16,7 @@ TIMM = ["vit_base_patch16_224", "vit_relpos_base_patch16_224", "vit_base_patch16
         "maxvit_tiny_tf_224", "maxxvit_rmlp_nano_rw_256", "coatnet_0_rw_224", "hiera_base_224", "davit_tiny",
         "twins_svt_small", "pvt_v2_b1", "convnext_tiny", "convnextv2_tiny", "vitamin_small_224", "mixer_b16_224",
         "poolformer_s12", "fastvit_t8", "mobilevit_s", "efficientnet_b0", "regnety_032", "resnet50"]
+SMALL = {"num_hidden_layers": 2, "depths": [1, 1, 1, 1], "depth_coefficient": 0.2}  # of transformers
 SQUARE = {"height": 224, "width": 224}
 CROPPED = {"size": {"shortest_edge": 224}, "crop_size": SQUARE}
 TRANSFORMERS = {  # model, and its image processor with its settings
@@ -93,11 +94,11 @@ def of_transformers() -> Iterator[tuple[str, list[str], Callable]]:
         kind = getattr(transformers, model)
         config = kind.config_class()
         vision = getattr(config, "vision_config", config)
-        for field, few in (("num_hidden_layers", 2), ("depths", [1, 1, 1, 1]), ("depth_coefficient", 0.2)):
-            if hasattr(vision, field):
-                setattr(vision, field, few)
+        vision = type(vision)(**{field: few for field, few in SMALL.items() if hasattr(vision, field)})
         if hasattr(config, "text_config"):
-            config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 16
+            config.vision_config, config.text_config.num_hidden_layers, config.text_config.vocab_size = vision, 1, 16
+        config = config if hasattr(config, "text_config") else vision
+        transformers.utils.logging.disable_progress_bar()
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
             kind(config).save_pretrained(folder)

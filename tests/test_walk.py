@@ -5,6 +5,8 @@ from builders import (
     FAMILIES,
     MAXVIT,
     SWIN,
+    TEXT,
+    VISION,
     VIT,
     model_of,
     move,
@@ -429,3 +431,39 @@ def test_a_model_nobody_has_seen():
     missing = missing * model(images).norm(dim=-1)[:, None]
     torch.testing.assert_close(missing[:, 0], missing[:, 1], atol=1e-5, rtol=1e-5)
     assert missing.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "convnextv2_tiny"])
+def test_convolution_blocks_without_attention(name, monkeypatch):
+    """ConvNeXt; in its second version a norm over places stands inside each block."""
+    model, images = random_timm(name, {"depths": (1, 1, 1, 2), "dims": (8, 16, 24, 32)}), random_images(64, 2)
+    if name == "convnext_tiny":
+        for stage in model.stages:
+            for block in stage.blocks:
+                block.gamma = None  # so that an MLP's output is what its block adds
+    found = decompose(model, images)
+    torch.testing.assert_close(found.values.sum(dim=1), F.normalize(model(images), dim=-1), atol=1e-6, rtol=0)
+    assert list(map(str, found.components)) == ["embedding", *(f"conv {block}" for block in range(5))]
+    literal = Literal(model, model, images, monkeypatch)
+    one, other = (literal.effect(f"stages.3.blocks.{block}.mlp", written) for block in range(2))
+    difference = (found.values[:, -2] - found.values[:, -1]).double()  # the constants that both pass are the same
+    torch.testing.assert_close(difference, one - other, atol=1e-5, rtol=1e-5)
+    assert difference.abs().max() > 1e-2
+
+
+def test_attention_pooling_of_coca():
+    import open_clip
+
+    from utils.models.open_clip import as_model
+
+    torch.manual_seed(0)
+    vision = VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    network = move(open_clip.CoCa(20, TEXT | {"layers": 1, "heads": 2}, TEXT | {"embed_cls": True, "output_tokens": True},
+                                  vision))
+    model, images = as_model(network, "coca", "", torch.device("cpu")), random_images(32, 2)
+    own = network.encode_image(images, normalize=False)
+    assert not torch.allclose(own.norm(dim=-1), torch.ones(2))
+    found = Decomposer(model).terms(images)
+    torch.testing.assert_close(found.values.sum(dim=1), F.normalize(own, dim=-1), atol=1e-6, rtol=0)
+    assert [part.head for part in found.components if part.kind == "attn"] == list(range(4)) * 3
+    assert found.cls_attn is None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from utils.analysis.zeroshot import correct
+from utils.cli import UserError
 from utils.runs.components import Component
 from utils.runs.files import blocks
 from utils.runs.run import SMALL_BLOCK, Run
@@ -56,6 +57,8 @@ def accuracies(run: Run, classifier: np.ndarray) -> dict:
     (left out without convolution blocks), and `attention_ablated`, a list whose entry k has the first k attention
     layers ablated (entry 0 none).
     """
+    if not run.layers:
+        raise UserError("this model has no attention heads to ablate; compute_component_ablation.py ablates its blocks")
     layers, means, conv = [run.layer(layer) for layer in run.layers], run.means(), "conv" in run.columns
     mean_attn = np.stack([means[own].sum(axis=0) for own in layers])               # [l, d]
     mean_mlp = means[run.columns["mlp"]].sum(axis=0)

@@ -54,3 +54,7 @@ class Found:
         """The tensor's node; None where it has none."""
         reference, node = self._kept.get(id(tensor), (None, None))
         return node if node is not None and reference() is tensor else None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()

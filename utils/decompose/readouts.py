@@ -59,8 +59,12 @@ def refuse(op: str, why: str = "it is neither linear nor a component's own non-l
 
 
 def _rows(readout: Readout, axis: Axis) -> Tensor:
-    """The places of one of the weight's axes that are read at all."""
-    return readout.weight.movedim(readout.axes.index(axis), 0).reshape(axis.size, -1).any(dim=1).nonzero()[:, 0]
+    """The places of one of the weight's axes that are read at all. They are kept with the weight, which many readouts
+    share."""
+    place, known = readout.axes.index(axis), readout.weight.__dict__.setdefault("rows", {})
+    if place not in known:
+        known[place] = readout.weight.movedim(place, 0).reshape(axis.size, -1).any(dim=1).nonzero()[:, 0]
+    return known[place]
 
 
 def contract(operands: list[tuple[Tensor, list[Axis]]], out: list[Axis]) -> Tensor:

@@ -21,7 +21,8 @@ from utils.decompose.readouts import Axis, Readout
 VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "contiguous", "unsqueeze",
          "squeeze", "_to_copy", "lift_fresh"}
 STATISTICS = {"_softmax", "_safe_softmax", "rsqrt", "linalg_vector_norm"}  # frozen, and what is made of them alone
-JOINT = {"add", "sub", "rsub", "mul", "div", "cat", "stack", "linear", "addmm", "mm", "bmm", "attention"}  # of several
+JOINT = {"add", "sub", "rsub", "mul", "div", "cat", "stack", "linear", "addmm", "mm", "bmm", "addcmul",
+         "attention"}  # of several
 
 
 class Recorder(TorchDispatchMode):
@@ -31,7 +32,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.found, self.modules, self.sources = Found(), modules, sources
         self.order = self.attentions = 0
-        self.inside: list[nn.Module] = []
+        self.inside = [""]  # names of the modules that are running
         self.found[images] = self.node("the images", [])
 
     @contextmanager
@@ -43,7 +44,10 @@ class Recorder(TorchDispatchMode):
         def leave(*_) -> None:  # what a hook returns takes the place of the module's output
             self.inside.pop()
 
-        hooks = [register_module_forward_pre_hook(lambda module, _: self.inside.append(module)),
+        def enter(module: nn.Module, _) -> None:
+            self.inside.append(self.modules.get(module, self.inside[-1]))
+
+        hooks = [register_module_forward_pre_hook(enter),
                  register_module_forward_hook(leave)]
         try:
             with torch.no_grad(), self:
@@ -53,15 +57,12 @@ class Recorder(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
 
-    def where(self) -> str:
-        return next((self.modules[module] for module in reversed(self.inside) if module in self.modules), "")
-
     def here(self, op: str) -> str:
-        return f"{op} in {self.where()}" if self.where() else op
+        return f"{op} in {self.inside[-1]}" if self.inside[-1] else op
 
     def node(self, op: str, inputs: list[Node], **fields) -> Node:
         self.order += 1
-        made_of = frozenset().union(*(node.made_of for node in inputs))
+        made_of = inputs[0].made_of.union(*(node.made_of for node in inputs[1:])) if inputs else frozenset()
         return Node(op=self.here(op), order=self.order, attentions=self.attentions, made_of=made_of,
                     **fields)
 
@@ -276,6 +277,13 @@ class Recorder(TorchDispatchMode):
         if kwargs or self.varies(y):
             return None
         return self.on_mul(op, outputs, x, 1 / y)
+
+    def on_addcmul(self, op, outputs, shift, x, y, value=1):
+        if self.varies(shift) or value != 1 or self.varies(x) == self.varies(y):
+            return None
+        made = self.on_mul(op, outputs, x, y)
+        made[0].constants.append((shift,))
+        return made
 
     def on_neg(self, op, outputs, x):
         return self.on_mul(op, outputs, x, -1)

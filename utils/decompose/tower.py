@@ -52,7 +52,7 @@ def refusal(visual: nn.Module) -> str | None:
     """
     kind = type(visual).__name__
     if kind != "VisionTransformer" or not type(visual).__module__.startswith("open_clip."):
-        known = {"ModifiedResNet": "it is a ResNet, whose image tower has no residual stream of attention heads",
+        known = {"ModifiedResNet": "it is a ResNet: aten.relu stands on its residual path after every block",
                  "TimmModel": "its image tower comes from timm"}
         return known.get(kind, f"its image tower is of an unknown class, {kind}")
     if visual.attn_pool is not None:

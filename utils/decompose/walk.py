@@ -110,6 +110,7 @@ def _decompose(model: nn.Module, images: Tensor, function: Callable[[Tensor], Te
     with recorder.watch():
         output = function(images)
     end = recorder.found.get(output)
+    recorder.found.clear()
     if output.ndim != 2 or len(output) != len(images) or end in (None, FROZEN):
         raise UserError("this model cannot be decomposed: its output is not one vector an image")
     steps = _walk(end, output)

@@ -87,13 +87,19 @@ class Run:
             if needs != "moments":
                 run.stack(slice(0, 0))  # which says that there are no single images
             return run
-        arrays = {what: array(what) for what in (("attn",) if storage == "full" else ("heads", "scalars"))}
+        listed = [entry["file"] for entry in (manifest or {}).get("arrays", [])]
+        if place.path("mlp").name in listed and not {place.path(what).name for what in ("attn", "heads")} & set(listed):
+            if needs in ("heads", "moments"):
+                raise UserError(f"--model {model} has no attention heads, and this step reads them; choose another")
+            mlp = array("mlp")
+            arrays = {"attn": np.zeros((len(mlp), 0, mlp.shape[-1]), mlp.dtype)}
+        else:
+            arrays = {what: array(what) for what in (("attn",) if storage == "full" else ("heads", "scalars"))}
         images = len(next(iter(arrays.values())))
         if needs != "heads":
             arrays["mlp"] = array("mlp")
         if manifest is None:
             files.read_manifest(place.manifest)  # which warns that there is none
-        listed = [entry["file"] for entry in (manifest or {}).get("arrays", [])]
         if needs != "heads" and (place.path("conv").name in listed if manifest else place.path("conv").is_file()):
             arrays["conv"] = array("conv")
         if place.path("cls_attn").is_file():
@@ -232,7 +238,8 @@ def _read_components(place: Place, arrays: dict[str, np.ndarray]) -> list[Compon
         raise UserError(f"{path} does not exist, which names the components of the arrays; make it with: {hint}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        named = {what: [Component.from_dict(entry) for entry in content[what]] for what in ARRAYS if what in arrays}
+        named = {what: [Component.from_dict(entry) for entry in content[what]] for what in ARRAYS
+                 if what in arrays and arrays[what].shape[1]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: does not name the components of the arrays; make it again with: {hint}") from error
     for what, components in named.items():
