@@ -2,7 +2,7 @@
 
     python compute_component_repair.py --model ViT-B-16 --pretrained laion2b_s34b_b88k --dataset binary_waterbirds \\
         --data_path DIR
-    python compute_component_repair.py --model vit_base_patch14_dinov2.lvd142m-as-ViT-L-14 --source_model \\
+    python compute_component_repair.py --model timm-vit_base_patch14_dinov2.lvd142m-as-ViT-L-14 --source_model \\
         timm:vit_base_patch14_dinov2.lvd142m --dataset binary_waterbirds --data_path DIR --classifier probe
     python compute_component_repair.py --model emojiclip --dataset emoji_spurious \\
         --spurious_texts text_descriptions/spurious_backgrounds_emoji.txt \\

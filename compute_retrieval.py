@@ -2,7 +2,7 @@
 
     python compute_retrieval.py --model ViT-L-14 --pretrained laion2b_s32b_b82k --data_path DIR --text "a red thing" \\
         --feature color
-    python compute_retrieval.py --model vit_base_patch14_dinov2.lvd142m-as-ViT-L-14 --source_model \\
+    python compute_retrieval.py --model timm-vit_base_patch14_dinov2.lvd142m-as-ViT-L-14 --source_model \\
         timm:vit_base_patch14_dinov2.lvd142m --data_path DIR --index 12 40 --feature color texture
     python compute_retrieval.py --model emojiclip --dataset emoji --text "a red background" --feature color
 

@@ -30,7 +30,8 @@ SHARED = ("compute_prs.py", "compute_segmentations.py", "compute_text_set_projec
 
 def get_args_parser():
     parser = cli.make_parser(__doc__)
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="names of tables, or all (with --embedded: all by default)")
+    parser.add_argument("tables", nargs="*", metavar="TABLE",
+                        help="names of tables, or all (with --embedded: all by default)")
     parser.add_argument("--list", action="store_true", help="show the tables, and what each needs")
     parser.add_argument("--data_root", metavar="DIR", help="folder of the data sets (default: none)")
     parser.add_argument("--embedded", action="store_true",
@@ -114,6 +115,8 @@ def main(args) -> None:
     if not chosen:
         raise UserError(f"name tables, or all; there are {', '.join(every)}")
     loaded = {name: experiments.read(name, args.experiments) for name in chosen}
+    world = "embedded" if args.embedded else "variants"
+    loaded = {name: experiment for name, experiment in loaded.items() if args.list or experiment.get(world)}
     if args.list:
         print(tables.listing(loaded))
         return

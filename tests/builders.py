@@ -477,7 +477,7 @@ def write_caltech(root):
 
 
 def write_flat_imagenet(root, classes, picture=picture):
-    """ImageNet's validation images as in their archive, one of each of these classes (labels from 0), beside the kit."""
+    """ImageNet's validation images as in their archive, one of each class (labels from 0), beside the kit."""
     data = root / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
     # In the kit, classes have numbers in an order of their own, and inner nodes of the tree follow.

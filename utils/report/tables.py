@@ -25,7 +25,8 @@ def listing(loaded: dict[str, dict]) -> str:
     for name, experiment in loaded.items():
         data = ", ".join(f"{key} ({', '.join(splits)})" for key, splits in (experiment.get("data") or {}).items())
         cost = experiment.get("cost", {})
-        lines.append(f"| {name} | {experiment['title']} | {', '.join(experiment['variants'])} | {data} | "
+        models = "; ".join(experiment["variants"]) or "embedded models alone"
+        lines.append(f"| {name} | {experiment['title']} | {models} | {data} | "
                      f"{cost.get('disk_gb', '')} | {cost.get('h100_hours', '')} | {cost.get('cpu_hours', '')} |")
     return "\n".join([*lines, "Disk and hours are estimates, from sizes and from the rates in docs/benchmarks.md."])
 
@@ -38,13 +39,17 @@ def machine() -> str:
 
 
 def collect(name: str, experiment: dict, embedded: bool, values: dict, done: dict[str, list[dict]]) -> dict:
-    """A table as JSON: its figures, the runs they come from, and its steps, which `done` holds for each variant."""
+    """A table as JSON: its figures, the runs they come from, and its steps, which `done` holds for each variant.
+
+    A figure that is neither published nor among what the steps wrote is left out, unless a step failed."""
     chosen = experiments.variants(experiment, embedded, values)
+    failed = {variant for variant, listed in done.items() if any("failed" in step for step in listed)}
+    rows = [experiments.row(figure) for own in chosen.values() for figure in experiments.figures(experiment, own)]
     steps = list({step["step"]: step for listed in done.values() for step in listed}.values())
     return {"table": name, "title": experiment["title"], "paper": experiment.get("paper"),
             "note": experiment.get("note"), "embedded": embedded, "variants": list(chosen),
-            "rows": [experiments.row(figure) for own in chosen.values()
-                     for figure in experiments.figures(experiment, own)],
+            "rows": [row for row in rows
+                     if row["variant"] in failed or (row["ours"], row["published"]) != (None, None)],
             "runs": {variant: experiments.about(experiment, own) for variant, own in chosen.items()},
             "steps": steps, "seconds": sum(step.get("seconds", 0) for step in steps), "device": machine(),
             "versions": {package: importlib.metadata.version(package) for package in PACKAGES}}
@@ -80,7 +85,8 @@ def markdown(table: dict) -> list[str]:
     if any(row["published"] is not None for row in table["rows"]):
         lines += ["| figure | model | published | ours | difference | tolerance | within | from |", "| --- " * 8 + "|"]
         for row in table["rows"]:
-            source = "" if row["published"] is None else f"{row['from']} ({'verified' if row['verified'] else 'quoted'})"
+            kind = "verified" if row["verified"] else "quoted"
+            source = "" if row["published"] is None else f"{row['from']} ({kind})"
             within = WORDS[row["within"]] + (f": look at `{row['step']}`" if row["within"] is False else "")
             lines.append(f"| {row['name']} | {row['variant']} | {number(row['published'])} | {number(row['ours'])} | "
                          f"{number(row['difference'])} | {row['tolerance']} | {within} | {source} |")
@@ -112,8 +118,8 @@ def write_results(folder: Path, every: list[str], docs: Path) -> None:
     there are named."""
     found = read(folder, every)
     lines = ["# Every figure of the embedded models", "",
-             "Written by `bash scripts/reproduce.sh --embedded`, which computes all of it; results.json has the same by "
-             "key.", "In percent, unless the name says otherwise.", ""]
+             "Written by `bash scripts/reproduce.sh --embedded`, which computes all of it; results.json has the same.",
+             "In percent, unless the name says otherwise.", ""]
     for table in found:
         lines += markdown(table)
     missing = [name for name in every if name not in {table["table"] for table in found}]
