@@ -20,7 +20,8 @@ and DIR/masks, files of the same names; 0 in a mask is background), and the embe
 
     {dataset}_segmentation_{method}_{model}.json       all figures, and how they were computed
     {dataset}_{method}_{precision|recall}_{model}.npy  [methods, 1001] over all pixels, at thresholds 0, 0.001, ... 1
-    {dataset}_{method}_pictures_{model}/               with --save_img: input, mask; each method's heat, mask, overlay
+    {dataset}_{method}_pictures_{model}/               with --save_img: sheet.png of some images; all in the folders
+                                                       input, mask, and each method's heat, mask, overlay
 
 `accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with
 a common --output_dir, and leaves the files that one process leaves.
@@ -120,6 +121,9 @@ def main(args) -> None:
                     "batch_size": size, "seed": args.seed},
         "command": cli.command(__file__, get_args_parser(), args)})
     print("\n".join(figures.table(found)))
+    if args.save_img:
+        sheet = figures.save_sheet(pictures, data.names, chosen, f"{name} on {args.train_dataset}")
+        print(f"pictures, some of them on one sheet -> {sheet}")
     print(f"{cli.counted(len(data.names), 'image')} -> {path}")
 
 

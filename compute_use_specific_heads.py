@@ -28,8 +28,8 @@ from utils import cli
 from utils.cli import UserError
 from utils.data.datasets import NAMES, PLACES, default_split
 
-COLUMNS = {"baseline": "before", "no_heads": "no heads", "heads_ablated": "heads ablated", "random_best": "best random",
-           "random_mean": "mean random"}
+COLUMNS = {"baseline": "before", "no_heads": "no head ablated", "heads_ablated": "heads ablated",
+           "random_best": "best random", "random_mean": "mean random"}
 
 
 def get_args_parser():

@@ -6,18 +6,18 @@ network.
     python make_report.py --model emojiclip --dataset emoji --text_descriptions emoji_descriptions --text
 
 For every head that compute_complete_text_set.py named: its texts and what they explain, the images that score highest
-and lowest on the first text, the patches that the highest scores come from, and the accuracy with the head switched
-off. Heads can be searched by their texts, sorted, and switched off on the page. The whole page is readable without
-JavaScript.
+and lowest on the first text, the patches that the first of these scores come from, and the accuracy with the head
+switched off. Heads can be found by their texts, classes and numbers, sorted, folded, and switched off on the page. The
+whole page is readable without JavaScript.
 
 Reads what compute_prs.py, compute_text_projection.py, compute_text_set_projection.py, compute_ablations.py and
 compute_complete_text_set.py wrote to --input_dir; where it is there, also what compute_head_truth.py wrote; and the
 images. Heat maps need the model that made the arrays, and for mapped arrays (compute_alignment.py) the maps beside
 them; where these are missing, heat maps are left out, and a line says so. With --heat_maps 0 no model is loaded.
 
-Writes to --output_dir: index.html, images/, heat/, and report.json, which holds everything that the page shows. The
-folder has its name only when it is complete. An earlier report is replaced; any other folder that is not empty is
-refused. Prints where the page is, and the folder's size.
+Writes to --output_dir: index.html, images/, heat/, heads.csv, and report.json, which holds everything that the page
+shows. The folder has its name only when it is complete. An earlier report is replaced; any other folder that is not
+empty is refused. Prints where the page is, and the folder's size.
 
 With --text, there is no page: prints what each part of the model is worth and the texts of the heads that vary most,
 and draws {dataset}_heads_{model}.png beside the arrays: for these heads, the images that score highest and lowest.
@@ -37,7 +37,7 @@ def get_args_parser():
     parser.add_argument("--images_per_head", type=cli.POSITIVE, default=8, metavar="N",
                         help="images of the highest scores, and as many of the lowest")
     parser.add_argument("--heat_maps", type=cli.NATURAL, default=3, metavar="N",
-                        help="heat maps a head, of the highest images; 0 needs no model")
+                        help="heat maps a head, of the highest images, and as many of the lowest; 0 needs no model")
     parser.add_argument("--thumbnail_size", type=cli.THUMBNAIL, default=96, metavar="PIXELS",
                         help="side of an image on the page; it is stored twice as large")
     parser.add_argument("--text", action="store_true", help="print a summary instead of making a page")
@@ -87,7 +87,9 @@ def main(args) -> None:
         print(*results.lines(run, found), sep="\n")
         images.draw_at(96)
         paths = results.paths(run, found)
-        charts.head_sheet(results.sheet(found, scores, indices, images), paths[-1])
+        rows = results.sheet(found, scores, indices, images)
+        charts.head_sheet(rows, paths[-1], f"{args.model} on {place.name}: the {len(rows)} heads whose output varies "
+                          "most, and images by what each adds to the cosine with its first text")
         print("\nAll of it:", *(f"  {path}" for path in paths), sep="\n")
         return
     alone = ablation.single_heads(run, classifier, found.texts["num_of_last_layers"])

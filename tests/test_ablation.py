@@ -67,10 +67,25 @@ def test_single_heads_equal_ablating_each_alone(images):
     run, classifier = random_run(images=images)
     found = ablation.single_heads(opened(run), classifier, last_layers=2)
     assert list(found) == [Component("attn", layer, head) for layer in (2, 3) for head in range(3)]
-    means = opened(run).means()
-    for key, accuracy in found.items():
+    means, whole = opened(run).means(), opened(run).whole(slice(None))
+    before = (literal_representations(run, means, [], None, True) @ classifier).argmax(1) == run["labels"]
+    for key, entry in found.items():
         slow = literal_representations(run, means, [(key.layer, key.head)], None, True) @ classifier
-        assert accuracy == pytest.approx(100 * (slow.argmax(1) == run["labels"]).mean())
+        after = slow.argmax(1) == run["labels"]
+        assert entry["accuracy"] == pytest.approx(100 * after.mean())
+        assert (entry["lost"], entry["gained"]) == (sum(before & ~after), sum(after & ~before))
+        assert entry["change"] == pytest.approx(100 * (after.mean() - before.mean()))
+        np.testing.assert_array_equal(ablation.right_without(
+            opened(run), whole, means, classifier, [opened(run).heads.index(key)]), after)
+
+
+def test_the_interval_of_a_change_holds_the_truth_about_as_often_as_it_says():
+    rng, held, truth = np.random.default_rng(0), [], 100 * (0.02 - 0.06)
+    for lost, gained, _ in rng.multinomial(400, (0.06, 0.02, 0.92), size=3000):
+        low, high = ablation.paired_change(lost, gained, 400)["interval"]
+        held.append(low <= truth <= high)
+    assert 0.94 < np.mean(held) < 0.97
+    assert ablation.paired_change(0, 0, 400)["interval"][1] > 0
 
 
 def test_without_a_class_token_its_ablations_are_left_out():

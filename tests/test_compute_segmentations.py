@@ -105,8 +105,9 @@ def test_the_embedded_scenes_from_drawing_to_figures(run_script, options, tmp_pa
         assert values.shape == (1, 1001)
         assert np.isfinite(values).all()
     pictures = tmp_path / "out" / "emoji_seg_decomposition_pictures_emojiclip"
-    assert len(list(pictures.glob("*.png"))) == 5 * SCENES
-    assert Image.open(pictures / "00010_decomposition_overlay.png").size == (64, 64)
+    assert len(list(pictures.glob("*/*.png"))) == 5 * SCENES
+    assert Image.open(pictures / "decomposition_overlay" / "00010.png").size == (64, 64)
+    assert list(pictures.glob("*.png")) == [pictures / "sheet.png"]
 
 
 def test_the_three_ways_to_read_the_same_images_give_the_same_figures(result, mat_file, mask_folder):
@@ -398,7 +399,7 @@ def test_a_mapped_model_finds_the_objects(run_script, mapped, tmp_path, monkeypa
         assert figures["foreground_iou"] > 0.35
     assert found["predicted"]["methods"] != found["true"]["methods"]
     pictures = tmp_path / "out" / f"emoji_seg_decomposition_pictures_{name}"
-    assert len(list(pictures.glob("*.png"))) == 5 * 40
+    assert len(list(pictures.glob("*/*.png"))) == 5 * 40
     values = np.load(tmp_path / "out" / f"emoji_seg_decomposition_precision_{name}.npy")
     assert values.shape == (1, 1001)
 

@@ -1,3 +1,4 @@
+import csv
 import html
 import json
 import re
@@ -69,10 +70,25 @@ def test_the_page_says_what_textspan_found(made):
         percentile = head["consistency"]["percentile"]
         assert ("one role" if percentile >= 95 else "no clear role") in part
         assert f"more than {percentile:.0f}% of random heads" in part or percentile == 100 and "more than all random" in part
+        rank = 1 + sum(other["variance"] > head["variance"] for other in found["heads"])
+        assert f"rank {rank} of 12" in part
         index = re.search(rf'<a href="#head-{head["layer"]}-{head["head"]}"><b>.*?</a>', page).group()
         assert re.findall(r'text-of-head">(.*?)<', index) == [html.escape(entry["text"]) for entry in head["texts"][:2]]
     assert "Known truth" not in page
     assert read_report(made / "page")["truth"] is None
+
+
+def test_the_table_of_all_heads_is_on_the_page_and_in_a_file(made):
+    found = read_report(made / "page")["heads"]
+    with (made / "page" / "heads.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for head, row in zip(found, rows, strict=True):
+        assert (int(row["layer"]), int(row["head"])) == (head["layer"], head["head"])
+        for name in ("variance", "explained", "accuracy", "change"):
+            assert float(row[name]) == head[name]
+        assert [float(row["change_from"]), float(row["change_to"])] == head["interval"]
+        assert row["texts"] == "; ".join(entry["text"] for entry in head["texts"])
+        assert f'<tr><th scope="row"><a href="#{head["id"]}">{head["name"]}</a>' in page_of(made / "page")
 
 
 def test_the_page_shows_the_ablations_and_how_it_was_made(made):
@@ -130,7 +146,8 @@ def test_accuracy_without_a_head_is_that_of_its_mean_ablation(made):
         assert head["accuracy"] == pytest.approx(accuracy)
         assert head["change"] == pytest.approx(accuracy - baseline)
         said = f"{accuracy - baseline:+.1f}".replace("-", "−") if abs(accuracy - baseline) > 0.05 else "±0.0"
-        assert f'{accuracy:.1f}% <span class="aside">{said} points' in articles(page_of(made / "page"))[head["id"]]
+        assert head["interval"][0] < head["change"] < head["interval"][1]
+        assert f'{accuracy:.1f}% <span class="aside">{said} points (' in articles(page_of(made / "page"))[head["id"]]
 
 
 def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
@@ -140,8 +157,10 @@ def test_heat_maps_sum_to_the_term_and_are_drawn_in_their_colours(made):
     images = datasets.load_images("imagefolder", str(made / "images"))
     for head in read_report(made / "page")["heads"]:
         assert [found["index"] for found in head["heat_maps"]] == [image["index"] for image in head["highest"][:2]]
+        assert [found["index"] for found in head["heat_maps_lowest"]] == [
+            image["index"] for image in head["lowest"][:2]]
         text, limits = pool[head["texts"][0]["index"]], []
-        for found in head["heat_maps"]:
+        for found in head["heat_maps"] + head["heat_maps_lowest"]:
             whole = attn[found["index"], head["layer"], head["head"]] @ text
             assert found["patches"] + found["class_token"] == pytest.approx(whole, abs=1e-5)
             pixels = clip.preprocess(images.samples[found["index"]][0])[None]
@@ -174,10 +193,10 @@ def test_pictures_are_stored_once_and_show_what_the_model_sees(made):
     found = read_report(made / "page")
     shown = {image["index"]: image for head in found["heads"] for image in head["highest"] + head["lowest"]}
     files = {path.relative_to(made / "page").as_posix() for path in (made / "page").rglob("*") if path.is_file()}
-    heat = {heat["file"] for head in found["heads"] for heat in head["heat_maps"]}
-    assert files == {image["file"] for image in shown.values()} | heat | {"index.html", "report.json"}
+    heat = {heat["file"] for head in found["heads"] for heat in head["heat_maps"] + head["heat_maps_lowest"]}
+    assert files == {image["file"] for image in shown.values()} | heat | {"index.html", "report.json", "heads.csv"}
     page = page_of(made / "page")
-    assert set(re.findall(r'<img src="(.*?)"', page)) == files - {"index.html", "report.json"}
+    assert set(re.findall(r'<img src="(.*?)"', page)) == files - {"index.html", "report.json", "heads.csv"}
     for image in shown.values():
         with Image.open(made / "images" / image["path"]) as original, Image.open(made / "page" / image["file"]) as stored:
             assert stored.size == (192, 192)
@@ -349,14 +368,16 @@ def test_the_truth_is_shown_where_it_is_known(run_script, truth_run, tmp_path):
     assert "compute_head_truth.py" in page
     for head in truth["heads"]:
         part = articles(page)[f"head-{head['layer']}-{head['head']}"].split('<div class="truth">')[1]
-        assert f"<strong>{head['truth']}</strong> explains the most" in part
-        assert f"texts say <strong>{head['reading']}</strong>" in part
+        assert f"<strong>{head['truth'].replace('color', 'colour')}</strong> explains the most" in part
+        assert f"texts say <strong>{head['reading'].replace('color', 'colour')}</strong>" in part
         assert ("they agree" in part) == head["agree"]
         assert ("they disagree" in part) != head["agree"]
         assert [float(width) for width in re.findall(r"--share: ([\d.]+)%", part)] == [
             pytest.approx(max(100 * share, 0), abs=0.01) for share in head["explained"].values()]
         for attribute, share in head["explained"].items():
-            assert (f"</i>{attribute} {100 * share:.0f}%" in part) == (share >= 0.005)
+            assert (f"</i>{attribute.replace('color', 'colour')} {100 * share:.0f}%" in part) == (share >= 0.005)
+        rest = 1 - sum(max(share, 0) for share in head["explained"].values())
+        assert (f"</i>none of these alone {100 * rest:.0f}%" in part) == (rest >= 0.005)
 
 
 def test_truth_about_other_texts_is_left_out_with_a_warning(run_script, truth_run, tmp_path):

@@ -1,32 +1,17 @@
 """The page of make_report.py, opened from disk in a real browser without a network."""
 import re
-import shutil
 
+import browser
 import pytest
+from browser import find, resize, start
 from builders import read_report, write_report
 
-DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER),
-                                reason="no chromium and chromedriver on PATH: the report in a browser was not covered")
+pytestmark = pytest.mark.skipif(not browser.PRESENT, reason=browser.MISSING)
 
 
 @pytest.fixture(scope="module")
 def page(emoji_run, tmp_path_factory):
     return write_report(emoji_run, tmp_path_factory.mktemp("browser")) / "page"
-
-
-def start(**preferences):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                     "--host-resolver-rules=MAP * ~NOTFOUND"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.add_experimental_option("prefs", preferences)
-    return webdriver.Chrome(options=options, service=Service(DRIVER))
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +23,11 @@ def driver():
 
 @pytest.fixture
 def opened(driver, page):
-    """The page, freshly loaded in a wide window."""
+    """The page, freshly loaded in a wide window, with all heads unfolded."""
     resize(driver, 1400)
     driver.get((page / "index.html").as_uri())
+    find(driver, "#fold")[0].click()
     return driver
-
-
-def resize(driver, width):
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                           {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
-
-
-def find(driver, selector):
-    from selenium.webdriver.common.by import By
-
-    return driver.find_elements(By.CSS_SELECTOR, selector)
 
 
 def visible(driver, selector="article"):
@@ -69,10 +44,11 @@ def type_words(driver, words):
 
 
 def expected(page, words):
-    """Heads with a text in which each of the words begins a word."""
+    """Heads with a text, or a class among their images, in which each of the words begins a word."""
     return [head["id"] for head in read_report(page)["heads"] if any(
-        all(re.search(rf"\b{word}", entry["text"], re.IGNORECASE) for word in words.split())
-        for entry in head["texts"])]
+        all(re.search(rf"\b{word}", said, re.IGNORECASE) for word in words.split())
+        for said in (*(entry["text"] for entry in head["texts"]),
+                     *(image["label"] for image in head["highest"] + head["lowest"])))]
 
 
 def switch(driver, head):
@@ -112,7 +88,7 @@ def test_every_picture_is_loaded_and_has_an_alternative(opened, page):
         })();""")
     found = opened.execute_script(
         "return [...document.images].map(i => [i.naturalWidth, i.naturalHeight, i.width, i.alt])")
-    assert len(found) == 12 * (4 + 2 + 4)
+    assert len(found) == 12 * (4 + 2 + 4 + 2)
     assert all(size[:2] == [192, 192] and size[2] == 96 and "image " in size[3] for size in found)
     assert [entry for entry in opened.get_log("browser") if entry["level"] != "INFO"] == []
 
@@ -137,6 +113,44 @@ def test_words_leave_the_heads_with_a_text_that_has_them_all(opened, page):
     assert [element.text for element in find(opened, "article .text-of-head")] == texts
 
 
+@pytest.mark.parametrize(("words", "fits"), [
+    ("5.4", lambda layer, head: (layer, head) == (5, 4)), ("layer 5", lambda layer, head: layer == 5),
+    ("Head 4", lambda layer, head: head == 4), ("layer 4 head 2", lambda layer, head: (layer, head) == (4, 2))])
+def test_heads_are_found_by_their_numbers(opened, words, fits):
+    type_words(opened, words)
+    assert visible(opened) == [f"head-{layer}-{head}" for layer in (5, 4) for head in range(6) if fits(layer, head)]
+
+
+def test_heads_are_found_by_the_classes_of_their_images(opened, page):
+    label = read_report(page)["heads"][3]["lowest"][0]["label"]
+    type_words(opened, label)
+    assert "head-5-3" in visible(opened)
+    assert visible(opened) == expected(page, label)
+
+
+def test_the_index_shows_the_texts_that_were_found(opened, page):
+    head = read_report(page)["heads"][2]
+    type_words(opened, head["texts"][2]["text"])
+    entry, = find(opened, f"#index-{head['id']} a")
+    assert head["texts"][2]["text"] in entry.text
+    assert head["texts"][0]["text"] not in entry.text
+    type_words(opened, "")
+    assert head["texts"][0]["text"] in entry.text
+
+
+def test_heads_are_folded_until_they_are_asked_for(driver, page):
+    driver.get("about:blank")
+    driver.get((page / "index.html").as_uri())
+    assert not [image for image in find(driver, "article img") if image.is_displayed()]
+    assert find(driver, ".power")[0].is_displayed() is False
+    find(driver, "#index-head-4-3 a")[0].click()
+    assert find(driver, "#head-4-3 img")[0].is_displayed()
+    assert not find(driver, "#head-4-2 img")[0].is_displayed()
+    assert driver.execute_script("return document.documentElement.scrollHeight") < 4000
+    find(driver, "#head-4-3 .title a")[0].click()
+    assert driver.current_url.endswith("#heads")
+
+
 @pytest.mark.parametrize("words", ["(", "[a", "a.b*", "\\", "+?"])
 def test_words_are_no_patterns(opened, words):
     type_words(opened, words)
@@ -150,7 +164,9 @@ def test_heads_are_sorted_and_chosen_by_layer(opened, page):
             "consistency": lambda head: -head["consistency"]["percentile"], "layer": lambda head: -head["layer"]}
     for order, key in keys.items():
         choose(opened, "order", order)
-        assert visible(opened) == [head["id"] for head in sorted(heads, key=key)], order
+        wanted = [head["id"] for head in sorted(heads, key=key)]
+        assert visible(opened) == wanted, order
+        assert visible(opened, ".index li") == [f"index-{head}" for head in wanted], order
     choose(opened, "layer", "4")
     assert visible(opened) == [f"head-4-{head}" for head in range(6)]
     assert find(opened, "#count")[0].text == "6 of 12 heads"
@@ -163,25 +179,26 @@ def test_heads_are_sorted_and_chosen_by_layer(opened, page):
 def test_a_head_that_is_switched_off_shows_the_accuracy_without_it(opened, page):
     found = read_report(page)
     bar, restore, command = (find(opened, selector)[0] for selector in (".power", "#restore", "#command"))
-    assert f"Whole model {found['ablations']['baseline']:.1f}% with all heads on" in bar.text
+    assert not bar.is_displayed()
     for head in (found["heads"][1], found["heads"][7]):
         box = switch(opened, head["id"])
         said = f"without layer {head['layer']}, head {head['head']}: {head['accuracy']:.1f}% ("
+        assert f"Whole model {found['ablations']['baseline']:.1f}%" in bar.text
         assert said in bar.text
         assert bar.is_displayed()
         assert not command.is_displayed()
         assert find(opened, f"#{head['id']}.off")
         restore.click()
-        assert "with all heads on" in bar.text
+        assert not bar.is_displayed()
         assert not box.is_selected()
-        assert not restore.is_displayed()
 
 
 def test_several_heads_show_the_command_that_computes_them(opened, page):
     for head in ("head-5-4", "head-4-0"):
         switch(opened, head)
     bar, command = find(opened, ".power")[0], find(opened, "#command")[0]
-    assert "without 2 heads: not computed here" in bar.text
+    assert "2 heads off" in bar.text
+    find(opened, "#several summary")[0].click()
     assert command.text == read_report(page)["command_for_several"].replace("{heads}", "5.4,4.0")
     assert "--keep_last_layers 6 --keep_mlps --heads 5.4,4.0" in command.text
     switch(opened, "head-5-4")
@@ -199,7 +216,7 @@ def test_nothing_is_cut_off_at_any_width(opened, width):
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
     beyond = opened.execute_script("""
         const beyond = ({left, right}) => left < -0.5 || right > innerWidth + 0.5;
-        return [...document.querySelectorAll("body *:not(.skip, .unseen)")].filter(
+        return [...document.querySelectorAll("body *:not(.skip, .unseen, .scroll *)")].filter(
             e => e.getClientRects().length && beyond(e.getBoundingClientRect())).map(e => e.outerHTML)""")
     assert beyond == []
 

@@ -94,20 +94,43 @@ def accuracies(run: Run, classifier: np.ndarray) -> dict:
             "attention_ablated": [count * percent for count in attention]}
 
 
-def single_heads(run: Run, classifier: np.ndarray, last_layers: int) -> dict[Component, float]:
-    """Zero-shot accuracy in percent with one head mean-ablated at a time, for every head of the last layers.
+def single_heads(run: Run, classifier: np.ndarray, last_layers: int) -> dict[Component, dict]:
+    """Zero-shot accuracy with one head mean-ablated at a time, for every head of the last layers: `accuracy` in
+    percent, `lost` and `gained`, the numbers of images that are right only with or only without it, and `change` and
+    `interval` of `paired_change`.
 
     The logits change by those of the head's term alone, so that the rest of the sum is made once.
     """
     columns = run.last(last_layers)
-    average = run.means(columns)
-    counts = dict.fromkeys(run.heads[columns], 0)
+    average, right = run.means(columns), np.zeros((columns.stop - columns.start, 3), int)
     for block in blocks(len(run), description="single heads"):
-        logits = run.whole(block) @ classifier
-        for head, own, constant in zip(counts, run.stack(block, columns).swapaxes(0, 1), average):
-            without = logits - (own - constant) @ classifier
-            counts[head] += int((without.argmax(axis=1) == run.labels[block]).sum())
-    return {head: 100 * count / len(run) for head, count in counts.items()}
+        logits, labels = run.whole(block) @ classifier, run.labels[block]
+        before = logits.argmax(axis=1) == labels
+        for place, (own, constant) in enumerate(zip(run.stack(block, columns).swapaxes(0, 1), average)):
+            after = (logits - (own - constant) @ classifier).argmax(axis=1) == labels
+            right[place] += after.sum(), (before & ~after).sum(), (after & ~before).sum()
+    return {head: {"accuracy": 100 * count / len(run), "lost": lost, "gained": gained,
+                   **paired_change(lost, gained, len(run))}
+            for head, (count, lost, gained) in zip(run.heads[columns], right.tolist())}
+
+
+def paired_change(lost: int, gained: int, images: int) -> dict:
+    """The change of accuracy, in points, where so many images are right only before or only after, and its 95%
+    interval for matched pairs: Wald's, with half an image added to each of the four cells (Agresti and Min 2005)."""
+    centre = (gained - lost) / (images + 2)
+    spread = 1.96 * ((gained + lost + 1) / (images + 2) - centre ** 2) ** 0.5 / (images + 2) ** 0.5
+    return {"change": 100 * (gained - lost) / images, "interval": [100 * (centre - spread), 100 * (centre + spread)]}
+
+
+def right_without(run: Run, whole: np.ndarray, means: np.ndarray, classifier: np.ndarray,
+                  columns: Sequence[int]) -> np.ndarray:
+    """Which images are classified right [b] with some components replaced by their `means` [c, d], where all
+    representations `whole` [b, d] are in memory: only what these components wrote is read."""
+    columns, found = sorted(columns), np.zeros(len(run), bool)
+    for block in blocks(len(run)):
+        moved = (run.stack(block, columns) - means[columns]).sum(axis=1)
+        found[block] = ((whole[block] - moved) @ classifier).argmax(axis=1) == run.labels[block]
+    return found
 
 
 def layers_from_the_last(components: Sequence[Component]) -> dict[Component, list[int]]:

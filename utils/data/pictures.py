@@ -45,18 +45,22 @@ def read(file, reading: str) -> Image.Image:
 
 
 def read_option(path: str) -> Image.Image:
-    """The picture of --image, as seen. Raises UserError for what is no picture, or longer than LONGEST times its
-    breadth."""
+    """The picture of --image, by `read_given`."""
     if not Path(path).is_file():
         raise UserError(f"--image {path}: no such file")
+    return read_given(path, f"--image {path}")
+
+
+def read_given(file, name: str) -> Image.Image:
+    """The picture of a file that a user gives, by its path or open, as seen. Raises UserError, which starts with the
+    `name`, for what is no picture, or longer than LONGEST times its breadth."""
     try:
-        picture = read(path, "seen")
+        picture = read(file, "seen")
     except Exception as error:  # damaged files fail in as many ways as there are formats
         why = "in no format of Pillow's" if isinstance(error, Image.UnidentifiedImageError) else describe(error)
-        raise UserError(f"--image {path}: cannot be read ({why}); convert it to PNG or JPEG, or give "
-                        "another") from error
+        raise UserError(f"{name}: cannot be read ({why}); convert it to PNG or JPEG, or give another") from error
     if max(picture.size) > LONGEST * min(picture.size):
-        raise UserError(f"--image {path}: has {picture.width} x {picture.height} pixels; "
+        raise UserError(f"{name}: has {picture.width} x {picture.height} pixels; "
                         f"crop it until it is at most {LONGEST} times as long as broad")
     return picture
 

@@ -2,6 +2,7 @@
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 import numpy as np
@@ -9,9 +10,15 @@ from PIL import Image, ImageOps
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 
 SIDE = 160  # pixels that a picture has on a contact sheet
 MOST_ROWS, MOST_COLUMNS = 40, 40  # that a contact sheet has room for
+# Letters that matplotlib's own font lacks come from the first of these that is installed.
+WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+              "Droid Sans Fallback", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Unifont")
+plt.rcParams["font.family"] = [*plt.rcParams["font.family"], *(
+    name for name in WIDE_FONTS if name in font_manager.get_font_names())]
 
 
 def ablation_curve(found: dict, model: str, dataset: str, path: Path) -> None:
@@ -75,11 +82,15 @@ def component_scores(components: list, scores: dict[str, np.ndarray], title: str
     ticks = [(head, str(head)) for head in range(0, heads, 1 if heads <= 8 else 4)]
     lines = [(i, "embed" if block < 0 else str(block)) for i, block in enumerate(blocks)
              if block < 0 or len(blocks) <= 13 or block % 4 == 0]
+    # All of the colours: where hardly a score is below 0, those of one sign alone.
+    every = np.concatenate(list(scores.values()))
+    largest = float(np.abs(every).max()) or 1.0
+    lowest, colors = (0, "Reds") if every.min() > -0.1 * largest else (-largest, "RdBu_r")
     for axes, (feature, values) in zip(grid.flat, scores.items()):
         table = np.full((len(blocks), heads + len(others)), np.nan)
         for part, value in zip(components, values):
             table[blocks.index(part.layer), place.get(part.kind, part.head or 0)] = value
-        drawn = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+        drawn = axes.imshow(table, cmap=colors, vmin=lowest, vmax=largest, aspect="auto", interpolation="nearest")
         axes.set_title(feature, fontsize=9)
         axes.set_xticks(*zip(*ticks, *((place[kind], kind) for kind in others)), fontsize=7)
         axes.set_yticks(*zip(*lines), fontsize=7)
@@ -98,23 +109,29 @@ def component_scores(components: list, scores: dict[str, np.ndarray], title: str
     save(figure, path)
 
 
-def head_sheet(rows: list[tuple[str, list, list]], path: Path) -> None:
-    """One row a head: its title, the images that score highest on its first text, and those that score lowest.
+def head_sheet(rows: list[tuple[str, list, list]], path: Path, title: str) -> None:
+    """One row a head: its title, the images that score highest on its first text, and those that score lowest, the
+    lowest of all at the right.
 
-    `rows` hold (title, PIL images, PIL images), all with the same numbers of images.
+    `rows` hold (title, PIL images, PIL images), all with the same numbers of images; `title` says why these heads.
     """
     columns = len(rows[0][1]) + len(rows[0][2])
     widths = [1] * len(rows[0][1]) + [0.4] + [1] * len(rows[0][2])
-    figure, grid = plt.subplots(len(rows), columns + 1, figsize=(0.8 * (columns + 1), 1.1 * len(rows)), squeeze=False,
+    figure, grid = plt.subplots(len(rows), columns + 1, figsize=(0.8 * (columns + 1), 1.1 * len(rows) + 0.5),
+                                squeeze=False,
                                 gridspec_kw={"width_ratios": widths})
-    for (title, highest, lowest), axes in zip(rows, grid):
+    for (name, highest, lowest), axes in zip(rows, grid):
         for axis, image in zip(axes, [*highest, None, *lowest]):
             axis.axis("off")
             if image is not None:
                 axis.imshow(image)
-        axes[0].set_title(title, fontsize=8, loc="left")
-    grid[0][len(rows[0][1]) + 1].set_title("lowest", fontsize=8, loc="left", color="0.4")
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.05, hspace=0.35)
+        axes[0].set_title(name, fontsize=8, loc="left", parse_math=False)
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.06 / height, top=1 - 0.72 / height, wspace=0.05, hspace=0.35)
+    for column, end in ((0, "highest"), (len(rows[0][1]) + 1, "lowest")):
+        if rows[0][1 + (column > 0)]:
+            figure.text(grid[0][column].get_position().x0, 1 - 0.4 / height, end, fontsize=8, color="0.4")
+    figure.suptitle(title, fontsize=9, x=0.01, y=1 - 0.08 / height, ha="left", va="top", parse_math=False)
     save(figure, path)
 
 
@@ -159,8 +176,12 @@ def textspan_sweep(rows: list[dict], without: dict[str, float], title: str, path
     save(figure, path)
 
 
-def save(figure, path: Path) -> None:
-    """Write a PNG; the file has its name only when it is complete."""
+def save(figure, path: Path | BinaryIO) -> None:
+    """Write a PNG, to an open file or to a path; a file has its name only when it is complete."""
+    if not isinstance(path, Path):
+        figure.savefig(path, format="png", dpi=150)
+        plt.close(figure)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=150)
@@ -279,6 +300,21 @@ def heat_maps(picture, panels: list[tuple[str, np.ndarray, str]], title: str, pa
     bar.set_label("contribution to the cosine similarity", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width * columns))), fontsize=10)
+    save(figure, path)
+
+
+def picture_grid(columns: list[str], rows: list[tuple[str, list]], title: str, path: Path) -> None:
+    """Pictures (PIL) in rows with names, under headings of their `columns`."""
+    figure, grid = plt.subplots(len(rows), len(columns), squeeze=False,
+                                figsize=(1.3 * len(columns) + 0.2, 1.45 * len(rows) + 0.7), layout="constrained")
+    for axes, heading in zip(grid[0], columns):
+        axes.set_title(textwrap.fill(heading.replace("_", " "), 16), fontsize=8)
+    for (name, pictures), line in zip(rows, grid):
+        for axes, picture in zip(line, pictures):
+            axes.set_axis_off()
+            axes.imshow(picture, cmap="gray")
+        line[0].text(0, -0.03, name, transform=line[0].transAxes, va="top", fontsize=6, parse_math=False)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     save(figure, path)
 
 

@@ -3,6 +3,7 @@
 The page is page.html.j2; page.css and page.js are put into it, so that it needs nothing but its pictures.
 """
 import contextlib
+import csv
 import json
 import shutil
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def save_thumbnails(heads: list[dict], images: Images, size: int, model: Model |
 
 def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Images, model: Model, maps: Maps | None,
                    folder: Path) -> None:
-    """Draw the heat maps of the first `number` images of each head, over their thumbnails, and add them to `heads`.
+    """Draw the heat maps of the first `number` of the highest and of the lowest images of each head, over their
+    thumbnails, and add them to `heads`.
 
     `pool` [m, d] are the texts' embeddings; `maps` carry the model to their space where it is no CLIP. A heat map is
     what each patch adds to the similarity with the head's first text through this head alone. Raises UserError where
@@ -66,7 +68,8 @@ def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Ima
     decomposer = Decomposer(model)
     (folder / "heat").mkdir()
     for head in tqdm(heads, desc="heat maps", unit="head", delay=3, leave=False):
-        chosen = head["highest"][:number]
+        ends = {"heat_maps": head["highest"][:number], "heat_maps_lowest": head["lowest"][:number]}
+        chosen = sum(ends.values(), [])
         if not chosen:
             continue
         pixels = [model.preprocess(read_picture(images, image["index"], image["label"])) for image in chosen]
@@ -82,23 +85,25 @@ def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Ima
             raise UserError(f"the patches of image {wrong} do not sum to what the arrays hold of it; give the model "
                             "and the --data_path that they were made from, or make them again with compute_prs.py")
         limit = float(np.abs(patches).max())
+        drawn = []
         for image, of_image, tokens in zip(chosen, patches, values):
             file = f"heat/{head['layer']}-{head['head']}-{image['index']}.webp"
             with Image.open(folder / image["file"]) as picture:
                 overlay(picture, of_image, limit).save(folder / file, quality=QUALITY)
-            head["heat_maps"].append({"index": image["index"], "file": file, "limit": limit,
-                                      "patches": float(of_image.sum()),
-                                      "class_token": float(tokens[:found.prefix_tokens].sum())})
+            drawn.append({"index": image["index"], "file": file, "limit": limit, "patches": float(of_image.sum()),
+                          "class_token": float(tokens[:found.prefix_tokens].sum())})
+        for name, own in ends.items():
+            head[name], drawn = drawn[:len(own)], drawn[len(own):]
 
 
 def overlay(picture: Image.Image, patches: np.ndarray, limit: float) -> Image.Image:
     """Patches [rows, columns] in blue (-limit) to red (limit) over a pale grey copy of a picture, the stronger the less
-    of the picture is left."""
-    shares = np.clip(np.abs(patches) / (limit or 1.0), 0, 1)[..., None]
+    of the picture is left; half the colour stands at a third of the limit, so that weak patches are seen, too."""
+    shares = np.clip(np.abs(patches) / (limit or 1.0), 0, 1)[..., None] ** 0.63
     colors = np.where(patches[..., None] < 0, BLUE, RED)
     layer = Image.fromarray((255 * np.concatenate([colors, 0.9 * shares], axis=-1)).round().astype(np.uint8), "RGBA")
     grey, white = ImageOps.autocontrast(picture.convert("L")), Image.new("L", picture.size, 255)
-    pale = Image.blend(grey, white, 0.5).convert("RGBA")
+    pale = Image.blend(grey, white, 0.62).convert("RGBA")
     return Image.alpha_composite(pale, layer.resize(picture.size, Image.Resampling.NEAREST)).convert("RGB")
 
 
@@ -144,13 +149,29 @@ def save_page(content: dict, folder: Path) -> int:
     """Write index.html and report.json into a folder that holds the pictures. Returns the folder's size in bytes."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined,
                                      autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "change": _change, "score": _score}
+    environment.filters |= {"percent": _percent, "change": _change, "score": _score, "spelled": spelled}
     own = {name: Markup((HERE / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     page = environment.get_template("page.html.j2").render(**content, **own)
     (folder / "index.html").write_text(page, encoding="utf-8")
+    with (folder / "heads.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(_table(content["heads"]))
     content = {"made_by": "make_report.py", **content, "files": sorted(_files(folder))}
     (folder / RECORD).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _table(heads: list[dict]) -> Iterator[list]:
+    """Rows of the figures of all heads, a line of names first."""
+    figures = ("layer", "head", "variance", "explained", "accuracy", "change", "lost", "gained")
+    yield [*figures, "change_from", "change_to", "truth", "texts"]
+    for head in heads:
+        yield [*(head[name] for name in figures), *head["interval"], head["truth"]["truth"] if head["truth"] else "",
+               "; ".join(entry["text"] for entry in head["texts"])]
+
+
+def spelled(attribute: str) -> str:
+    """An attribute of the embedded scenes as pages spell it."""
+    return "colour" if attribute == "color" else attribute
 
 
 def _percent(value: float, digits: int = 1) -> str:

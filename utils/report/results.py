@@ -32,7 +32,8 @@ class Results:
     hints: dict[str, str]  # the commands that make these again, by script
 
 
-def _hints(run: Run, pool: str, texts_per_head: int, text_dir: str) -> dict[str, str]:
+def hints(run: Run, pool: str, texts_per_head: int, text_dir: str) -> dict[str, str]:
+    """The commands that make what a report reads, by script."""
     folder, dataset, model, split = run.place.words
     return {"compute_ablations": make_ablations(*run.place.words),
             "compute_complete_text_set": make_texts_of_heads(*run.place.words, pool, texts_per_head, text_dir,
@@ -63,27 +64,31 @@ def read(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: s
     Raises UserError, with the command that helps, for a file that is missing, or about other arrays or texts. A truth
     about other texts is left out, with a warning.
     """
-    place, images, hints = run.place, len(run), _hints(run, pool, texts_per_head, text_dir)
-    spans = place.path(files.texts_of_heads(pool, texts_per_head), ".json")
-    ablations = _read(place.path("ablations", ".json"), images, hints["compute_ablations"], "baseline",
+    made_by = hints(run, pool, texts_per_head, text_dir)
+    ablations = _read(run.place.path("ablations", ".json"), len(run), made_by["compute_ablations"], "baseline",
                       "attention_ablated", "mlp_ablated")
-    found = _read(spans, images, hints["compute_complete_text_set"], "num_of_last_layers")
-    read_heads(spans, hints["compute_complete_text_set"])
+    found = read_texts(run, pool, texts_per_head, texts, text_dir)
+    path, hint = run.place.path("head_truth", ".json"), made_by["compute_head_truth"]
+    judged = _read(path, len(run), hint, "pool", "texts_per_head", "heads") if path.is_file() else None
+    if judged and ((judged["pool"], judged["texts_per_head"]) != (pool, texts_per_head)
+                  or [head["variance"] for head in judged["heads"]] != [head["variance"] for head in found["heads"]]):
+        print(f"warning: {path} is about other texts, and left out; make it again with: {hint}", file=sys.stderr)
+        judged = None
+    return Results(pool, texts_per_head, ablations, found, judged, made_by)
+
+
+def read_texts(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: str) -> dict:
+    """What compute_complete_text_set.py found in a run with these texts. Raises UserError as `read` does."""
+    hint = hints(run, pool, texts_per_head, text_dir)["compute_complete_text_set"]
+    spans = run.place.path(files.texts_of_heads(pool, texts_per_head), ".json")
+    found = _read(spans, len(run), hint, "num_of_last_layers")
+    read_heads(spans, hint)
     wanted = run.heads[run.last(found["num_of_last_layers"])]
     entries = [entry for head in found["heads"] for entry in head["texts"]]
     if ([Component("attn", head["layer"], head["head"]) for head in found["heads"]] != wanted
             or any(texts[entry["index"]:entry["index"] + 1] != [entry["text"]] for entry in entries)):
-        raise UserError(f"{spans}: is about other heads or texts; make it again with: "
-                        + hints["compute_complete_text_set"])
-    path = place.path("head_truth", ".json")
-    judged = _read(path, images, hints["compute_head_truth"], "pool", "texts_per_head",
-                   "heads") if path.is_file() else None
-    if judged and ((judged["pool"], judged["texts_per_head"]) != (pool, texts_per_head)
-                  or [head["variance"] for head in judged["heads"]] != [head["variance"] for head in found["heads"]]):
-        print(f"warning: {path} is about other texts, and left out; make it again with: {hints['compute_head_truth']}",
-              file=sys.stderr)
-        judged = None
-    return Results(pool, texts_per_head, ablations, found, judged, hints)
+        raise UserError(f"{spans}: is about other heads or texts; make it again with: {hint}")
+    return found
 
 
 def _read(path: Path, images: int, hint: str, *needed: str) -> dict:
@@ -138,11 +143,11 @@ def extremes(scores: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     return highest, order[len(highest):][::-1][:number]
 
 
-def describe_heads(results: Results, scored: tuple[np.ndarray, np.ndarray], alone: dict[Component, float], number: int,
+def describe_heads(results: Results, scored: tuple[np.ndarray, np.ndarray], alone: dict[Component, dict], number: int,
                    indices: np.ndarray, labels: np.ndarray, images: Images, root: str | None) -> list[dict]:
     """What the page shows of each head, the newest layer's first.
 
-    `scored` is what `score_images` returns, `alone` the accuracy without each head, `number` how many images of the
+    `scored` is what `score_images` returns, `alone` what `ablation.single_heads` gives, `number` how many images of the
     highest and of the lowest scores are named; `indices` [b] are the images' in the data set, and `root` its folder.
     """
     def image(row: int, score: float) -> dict:
@@ -150,18 +155,19 @@ def describe_heads(results: Results, scored: tuple[np.ndarray, np.ndarray], alon
         return {"index": index, "score": float(score), "label": label, "file": f"images/{index}.webp",
                 "path": os.path.relpath(images.paths[index], root) if images.paths and root else None}
 
-    heads, largest = [], max(head["variance"] for head in results.texts["heads"]) or 1.0
+    heads, variances = [], sorted((head["variance"] for head in results.texts["heads"]), reverse=True)
+    largest = variances[0] or 1.0
     truths = results.truth["heads"] if results.truth else [None] * len(scored[0])
     for head, truth, average, scores in zip(results.texts["heads"], truths, *scored):
         key = Component("attn", head["layer"], head["head"])
         highest, lowest = extremes(scores, number) if head["texts"] else ([], [])
         heads.append({
             **head, "name": str(key), "id": f"head-{key.layer}-{key.head}", "consistency": head.get("consistency"),
-            "relative_variance": head["variance"] / largest, "accuracy": alone[key],
-            "change": alone[key] - results.ablations["baseline"], "average": float(average),
+            "relative_variance": head["variance"] / largest, "rank": 1 + variances.index(head["variance"]),
+            **alone[key], "average": float(average),
             "highest": [image(row, scores[row]) for row in highest],
             "lowest": [image(row, scores[row]) for row in lowest],
-            "heat_maps": [], "truth": truth})
+            "heat_maps": [], "heat_maps_lowest": [], "truth": truth})
     return sorted(heads, key=lambda head: (-head["layer"], head["head"]))
 
 

@@ -166,6 +166,15 @@ class Run:
             total = total + self.stack(block, columns).sum(axis=0, dtype=np.float64)
         return (total / len(self)).astype(np.float32)
 
+    def variances(self, columns: Rows = slice(None)) -> np.ndarray:
+        """The variance over all images of what components wrote, summed over the joint space [c], float64."""
+        first = self.stack(slice(1), columns)[0].astype(np.float64)  # taken off: squares would drown in the mean's
+        sums, squares = np.zeros(first.shape), np.zeros(len(first))
+        for block in blocks(len(self), SMALL_BLOCK):
+            moved = self.stack(block, columns) - first
+            sums, squares = sums + moved.sum(axis=0), squares + np.einsum("bcd,bcd->c", moved, moved)
+        return squares / len(self) - np.square(sums / len(self)).sum(axis=1)
+
     def moments(self, columns: Rows) -> tuple["Tensor", "Tensor"]:
         """Mean [c, d] and uncentred second moment [c, d, d] over all images of what heads wrote, float64."""
         return self._parts["attn"].moments(columns)

@@ -3,7 +3,7 @@
 A map, scaled to its image and cut at its own mean, is a segmentation; the figures are those of the published code of
 arXiv 2310.05916.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,10 @@ from torchmetrics.functional.classification import binary_average_precision
 from torchvision.transforms import Compose, Normalize
 
 from utils import cli
+from utils.plots import charts
 from utils.runs import files
 
+SHOWN = 12  # images on the sheet of pictures
 FIGURES = ("pixel_accuracy", "mean_iou", "mean_ap")  # fractions of 1, in the order of published ones
 FOREGROUND = ("foreground_iou", "foreground_ap")  # of the foreground alone (arXiv 2406.01583)
 DEFINITIONS = {
@@ -139,12 +141,12 @@ def gathered(scores: Scores, state) -> Scores:
 
 def save_pictures(folder: str, names: list[str], prepare: Compose, pixels: Tensor, masks: Tensor,
                   heats: dict[str, Tensor]) -> None:
-    """PNGs of images [b, 3, s, s] that `prepare` made: input, mask [b, s, s], and for each method heat [b, s, s],
-    predicted mask and overlay."""
+    """PNGs of images [b, 3, s, s] that `prepare` made, a folder each: input, mask [b, s, s], and for each method heat
+    [b, s, s], predicted mask and overlay, the picture in red where its heat is."""
     from matplotlib import colormaps
 
-    def save(name: str, picture: Image.Image) -> None:
-        with cli.complete(Path(folder, f"{name}.png")) as partial:
+    def save(what: str, name: str, picture: Image.Image) -> None:
+        with cli.complete(Path(folder, what, f"{name}.png")) as partial:
             picture.save(partial, format="png")
 
     normalize = next(step for step in prepare.transforms if isinstance(step, Normalize))
@@ -152,13 +154,26 @@ def save_pictures(folder: str, names: list[str], prepare: Compose, pixels: Tenso
     inputs = ((pixels.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     for i, name in enumerate(names):
         picture = Image.fromarray(inputs[i])
-        save(f"{name}_input", picture)
-        save(f"{name}_mask", Image.fromarray(masks[i].cpu().numpy()))
+        save("input", name, picture)
+        save("mask", name, Image.fromarray(masks[i].cpu().numpy()))
         for method, heat in heats.items():
-            colours = Image.fromarray(colormaps["turbo"](heat[i].cpu().numpy(), bytes=True)[..., :3])
-            save(f"{name}_{method}_heat", colours)
-            save(f"{name}_{method}_mask", Image.fromarray(foreground(heat[i:i + 1])[0].cpu().numpy()))
-            save(f"{name}_{method}_overlay", Image.blend(picture, colours, 0.5))
+            values = heat[i].cpu().numpy()
+            save(f"{method}_heat", name, Image.fromarray(colormaps["turbo"](values, bytes=True)[..., :3]))
+            save(f"{method}_mask", name, Image.fromarray(foreground(heat[i:i + 1])[0].cpu().numpy()))
+            share = Image.fromarray((170 * values).round().astype(np.uint8))
+            red = Image.new("RGB", picture.size, (215, 25, 28))
+            save(f"{method}_overlay", name, Image.composite(red, picture, share))
+
+
+def save_sheet(folder: str, names: list[str], methods: Sequence[str], title: str) -> Path:
+    """A sheet of the pictures that `save_pictures` wrote of some images, evenly spaced: input, mask, and each method's
+    overlay and mask. Returns its path."""
+    columns = ["input", "mask", *(f"{method}_{what}" for method in methods for what in ("overlay", "mask"))]
+    chosen = [names[i * len(names) // min(SHOWN, len(names))] for i in range(min(SHOWN, len(names)))]
+    rows = [(name, [Image.open(Path(folder, column, f"{name}.png")).copy() for column in columns]) for name in chosen]
+    path = Path(folder, "sheet.png")
+    charts.picture_grid(columns, rows, title, path)
+    return path
 
 
 def save(folder: str, method: str, model: str, scores: dict[str, Scores], published: dict[str, list[float]],
