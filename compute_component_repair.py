@@ -74,7 +74,9 @@ def main(args) -> None:
     check_options(args)
     selection.check_split(args.select_split, args.split)
     texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
-    splits = dict.fromkeys((args.split, args.select_split, *(["train"] if args.classifier == "probe" else [])))
+    # The probe of a mapped model is fitted in the space of the model itself.
+    fitted_here = args.classifier == "probe" and "-as-" not in args.model
+    splits = dict.fromkeys((args.split, args.select_split, *(["train"] if fitted_here else [])))
     files.check_there([files.Place(args.input_dir, args.dataset, args.model, split) for split in splits],
                       classifier=args.classifier == "texts",
                       given={name: getattr(args, name) for name in ("pretrained", "seed", "data_path")})

@@ -78,11 +78,11 @@ def test_tables_share_steps():
     assert len({step for step in steps if step.startswith("compute_prs.py")}) == 1
 
 
-SMALL = {"title": "Small", "defaults": {"dir": "{out}/{name}", "name": "x"}, "variants": {"one": {"model": "m"}},
+SMALL = {"title": "Small", "defaults": {"dir": "{out}/{name}", "name": "x", "number": "3"}, "variants": {"one": {"model": "m"}},
          "embedded": {"tiny": {"model": "t", "name": "y"}}, "about": ["{dir}/about.json"],
          "steps": ["compute_prs.py --model {model} {extra}", "", "compute_ablations.py --model {model}"],
          "figures": [{"key": "{part}.a", "name": "{part}", "each": {"part": ["p", "q"]}, "file": "{dir}/r.json",
-                      "value": ["rows", {"part": "{part}"}, "a", -1], "times": 100, "step": "compute_prs"}],
+                      "value": ["rows", {"part": "{part}", "number": "{number}"}, "a", -1], "times": 100, "step": "compute_prs"}],
          "published": {"one": {"from": "table 1", "verified": True, "p": {"a": 50.25}}}}
 
 
@@ -93,7 +93,8 @@ def small(tmp_path):
     folder.mkdir()
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     (out / "x").mkdir(parents=True)
-    rows = [{"part": "q", "a": [0.1, 0.2]}, {"part": "p", "a": [1, 0.5]}]
+    rows = [{"part": "q", "number": 2, "a": [7]}, {"part": "q", "number": 3, "a": [0.1, 0.2]},
+            {"part": "p", "number": 3, "a": [1, 0.5]}]
     (out / "x" / "r.json").write_text(json.dumps({"rows": rows}))
     (out / "x" / "about.json").write_text(json.dumps({"model": "m", "weights_sha256": "ab", "images": 3, "else": 1}))
     return folder, out

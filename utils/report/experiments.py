@@ -120,8 +120,8 @@ def ours(figure: Figure) -> float | None:
     found = json.loads(path.read_text(encoding="utf-8"))
     for part in figure.way:
         if isinstance(part, dict):
-            found = next((entry for entry in found if all(entry.get(name) == value for name, value in part.items())),
-                         None)
+            found = next((entry for entry in found
+                          if all(str(entry.get(name)) == str(value) for name, value in part.items())), None)
         elif isinstance(found, list):
             found = found[int(part)] if -len(found) <= int(part) < len(found) else None
         else:
