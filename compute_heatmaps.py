@@ -46,6 +46,9 @@ def get_args_parser():
                              "are; needed with a model without texts (default: --model is the CLIP)")
     parser.add_argument("--layer", type=cli.NATURAL, help="only this layer's heads, counted from 0 (default: all)")
     parser.add_argument("--head", type=cli.NATURAL, help="only this head of --layer, counted from 0 (default: all)")
+    parser.add_argument("--names", metavar="FILE.json",
+                        help="names of heads, by compute_head_names.py: the title says what --head is about (default: "
+                             "it does not)")
     parser.add_argument("--output", metavar="FILE.png",
                         help="where the picture goes (default: ./output_dir/{picture}_heatmaps.png)")
     return parser
@@ -59,6 +62,8 @@ def check_options(args) -> None:
         raise UserError(f"--text: {len(args.text)} texts, and a picture has room for {MOST_TEXTS}; make several")
     if args.head is not None and args.layer is None:
         raise UserError(f"--head {args.head}: a head needs its layer; give --layer too, counted from 0")
+    if args.names and args.head is None:
+        raise UserError("--names says what a single head is about; give --layer and --head too, or leave it out")
     if args.model.startswith("timm:") and not args.maps:
         raise UserError(f"--model {args.model} has no text side; give --maps, which compute_alignment.py makes")
     if Path(args.output).suffix.lower() != ".png":
@@ -74,6 +79,7 @@ def main(args) -> None:
     check_options(args)
 
     from utils.analysis import alignment, heatmaps
+    from utils.analysis.names import naming
     from utils.analysis.zeroshot import embed_texts
     from utils.data import pictures
     from utils.decompose.decomposer import Decomposer
@@ -82,6 +88,7 @@ def main(args) -> None:
 
     # The picture, the model, and the texts; a wrong file is found before a large model is loaded.
     picture, device = pictures.read_option(args.image), cli.pick_device(args.device)
+    role = naming.role_of(args.names, args.layer, args.head) if args.names else None
     if args.maps:
         model, maps = alignment.load_model(args.model, args.pretrained, args.maps, device, args.seed,
                                            cli.model_settings(args))
@@ -102,6 +109,7 @@ def main(args) -> None:
     path = Path(args.output)
     name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model
     title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
+    title += f" ({role})" if role else ""
     if clip.name == "emojiclip":
         title += f"\n{DRAWINGS}"
         print(f"{DRAWINGS}\n")
@@ -110,7 +118,7 @@ def main(args) -> None:
     cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
         "model_settings": model.settings,
-        "image": args.image, **alignment.describe(maps), "layer": args.layer, "head": args.head,
+        "image": args.image, **alignment.describe(maps), "layer": args.layer, "head": args.head, "name": role,
         "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
                   for one in found]})

@@ -8,9 +8,9 @@
 Property-based retrieval (paper section 4.3). Reads what compute_prs.py wrote to --input_dir, and the images from
 --data_path. A query is an image of the run (--index, which is then left out of its own neighbours) or a picture
 (--image, for which the model is loaded that made the arrays). It is compared by one or several properties: `whole`, the
-cosine of representations, or a role of configs/heads/{dataset}_{model}.yaml (or --heads_file), the cosine of the sum of
-these heads' terms after the sum's mean over the data set is subtracted, from the query too: most of a term is the same
-for every image.
+cosine of representations, or a role of configs/heads/{dataset}_{model}.yaml (or --heads_file), or else an attribute
+that compute_head_names.py named heads after: the cosine of the sum of these heads' terms after the sum's mean over the
+data set is subtracted, from the query too, since most of a term is the same for every image.
 
 Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
 .json, with indices, files, class names and similarities.
@@ -31,7 +31,8 @@ def get_args_parser():
                         help="queries: images of the run, counted from 0")
     parser.add_argument("--image", nargs="+", metavar="FILE", help="queries: pictures; needs the model's weights")
     parser.add_argument("--property", nargs="+", default=[], metavar="NAME",
-                        help="what to compare by: 'whole', or roles of the list of heads (default: whole)")
+                        help="what to compare by: 'whole', roles of the list of heads, or names of heads (default: "
+                             "whole)")
     parser.add_argument("--heads", metavar="LIST", help="compare by the sum of these heads, such as 22.11,23.4")
     parser.add_argument("--heads_file", metavar="FILE.yaml", help="list of heads (default: that of data set and model)")
     parser.add_argument("--neighbors", type=cli.COLUMNS, default=8, metavar="K", help="of each query")
@@ -47,6 +48,7 @@ def main(args) -> None:
     import numpy as np
 
     from utils.analysis import retrieval
+    from utils.analysis.names import naming
     from utils.data import datasets, pictures
     from utils.models.loading import load_same
     from utils.plots import charts
@@ -62,7 +64,8 @@ def main(args) -> None:
     if args.image and "text_model" in (run.manifest or {}):
         raise UserError(f"--model {args.model}: its components were mapped, and a picture's are not; give the queries "
                         "by --index")
-    ways = retrieval.read_ways(run, args.property, args.heads, list_path)
+    ways = retrieval.read_ways(run, args.property, args.heads, list_path,
+                               {} if args.heads_file else naming.by_attribute(naming.find(run)))
     cli.fit(get_args_parser(), args, "neighbors", len(run) - bool(args.index))
     retrieval.check(run, asked, len(ways), args.neighbors, bool(args.index))
     images = datasets.load_images(args.dataset, args.data_path, charts.SIDE, split=args.split)

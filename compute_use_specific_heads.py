@@ -11,7 +11,9 @@ Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir; -
 split that heads are chosen on (compute_prs.py --split val), and never those of the split that is reported (--split).
 auto ranks the heads by their share of what the place does to the logits, minus their share of what the class does;
 texts by how far their scores for the texts of the cue go along with the whole model's, minus the same for the core
-texts.
+texts; names takes the heads that go with the attributes of the cue before all others, by
+compute_head_names.py on that split; describe those whose role a language model on a chat server calls spurious for the
+--task, the role as compute_head_names.py --describe said it, or else their name.
 
 The heads are mean-ablated together with all MLPs and all attention layers but the last four, as published (paper
 section 4.3), convolution blocks kept; each mean is over the split at hand. Prints, in percent, the overall accuracy
@@ -43,13 +45,19 @@ def get_args_parser():
     parser.add_argument("--heads_file", metavar="FILE.yaml",
                         help="list of heads to ablate (default: configs/heads/{dataset}_{model}.yaml)")
     parser.add_argument("--roles", nargs="+", metavar="ROLE", help="take these roles of the list (default: all)")
-    parser.add_argument("--select", choices=("auto", "texts"),
-                        help="choose heads: auto, by their effect on the logits; texts, by two sets of texts (default: "
-                             "neither)")
+    parser.add_argument("--select", choices=("auto", "texts", "names", "describe"),
+                        help="choose heads: auto, by their effect on the logits; texts, by two sets of texts; names, "
+                             "those that go with --attribute; describe, those whose role a language model calls "
+                             "spurious for --task (default: none of these)")
     parser.add_argument("--select_split", metavar="NAME", help="split that --select chooses on (default: val)")
     parser.add_argument("--number_of_heads", type=cli.POSITIVE, metavar="N",
                         help="heads that --select chooses (default: auto, the best worst group on --select_split; "
-                             "texts, 10, or all where there are fewer)")
+                             "texts, 10, or all where there are fewer; names and describe, all that are so found)")
+    parser.add_argument("--attribute", nargs="+", metavar="NAME",
+                        help="of --select names: attributes, as compute_head_names.py named heads of --select_split")
+    parser.add_argument("--task", metavar="TEXT",
+                        help="of --select describe: the classes, such as 'land animals against sea animals'")
+    cli.add_server_options(parser)
     parser.add_argument("--spurious_texts", metavar="FILE.txt", help="of --select texts: the cue, a text a line")
     parser.add_argument("--core_texts", metavar="FILE.txt", help="of --select texts: what should count, a text a line")
     cli.add_reload_options(parser, "of --select texts: ", "of the random heads, and of random weights")
@@ -69,10 +77,12 @@ def check_options(args) -> None:
         raise UserError(f"{' and '.join(ways)} both choose heads; give one of them")
     if args.roles and ways in (["--heads"], ["--select"]):
         raise UserError(f"--roles goes with a list of heads, and not with {ways[0]}; leave one of the two out")
-    needed = {"select_split": None, "number_of_heads": None, "spurious_texts": "texts", "core_texts": "texts"}
+    needed = {"select_split": None, "number_of_heads": None, "spurious_texts": "texts", "core_texts": "texts",
+              "attribute": "names", "task": "describe", "base_url": "describe"}
     for name, way in needed.items():
         if getattr(args, name) is not None and (args.select is None or way not in (None, args.select)):
-            raise UserError(f"--{name} goes with --select {way or 'auto or texts'}; leave it out, or give that too")
+            raise UserError(f"--{name} goes with --select {way or 'auto, texts, names or describe'}; leave it out, or "
+                            "give that too")
     if args.select is None:
         return
     if args.dataset not in PLACES:
@@ -80,12 +90,18 @@ def check_options(args) -> None:
                         "places; name heads with --heads")
     if args.select == "texts" and not (args.spurious_texts and args.core_texts):
         raise UserError("--select texts needs --spurious_texts and --core_texts, files with one text a line")
+    if args.select == "describe" and not args.task:
+        raise UserError("--select describe needs --task, such as --task 'land animals against sea animals'")
+    if args.select == "names" and not args.attribute:
+        raise UserError("--select names needs --attribute, such as --attribute color texture")
     args.select_split = args.select_split or "val"
 
 
 def select(args, reported, classifier) -> tuple[list[int], dict]:
     """The heads that --select chooses on the arrays of --select_split, by their columns, and how."""
     from utils.analysis import component_scores, groups, selection, zeroshot
+    from utils.analysis.names import describe, naming
+    from utils.runs.components import Component
     from utils.runs.run import Run
 
     run = Run.open(args.input_dir, args.dataset, args.model, args.select_split)
@@ -99,6 +115,19 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
         group = groups.of_images(run, args.data_path)
         chosen, how = selection.by_effects(run, classifier, group, groups.names(args.dataset), args.keep_last_layers,
                                            args.keep_mlps, number)
+    elif args.select == "names":
+        chosen, how = selection.by_names(run, naming.read(run), args.attribute, args.keep_last_layers, number)
+    elif args.select == "describe":
+        names = naming.read(run)
+        said = {str(run.heads[head]): names[run.heads[head]].get("described") or names[run.heads[head]]["role"]
+                for head in kept}
+        file = naming.path(run.place, args.output_dir)
+        found = describe.spurious(describe.client(args.language_model, args.base_url),
+                                  file.with_name(f"{file.stem}_answers.jsonl"), args.task, said)
+        if not found:
+            raise UserError(f"{args.language_model} calls no role spurious for {args.task!r}; name heads with --heads")
+        chosen = [run.heads.index(Component.parse(head)) for head in found][:number]
+        how = {"task": args.task, "heads": said}
     else:
         texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
         embeddings = component_scores.embed(reported.manifest, texts, run.width,
@@ -146,8 +175,8 @@ def main(args) -> None:
     print(f"{len(chosen)} heads ablated, by {how['by']}: {' '.join(chosen)}\n")
     print(groups.table(found, sizes, COLUMNS))
     path = run.place.path("specific_heads", ".json", args.output_dir)
-    options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "random_trials",
-               "seed")
+    options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "attribute", "task",
+               "random_trials", "seed")
     cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or default_split(args.dataset),
         "images": len(run), "images_of_groups": sizes, "heads": chosen, "chosen": how,

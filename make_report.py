@@ -11,9 +11,10 @@ switched off. Heads can be found by their texts, classes and numbers, sorted, fo
 whole page is readable without JavaScript.
 
 Reads what compute_prs.py, compute_text_projection.py, compute_text_set_projection.py, compute_ablations.py and
-compute_complete_text_set.py wrote to --input_dir; where it is there, also what compute_head_truth.py wrote; and the
-images. Heat maps need the model that made the arrays, and for mapped arrays (compute_alignment.py) the maps beside
-them; where these are missing, heat maps are left out, and a line says so. With --heat_maps 0 no model is loaded.
+compute_complete_text_set.py wrote to --input_dir; where they are there, also what compute_head_truth.py wrote, and
+compute_head_names.py, whose names are the heads' headings; and the images. Heat maps need the model that made the
+arrays, and for mapped arrays (compute_alignment.py) the maps beside them; where these are missing, heat maps are left
+out, and a line says so. With --heat_maps 0 no model is loaded.
 
 Writes to --output_dir: index.html, images/, heat/, heads.csv, and report.json, which holds everything that the page
 shows. The folder has its name only when it is complete. An earlier report is replaced; any other folder that is not

@@ -5,6 +5,7 @@
     python -m scripts.bench components --models vit_base_patch14_dinov2 --batch_size 2 --threads 1
     python -m scripts.bench segmentation --model emojiclip --batch_size 64
     python -m scripts.bench textspan
+    python -m scripts.bench names --input_dir output_dir/beyond_clip  # names of heads, every method
     python -m scripts.bench scale --images 200 1000                 # every script, few and many images; a quick look
 
 `python -m scripts.bench prs --help` tells what each of them measures.
@@ -44,6 +45,12 @@ def get_args_parser():
     command = add(coverage, batch_size=(1, "images a forward pass"), repeats=(2, "turns"))
     command.add_argument("--only", nargs="+", metavar="TEXT",
                          help="models whose names hold one of these (default: all)")
+    command = add(names, draws=(3, "draws of object texts, of the coverage"))
+    command.add_argument("--models", nargs="+", default=["emojiclip", "emojivit-as-emojiclip"], metavar="NAME",
+                         help="of runs on the data set emoji")
+    command.add_argument("--methods", nargs="+", metavar="NAME", help="ways of naming (default: all)")
+    cli.add_input_dir(command)
+    cli.add_output_dir(command, "the leaderboard, CSV and JSON, goes")
     command = add(scale)
     command.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
                          help="few, and many; one number is of processes alone (default: 2000 20000)")
@@ -274,6 +281,45 @@ def textspan(args) -> None:
     print(f"literal {slow:.2f} s, from covariances {fast:.2f} s, ratio {slow / fast:.1f}")
     print(f"same texts in the same order: {span.picks == picks}; "
           f"largest difference of the reconstructions: {error:.1e}")
+
+
+def names(args) -> None:
+    """Which way of naming heads is right how often: a leaderboard against three truths.
+
+    Needs the arrays of --models on the data set emoji in --input_dir: of emojiclip, and of emojivit mapped to it
+    (compute_alignment.py). The truths are the variance that each attribute explains, how far a head moves when an
+    attribute alone is changed in a scene, and the accuracy that is lost with the head ablated. Pools: the attributes'
+    texts, the descriptions of compute_head_truth.py, whole and balanced, common words, and fewer texts about objects.
+    The held-out part are scenes of a seed that nothing else uses.
+    """
+    from pathlib import Path
+
+    from scripts import bench_names
+    from utils.analysis.names import METHODS, attributes
+    from utils.data import datasets
+    from utils.runs.run import Run
+
+    texts, rows, methods = attributes.read(bench_names.ATTRIBUTES), [], args.methods or METHODS
+    print("| model | images | pool | method | right | kappa | interval | macro-F1 | cosine | Spearman | "
+          "interventions | ablations |\n" + "| --- " * 12 + "|")
+    for model in args.models:
+        run = Run.open(args.input_dir, "emoji", model)
+        images = datasets.load_images("emoji")
+        drawn = [images.scenes[i] for i in run.indices(images)]
+        embedded = bench_names.pools(run, texts, cli.pick_device(None))
+        fresh, others, moved = bench_names.held_out(run, bench_names.SEED) or (None, None, None)
+        for pool in embedded:
+            own = methods if pool in bench_names.WHOLE else [name for name in methods if name not in bench_names.SLOW]
+            bench_names.judge(run, drawn, embedded, list(texts), own, moved, f"{model}, all", pool, rows)
+        if fresh is not None:
+            bench_names.judge(fresh, others, embedded, list(texts), methods, moved, f"{model}, held out", "attributes",
+                              rows)
+        some = [name for name in methods if name in bench_names.COVERED]
+        bench_names.coverage(run, drawn, embedded, list(texts), some, args.draws, rows)
+    path = Path(args.output_dir) / "names_leaderboard.json"
+    cli.save_result(path, {"rows": rows})
+    bench_names.write(rows, path.with_suffix(".csv"))
+    print(f"-> {path.with_suffix('.csv')}")
 
 
 def scale(args) -> None:

@@ -31,5 +31,8 @@ run compute_text_set_projection.py "${model[@]}" --data_path "text_descriptions/
 run compute_ablations.py "${arrays[@]}"
 run compute_complete_text_set.py "${arrays[@]}" "${texts[@]}" --num_of_last_layers "$LAST_LAYERS" "${to[@]}"
 case "$DATASET" in emoji*) run compute_head_truth.py "${arrays[@]}" "${texts[@]}" ;; esac  # scenes with known truth
+case "$DATASET" in emoji*) attributes=emoji ;; *) attributes=general ;; esac
+run compute_head_names.py "${arrays[@]}" ${PRETRAINED:+--pretrained "$PRETRAINED"} \
+    --attributes "configs/attributes/$attributes.yaml"
 python make_report.py --text "${arrays[@]}" "${shown[@]}" "${texts[@]}"
 run make_report.py "${arrays[@]}" "${shown[@]}" "${texts[@]}"

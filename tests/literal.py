@@ -364,3 +364,27 @@ def epsilon_squared(x, group):
     within = sum(((row - x[group == name].mean(0)) ** 2).sum() for name in names for row in x[group == name])
     within_mean, total_mean = within / (len(x) - len(names)), total / (len(x) - 1)
     return (total_mean - within_mean) / total_mean
+
+
+def partial_shares(x, groups):
+    """What each attribute adds to the adjusted R2 of a regression of x [b, d] on the dummies of all `groups` [b]."""
+    x = np.asarray(x, np.float64)
+
+    def adjusted(names):
+        columns = [np.ones(len(x))] + [(np.asarray(groups[name]) == value).astype(float)
+                                       for name in names for value in np.unique(groups[name])]
+        design = np.stack(columns, axis=1)
+        left = x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
+        total = ((x - x.mean(axis=0)) ** 2).sum()
+        return 1 - (left ** 2).sum() / total * (len(x) - 1) / (len(x) - np.linalg.matrix_rank(design))
+
+    return {name: adjusted(list(groups)) - adjusted([other for other in groups if other != name]) for name in groups}
+
+
+def zero_shot_labels(whole, texts):
+    """Each image's best text, by scores of its unit-length representation, each text's centred over images."""
+    unit = np.stack([image / np.linalg.norm(image) for image in np.asarray(whole, np.float64)])
+    scores = np.stack([[image @ text for text in texts] for image in unit])
+    for m in range(scores.shape[1]):
+        scores[:, m] -= scores[:, m].mean()
+    return np.array([row.argmax() for row in scores])

@@ -100,6 +100,14 @@ TABLE = [
     ("compute_heatmaps", "--model RN50 --pretrained none --text a", "ResNet"),
     ("compute_head_truth", "--dataset imagenet", "the truth of its images is not known; it is of emoji, "),
     ("compute_head_truth", "--texts_per_head 7", " && python compute_complete_text_set.py --model emojiclip --dataset emoji_seg"),
+    ("compute_head_names", "--compare_dataset emoji", "--compare_dataset says what --compare is on"),
+    ("compute_head_names", "--attributes none.yaml", "none.yaml: cannot be read"),
+    ("compute_head_names", "--refine 0", "--refine is 0; it must be at least 1"),
+    ("compute_heatmaps", "--model emojiclip --text a --layer 1 --names x.json", "--names says what a single head"),
+    ("compute_logit_attribution", "--classes a b c", "--classes names 3"),
+    ("compute_use_specific_heads", "--select names", "--select names needs --attribute"),
+    ("compute_use_specific_heads", "--select describe", "--select describe needs --task"),
+    ("compute_use_specific_heads", "--select auto --task x", "--task goes with --select describe"),
     ("compute_alignment", "--split val",
      "emoji_val_attn_clip.npy do not exist; make them with: python compute_prs.py --dataset emoji --model m"),
     ("compute_alignment", "--clip other", "emoji_train_attn_other.npy does not exist"),
@@ -200,8 +208,9 @@ TABLE = [
     ("compute_use_specific_heads", "--heads 5.4 --core_texts {pools}/core_animals_emoji.txt",
      "--core_texts goes with --select texts"),
     ("compute_use_specific_heads", "--heads 5.4 --number_of_heads 3",
-     "--number_of_heads goes with --select auto or texts"),
-    ("compute_use_specific_heads", "--select_split val", "--select_split goes with --select auto or texts"),
+     "--number_of_heads goes with --select auto, texts, names or describe"),
+    ("compute_use_specific_heads", "--select_split val",
+     "--select_split goes with --select auto, texts, names or describe"),
     ("compute_use_specific_heads", "--select auto --select_split test",
      "--select_split test is the split that is reported"),
     ("compute_use_specific_heads", "--select auto --split val",
@@ -466,7 +475,7 @@ BESIDE = {
     }
 # Options with any text for a value, that are read by others than this script, or not at all on this machine.
 FREE = {("compute_complete_text_set", "--device"), ("inspect", "--base_url"), ("inspect", "--model"),
-        ("inspect", "--dataset_name"), ("inspect", "--vlm_name"), ("inference", "--served_model_name"),
+        ("compute_use_specific_heads", "--language_model"), ("inspect", "--dataset_name"), ("inspect", "--vlm_name"), ("inference", "--served_model_name"),
         ("scripts.build_class_descriptions", "--served_model_name")}
 MEANT = ("FILE", "FOLDER", "PATH", "NAME", "TAG", "POOL", "LIST", "ROLE", "SPLIT", "URL", "X.")
 

@@ -227,6 +227,13 @@ def add_vlm_options(parser: argparse.ArgumentParser, option: str = "--vlm_name",
                              "but for ALIGN)")
 
 
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """The options that choose a chat server and its language model."""
+    parser.add_argument("--base_url", metavar="URL",
+                        help="OpenAI-compatible server, such as http://localhost:8000/v1 (default: OpenAI's own)")
+    parser.add_argument("--language_model", default="gpt-4o-mini", metavar="NAME", help="of that server")
+
+
 def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], option: str = "--dataset_name") -> None:
     """The options that choose concepts and their images; `option` names one of the data sets `names`."""
     parser.add_argument(option, default="emoji", choices=names, metavar="NAME",

@@ -6,7 +6,7 @@ Most of a term is the same for every image and says nothing of any of them. By a
 is what the components contribute to the cosine similarity.
 """
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.models.model import Model
 from utils.plots.charts import MOST_COLUMNS, MOST_ROWS
-from utils.runs.components import check_heads, parse_heads, read_head_list
+from utils.runs.components import Component, check_heads, parse_heads, read_head_list
 from utils.runs.files import blocks
 from utils.runs.run import Run
 
@@ -46,13 +46,17 @@ def check(run: Run, queries: Sequence, ways: int, number: int, are_images: bool)
         raise UserError(f"--neighbors {number}: there are {others} images to choose from; take at most as many")
 
 
-def read_ways(run: Run, properties: Sequence[str], listed: str | None, path: Path) -> dict[str, Way]:
-    """Ways of comparing by heads, by name, in order: properties are `whole` or roles of the list of heads in `path`;
-    `listed` are heads by name, such as 22.11,23.4. Without either, the whole.
+def read_ways(run: Run, properties: Sequence[str], listed: str | None, path: Path,
+              named: Mapping[str, list[Component]] | None = None) -> dict[str, Way]:
+    """Ways of comparing by heads, by name, in order: properties are `whole` or roles of the list of heads in `path`,
+    and else those of the heads that are `named`; `listed` are heads by name, such as 22.11,23.4. Without either, the
+    whole.
 
     Raises UserError for a role that is not in the list, a list that cannot be read, and heads that the run lacks.
     """
-    roles = read_head_list(path, run.place.model_name, run.manifest) if set(properties) - {WHOLE} else {}
+    roles, asked = dict(named or {}), set(properties) - {WHOLE}
+    if asked and (path.is_file() or asked - set(roles)):
+        roles |= read_head_list(path, run.place.model_name, run.manifest)
     for name in properties:
         if name != WHOLE and name not in roles:
             raise UserError(f"--property {name}: {path} has no such role; choose from {', '.join([WHOLE, *roles])}")

@@ -1,7 +1,7 @@
 """Which components go with a spurious cue, such as the place of the background, rather than with the class: by what
 they do to the logits, by their scores for texts of both, or by a list. Components are meant by their columns in a run.
 """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from utils.analysis import ablation, groups
 from utils.cli import UserError
 from utils.data import datasets
-from utils.runs.components import check_heads, head_list_path, parse_heads, read_head_list
+from utils.runs.components import Component, check_heads, head_list_path, parse_heads, read_head_list
 from utils.runs.files import blocks
 from utils.runs.run import Run
 
@@ -88,6 +88,29 @@ def by_scores(scores: np.ndarray, pool: Sequence[int]) -> list[int]:
     """The components of a pool, the one with the highest score for the spurious texts minus that for the core texts
     first; `scores` [2, c] are those of the two."""
     return sorted(pool, key=lambda column: scores[1][column] - scores[0][column])
+
+
+def by_names(run: Run, names: Mapping[Component, dict], attributes: Sequence[str], last_layers: int,
+             number: int | None = None) -> tuple[list[int], dict]:
+    """The heads of the last layers that go with some attributes before all others, those with the largest share first,
+    and how they were found; `names` are those of utils/analysis/names/naming.py.
+
+    Raises UserError for an attribute that was not asked after, and where there are no or too few such heads.
+    """
+    known = list(next(iter(names.values()))["shares"])
+    for name in attributes:
+        if name not in known:
+            raise UserError(f"--attribute {name}: heads were named after {', '.join(known)}")
+    kept = run.heads[run.last(last_layers)]
+    shares = {head: names[head]["shares"][names[head]["attribute"]] for head in kept
+              if names[head]["name"] != "none" and names[head]["attribute"] in attributes}
+    if len(shares) < (number or 1):
+        raise UserError(f"{len(shares)} heads of the last {last_layers} layers go with {' or '.join(attributes)}; "
+                        "choose other attributes, or fewer heads by --number_of_heads")
+    ranked = sorted(shares, key=lambda head: -shares[head])[:number]
+    details = {str(head): {"name": names[head]["name"], "share": names[head]["shares"][names[head]["attribute"]]}
+               for head in kept}
+    return [run.heads.index(head) for head in ranked], {"attributes": list(attributes), "heads": details}
 
 
 def listed(run: Run, heads: str | None, file: str | None, roles: Sequence[str] | None,

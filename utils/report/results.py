@@ -4,11 +4,12 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from utils.analysis.names import naming
 from utils.analysis.truth import read_heads
 from utils.analysis.zeroshot import correct
 from utils.cli import UserError
@@ -30,6 +31,7 @@ class Results:
     texts: dict           # of compute_complete_text_set.py
     truth: dict | None    # of compute_head_truth.py, where it is there
     hints: dict[str, str]  # the commands that make these again, by script
+    names: dict[Component, dict] = field(default_factory=dict)  # of compute_head_names.py, where it is there
 
 
 def hints(run: Run, pool: str, texts_per_head: int, text_dir: str) -> dict[str, str]:
@@ -74,7 +76,7 @@ def read(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: s
                   or [head["variance"] for head in judged["heads"]] != [head["variance"] for head in found["heads"]]):
         print(f"warning: {path} is about other texts, and left out; make it again with: {hint}", file=sys.stderr)
         judged = None
-    return Results(pool, texts_per_head, ablations, found, judged, made_by)
+    return Results(pool, texts_per_head, ablations, found, judged, made_by, naming.find(run))
 
 
 def read_texts(run: Run, pool: str, texts_per_head: int, texts: list[str], text_dir: str) -> dict:
@@ -167,7 +169,7 @@ def describe_heads(results: Results, scored: tuple[np.ndarray, np.ndarray], alon
             **alone[key], "average": float(average),
             "highest": [image(row, scores[row]) for row in highest],
             "lowest": [image(row, scores[row]) for row in lowest],
-            "heat_maps": [], "heat_maps_lowest": [], "truth": truth})
+            "heat_maps": [], "heat_maps_lowest": [], "truth": truth, "named": results.names.get(key)})
     return sorted(heads, key=lambda head: (-head["layer"], head["head"]))
 
 
@@ -215,7 +217,9 @@ def lines(run: Run, results: Results) -> Iterator[str]:
     yield f"\nThe {len(heads)} heads that vary most, each with its first texts (share of the head's variance)"
     for head in heads:
         listed = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in head["texts"][:TEXTS])
-        yield f"  layer {head['layer']}, head {head['head']}: {listed}"
+        own = results.names.get(Component("attn", head["layer"], head["head"]))
+        named = f", {own['role']}" if own else ""
+        yield f"  layer {head['layer']}, head {head['head']}{named}: {listed}"
 
 
 def paths(run: Run, results: Results) -> list[Path]:
@@ -233,6 +237,8 @@ def sheet(results: Results, scores: np.ndarray, indices: np.ndarray, images: Ima
         if head["texts"]:
             title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
             highest, lowest = extremes(scores[results.texts["heads"].index(head)], IMAGES)
+            own = results.names.get(Component("attn", head["layer"], head["head"]))
+            title = f"{own['role']};  {title}" if own else title
             rows.append((f"layer {head['layer']}, head {head['head']}:  {title}",
                          *([images.read(i)[0] for i in indices[part]] for part in (highest, lowest[::-1]))))
     return rows

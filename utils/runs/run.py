@@ -147,6 +147,13 @@ class Run:
         found, places = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), np.concatenate(places)
         return found if np.array_equal(places, np.arange(len(places))) else found[:, places.argsort()]
 
+    def inner(self, rows: Rows, columns: Rows) -> np.ndarray:
+        """What components wrote for some images, in coordinates [b, c, k] with the same inner products as those of
+        `stack`: of heads alone in their own width, where the storage keeps it."""
+        if np.max(np.arange(max(own.stop for own in self.columns.values()))[columns], initial=0) < len(self.heads):
+            return self._parts["attn"].inner(rows, columns)
+        return self.stack(rows, columns)
+
     def stacks(self, description: str) -> Iterator[np.ndarray]:
         """The `stack` of all components, of a block of images at a time."""
         return (self.stack(block) for block in blocks(len(self), SMALL_BLOCK, description))

@@ -5,6 +5,7 @@ image. Three numbers more make it its term in the joint space: with the final no
 mu, and the representation's length r, they are 1 / (sigma r), mu / (sigma r) and 1 / r. So a term is z N: z holds y /
 (sigma r) and the three numbers, and the head's readout N [k + 3, d] is the same for every image.
 """
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,10 @@ class FullTerms:
         if np.ndim(rows) and np.ndim(columns):  # numpy would pair them
             rows, columns = np.ix_(rows, columns)
         return self.terms[rows, columns].astype(np.float32, copy=False)
+
+    def inner(self, rows: Rows, columns: Rows) -> np.ndarray:
+        """Coordinates [b, c, k] with the inner products of terms, float32."""
+        return self.read(rows, columns)
 
     def moments(self, columns: Rows) -> tuple["Tensor", "Tensor"]:
         """Mean [c, d] and uncentred second moment [c, d, d] over images, float64."""
@@ -63,6 +68,17 @@ class CompactHeads(FullTerms):
     def read(self, rows: Rows, columns: Rows) -> np.ndarray:
         """As of `FullTerms`."""
         return (self.coordinates(rows, columns) @ self.readout[columns]).swapaxes(0, 1)
+
+    def inner(self, rows: Rows, columns: Rows) -> np.ndarray:
+        """As of `FullTerms`."""
+        return (self.coordinates(rows, columns) @ self._roots[columns]).swapaxes(0, 1)
+
+    @functools.cached_property
+    def _roots(self) -> np.ndarray:
+        """For each readout N a matrix L [k + 3, k + 3] with L L' = N N', so that z L has the inner products of z N."""
+        readout = self.readout.astype(np.float64)
+        values, vectors = np.linalg.eigh(readout @ readout.swapaxes(1, 2))
+        return vectors * np.sqrt(np.maximum(values, 0))[:, None]
 
     def moments(self, columns: Rows) -> tuple["Tensor", "Tensor"]:
         """As of `FullTerms`; from those of z."""
