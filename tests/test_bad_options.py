@@ -475,7 +475,8 @@ BESIDE = {
     }
 # Options with any text for a value, that are read by others than this script, or not at all on this machine.
 FREE = {("compute_complete_text_set", "--device"), ("inspect", "--base_url"), ("inspect", "--model"),
-        ("compute_use_specific_heads", "--language_model"), ("inspect", "--dataset_name"), ("inspect", "--vlm_name"), ("inference", "--served_model_name"),
+        ("inspect", "--dataset_name"), ("inspect", "--vlm_name"), ("inference", "--served_model_name"),
+        ("compute_use_specific_heads", "--language_model"),
         ("scripts.build_class_descriptions", "--served_model_name")}
 MEANT = ("FILE", "FOLDER", "PATH", "NAME", "TAG", "POOL", "LIST", "ROLE", "SPLIT", "URL", "X.")
 
