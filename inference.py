@@ -104,6 +104,9 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
 
     from tqdm import tqdm
 
+    if cli.is_main_process():  # at once: what follows takes a while to import
+        print(f"{args.model_name} describes {len(names)} concepts of {dataset} -> {output}; loading ...",
+              file=sys.stderr, flush=True)
     from utils.ex2 import descriptions
     from utils.language import generation, loading
 

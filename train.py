@@ -120,11 +120,11 @@ def main(args) -> None:
     loading.check_use(args.model_name, quantization, args.use_vllm)
     names.split_vlm_name(args.vlm_name)
     questions = descriptions.read_questions(args.questions)
+    if cli.is_main_process():  # at once: what follows takes a while to import
+        print(f"{args.model_name} learns what {args.vlm_name} prefers on {args.dataset_name} -> {folder}; loading ...",
+              file=sys.stderr, flush=True)
     images = datasets.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
                                     args.num_images_for_reward, class_names=args.class_names)
-    if cli.is_main_process():
-        print(f"{args.model_name} learns what {args.vlm_name} prefers for {len(images.classes)} concepts of "
-              f"{args.dataset_name} -> {folder}; loading ...", file=sys.stderr, flush=True)
     tokenizer = loading.load_tokenizer(args.model_name)
 
     import torch

@@ -302,3 +302,35 @@ def test_the_repository_s_questions_are_the_default(run_script, options, tmp_pat
     assert len(questions) == 25
     assert [row["question"] for row in read(tmp_path / "out" / "d.jsonl")] == [
         descriptions.fill(question, NAMES[0]) for question in questions]
+
+
+def test_published_descriptions_are_scored_as_they_are(run_script, refused, tmp_path):
+    path = tmp_path / "published.json"
+    texts = [[f"a {NAMES[0]}", ""], [f"It is a {NAMES[1]}."]]
+    path.write_text(json.dumps(texts))
+    arguments = ["--score", JUDGE, "--descriptions", path, "--num_images_for_reward", 3, "--device", "cpu"]
+    code, out, err = run_script("inference", *arguments, "--num_concepts", 2)
+    assert code == 0, err
+    rows = descriptions.read(str(path))[0]
+    assert [row["concept"] for row in rows] == [NAMES[0], NAMES[0], NAMES[1]]
+    assert [row["reward"] for row in rows] == pytest.approx(score(rows), abs=1e-4)
+    assert json.loads(path.read_text()) == texts
+    (tmp_path / "published.jsonl").unlink()
+    assert "holds descriptions of 2 concepts, and the data set has 260" in refused("inference", *arguments)
+
+
+def test_an_interrupted_run_says_that_it_goes_on(run_script, options, tmp_path, monkeypatch):
+    own = generation.with_transformers
+
+    def interrupted(*arguments):
+        chunks = own(*arguments)
+        yield next(chunks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "with_transformers", interrupted)
+    code, _, err = run_script("inference", *options)
+    assert code == 130
+    assert "2 of 6 descriptions are kept: the same command again goes on" in err
+    monkeypatch.setattr(generation, "with_transformers", own)
+    assert run_script("inference", *options)[0] == 0
+    assert len(read(tmp_path / "out" / "d.jsonl")) == 6

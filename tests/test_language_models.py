@@ -109,11 +109,31 @@ def test_what_needs_a_gpu_is_refused_without_one(tiny_lm, quantization, use_vllm
 
 def test_what_a_gguf_file_cannot_do_is_refused(tiny_lm, monkeypatch):
     loading.check_use("smollm2-135m", None, False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading, "cuda_is_there", lambda: True)
     for quantization, use_vllm, option in (("8bit", False, "--load_in_8bit"), (None, True, "--use_vllm")):
         loading.check_use(tiny_lm, quantization, use_vllm)
         with pytest.raises(UserError, match=f"^{option} does not go with smollm2-135m, a .gguf file; .*export_model"):
             loading.check_use("smollm2-135m", quantization, use_vllm)
+
+
+def test_options_that_exclude_each_other_are_refused():
+    assert [loading.quantization(*given) for given in ((True, False, False), (False, True, False), (False,) * 3)] == [
+        "8bit", "4bit", None]
+    with pytest.raises(UserError, match="exclude each other; leave one out"):
+        loading.quantization(True, True, False)
+    for given in ((True, False, True), (False, True, True)):
+        with pytest.raises(UserError, match="--use_vllm does not go with --load_in_[48]bit"):
+            loading.quantization(*given)
+
+
+def test_a_name_that_cannot_be_a_language_model_s_is_refused_at_once(tiny_lm):
+    for name in (tiny_lm, "smollm2-135m", "owner/model", "gpt2"):
+        loading.check_name(name)
+    for name in ("./nowhere", f"{tiny_lm}/nowhere", "a/b/c", "two words"):
+        with pytest.raises(UserError, match=r"cannot be loaded \(no such folder\)"):
+            loading.check_name(name)
+    with pytest.raises(UserError, match="closest is smollm2-135m; hub names are owner/name"):
+        loading.check_name("smollm-135m")
 
 
 def test_a_model_has_the_type_asked_for_and_the_name_given(tiny_lm):

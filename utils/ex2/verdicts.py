@@ -114,13 +114,16 @@ def summarize(files: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: (row["inspector"], row["dataset"], row["vlm_name"]))
 
 
-def read_labels() -> dict[tuple[str, str], dict]:
-    """Labels made by hand, by (concept, description), in the form of parsed answers; empty where there are none."""
+def read_labels(which: str = "labels") -> dict[tuple[str, str], dict]:
+    """Labels made by hand, by (concept, description), in the form of parsed answers; empty where there are none. `which` is
+    "labels", or "second_pass", which only some descriptions have."""
     labels = {}
     for number, line in enumerate(LABELS.read_bytes().splitlines() if LABELS.is_file() else [], 1):
         try:
             entry = json.loads(line)
-            given = entry["labels"]
+            if which != "labels" and which not in entry:
+                continue
+            given = entry[which]
             lists = [given[key] for key in ("attributes", "spurious")]
             if given["increases_knowledge"] not in ("yes", "no") or not all(isinstance(names, list) for names in lists):
                 raise ValueError
@@ -138,10 +141,6 @@ def agreement(files: list[dict]) -> dict[str, dict]:
     `used` is the number of labelled descriptions with an answer, `share` the accuracy with its interval, kappa Cohen's
     (None where it is not defined: no labels, or one and the same verdict everywhere), kappa_interval its 95% interval.
     """
-    import warnings
-
-    from sklearn.metrics import cohen_kappa_score
-
     labels = read_labels()
     found = {}
     for inspector in dict.fromkeys(file["header"]["inspector"] for file in files):
@@ -153,19 +152,33 @@ def agreement(files: list[dict]) -> dict[str, dict]:
                 key = verdicts["concept"], verdicts["description"]
                 if key in labels:
                     pairs[key] = verdicts, judge(labels[key], labels[key], file["header"])
-        found[inspector] = {}
-        for name in LABELED:
-            both = [(verdicts[name], label[name]) for verdicts, label in pairs.values() if verdicts[name] is not None]
-            if not both:
-                found[inspector][name] = {"used": 0, "kappa": None}
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a kappa without a meaning is not a number, and told as such
-                kappa = float(cohen_kappa_score(*zip(*both), labels=[False, True]))
-            found[inspector][name] = {"used": len(both), "kappa": None if kappa != kappa else kappa,
-                                      "kappa_interval": kappa_interval(*zip(*both)),
-                                      **share(sum(mine == label for mine, label in both), len(both))}
+        found[inspector] = {name: compare([(verdicts[name], label[name]) for verdicts, label in pairs.values()
+                                           if verdicts[name] is not None]) for name in LABELED}
     return found
+
+
+def compare(both: list[tuple[bool, bool]]) -> dict:
+    """How far two judges agree, by pairs of their verdicts: used, kappa, kappa_interval and a `share`, as of
+    `agreement`."""
+    import warnings
+
+    from sklearn.metrics import cohen_kappa_score
+
+    if not both:
+        return {"used": 0, "kappa": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a kappa without a meaning is not a number, and told as such
+        kappa = float(cohen_kappa_score(*zip(*both), labels=[False, True]))
+    return {"used": len(both), "kappa": None if kappa != kappa else kappa, "kappa_interval": kappa_interval(*zip(*both)),
+            **share(sum(mine == label for mine, label in both), len(both))}
+
+
+def kappa_text(figures: dict) -> str:
+    """The kappa of `compare` and its interval, as text."""
+    if figures["kappa"] is None:
+        return "undefined"
+    interval = figures["kappa_interval"]
+    return f"{figures['kappa']:.2f}" + (" [{:.2f}, {:.2f}]".format(*interval) if interval else "")
 
 
 def doubtful(trust: dict[str, dict]) -> set[tuple[str, str]]:
@@ -228,10 +241,8 @@ def _trust(inspector: str, found: dict[str, dict]) -> list[str]:
         return [f"How far to trust {inspector} is not known: {LABELS}, the descriptions labelled by hand, {why}."]
     table = [["verdict", "descriptions", "accuracy", "kappa"]]
     for name, figures in found.items():
-        kappa = "undefined" if figures["kappa"] is None else f"{figures['kappa']:.2f}"
-        if kappa != "undefined" and figures["kappa_interval"]:
-            kappa += " [{:.2f}, {:.2f}]".format(*figures["kappa_interval"])
-        table.append([MEASURES[name], str(figures["used"]), _percent(figures if figures["used"] else None), kappa])
+        table.append([MEASURES[name], str(figures["used"]), _percent(figures if figures["used"] else None),
+                      kappa_text(figures)])
     lines = [f"How far to trust {inspector}, by {used} descriptions labelled by hand ({LABELS}; kappa is 1 where all "
              "agree, 0 for chance):", "", *_table(table)]
     weak = [MEASURES[name] for name, figures in found.items()
