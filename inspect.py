@@ -60,8 +60,8 @@ def get_args_parser():
                         help="of one question, after faults or unreadable answers")
     parser.add_argument("--timeout", type=cli.RATE, default=60.0, help="seconds a request may take")
     parser.add_argument("--dry_run", action="store_true", help="count requests, estimate tokens, send nothing")
-    parser.add_argument("--price_per_million", type=cli.WEIGHT, nargs=2, metavar=("IN", "OUT"),
-                        help="with --dry_run: prices of a million tokens to read and to write (default: none)")
+    parser.add_argument("--price_per_million", type=cli.WEIGHT, nargs="+", metavar="PRICE",
+                        help="with --dry_run: two prices, of a million tokens to read and to write (default: none)")
     parser.add_argument("--batch", action="store_true", help="write and read files of OpenAI's batch interface")
     parser.add_argument("--words", default="configs/inspection_words.yaml", metavar="FILE.yaml",
                         help="the word lists of --model words")
@@ -93,6 +93,8 @@ def ask(args) -> None:
     # Whom, and about what.
     if not args.input_filepath:
         raise cli.UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
+    if args.price_per_million and len(args.price_per_million) != 2:
+        raise cli.UserError("--price_per_million takes two prices: of a million tokens to read, and to write")
     if not args.model and (args.base_url or args.batch or os.environ.get("OPENAI_API_KEY")):
         raise cli.UserError("name the inspector with --model, such as gpt-5.4-mini of OpenAI, or words for the word "
                             "lists")

@@ -115,6 +115,9 @@ def main(args) -> None:
         raise UserError(f"--batch_size {args.batch_size} must be a multiple of --num_generations "
                         f"{args.num_generations} and of --minibatch_size {args.minibatch_size}, and that of "
                         f"--per_device_batch_size {args.per_device_batch_size} (times {cli.process_count()} processes)")
+    if not args.vllm_server_base_url.startswith(("http://", "https://")):
+        raise UserError(f"--vllm_server_base_url {args.vllm_server_base_url} is no URL; it looks like "
+                        "http://localhost:8000")
     quantization = loading.quantization(args.load_in_8bit, args.load_in_4bit, args.use_vllm)
     loading.check_name(args.model_name)
     loading.check_use(args.model_name, quantization, args.use_vllm)

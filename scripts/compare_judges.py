@@ -38,7 +38,7 @@ def main(args) -> None:
     from pathlib import Path
 
     from utils.ex2 import inspection, verdicts, words
-    from utils.language import judging, loading
+    from utils.language import loading
 
     # The labels, as verdicts.
     for name in args.model_name:
@@ -56,6 +56,8 @@ def main(args) -> None:
     if passes := verdicts.read_labels("second_pass"):
         judges["second pass of labelling"] = {key: verdicts.judge(found, found, kinds) for key, found in passes.items()}
     for name in args.model_name:
+        from utils.language import judging
+
         prompts = [PROMPT.format(description=description, question=question.format(concept=concept))
                    for concept, description in truth for question in ASKED.values()]
         margins = judging.yes_over_no(name, prompts, args.batch_size, cli.pick_device(args.device))

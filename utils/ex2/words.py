@@ -10,6 +10,8 @@ def read_lists(path: str, sheet: dict) -> dict[str, re.Pattern]:
     `inspection.read_sheet`). A word that ends with * stands for all that begin so; \\ and [] are those of regular
     expressions. Raises UserError for a name that the sheet lacks, and for words that are none."""
     lists, names = read_yaml(path), {name for kind in KINDS for name in sheet[kind]}
+    if not lists:
+        raise UserError(f"{path} holds no word lists; it should look like configs/inspection_words.yaml")
     if unknown := sorted(set(lists) - names):
         raise UserError(f"{path}: {unknown[0]!r} is no attribute or spurious kind of the inspection; known are "
                         + ", ".join(sorted(names)))
