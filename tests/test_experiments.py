@@ -169,7 +169,7 @@ def test_steps_are_done_once_and_the_page_says_what_is_off(reproduce):
     assert all(step["seconds"] >= 0 for step in found["steps"])
     page = (out / "index.html").read_text()
     assert '<td class="number off">-10.00</td>' in page
-    assert "<code>compute_prs.py --model m</code>" in page
+    assert '<code title="compute_prs.py --model m">compute_prs.py</code>' in page
     assert "sha256 ab" in (out / "index.md").read_text()
     assert "| p | one | 60.00 | 50.00 | -10.00 | 0.5 | NO: look at `compute_prs.py --model m` | table 1 (quoted) |" in (
         out / "index.md").read_text()
