@@ -43,7 +43,10 @@ def main(args) -> None:
     files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)], classifier=True,
                       pools=[args.text_descriptions], text_dir=args.text_dir)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="moments")
-    classifier = run.classifier() if run.has_images else None
+    judged = run.has_images and run.is_labelled
+    classifier = run.classifier() if judged else None
+    if run.has_images and not judged:
+        cli.note(f"{run.place.path('labels')}: no image has a label, so there is no accuracy")
     pool = run.texts(args.text_descriptions, texts)
     for name, most in (("num_of_last_layers", len(run.layers)), ("texts_per_head", len(texts)),
                        ("w_ov_rank", max(run.width, 80))):
@@ -51,7 +54,7 @@ def main(args) -> None:
 
     found = textspan.span_heads(run, {"pool": pool}, args.num_of_last_layers, args.texts_per_head, args.w_ov_rank)
     spans, accuracy = found["pool"], None
-    if run.has_images:
+    if judged:
         _, accuracies = textspan.accuracies(run, classifier, found, [args.texts_per_head])
         accuracy, = accuracies["pool"]
     consistency = textspan.consistency(pool, spans)

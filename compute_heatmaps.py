@@ -40,7 +40,7 @@ def get_args_parser():
     cli.add_model_options(parser)
     cli.add_model_settings(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="a picture")
-    parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
+    parser.add_argument("--text", type=cli.text, required=True, nargs="+", action=Texts, metavar="TEXT", help="one or more texts")
     parser.add_argument("--maps", metavar="FILE",
                         help="maps of compute_alignment.py from --model to a CLIP, for whose texts the heat maps then "
                              "are; needed with a model without texts (default: --model is the CLIP)")
@@ -96,7 +96,7 @@ def main(args) -> None:
     else:
         model, maps = load(args.model, args.pretrained, device, args.seed, True, cli.model_settings(args)), None
         clip = model
-    directions = embed_texts(clip, args.text, len(args.text))
+    directions = embed_texts(clip, args.text, len(args.text), "--text")
 
     # What each patch adds to each similarity.
     decomposer = Decomposer(model)

@@ -49,7 +49,7 @@ def main(args) -> None:
 
     from utils.analysis import retrieval
     from utils.analysis.names import naming
-    from utils.data import datasets, pictures
+    from utils.data import pictures
     from utils.models.loading import load_same
     from utils.plots import charts
     from utils.runs import files
@@ -68,7 +68,7 @@ def main(args) -> None:
                                {} if args.heads_file else naming.by_attribute(naming.find(run)))
     cli.fit(get_args_parser(), args, "neighbors", len(run) - bool(args.index))
     retrieval.check(run, asked, len(ways), args.neighbors, bool(args.index))
-    images = datasets.load_images(args.dataset, args.data_path, charts.SIDE, split=args.split)
+    images = run.images(args.data_path, charts.SIDE)
     places = run.indices(images)
 
     def picture(index: int):

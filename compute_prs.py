@@ -30,6 +30,7 @@ Where the time went is in {dataset}_time_{model}.json.
 from utils import cli
 from utils.cli import UserError
 from utils.data.datasets import NAMES
+from utils.data.pictures import READINGS
 
 # Of the sum of an image's terms against the model's own output, by the precision of the model.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -43,6 +44,13 @@ def get_args_parser():
     cli.add_split_option(parser)
     parser.add_argument("--streaming", action="store_true",
                         help="of --dataset huggingface: fetch images as they are needed, and keep none")
+    parser.add_argument("--reading", choices=READINGS,
+                        help="how pictures are read: 'seen' turns them upright by their EXIF orientation and lays "
+                             "transparent parts on white, 'published' does neither (default: published for the "
+                             "published data sets, seen for folders, shards and data sets of your own)")
+    parser.add_argument("--image_key", metavar="KEY",
+                        help="of --dataset webdataset: which image of a sample, such as rgb.png of 0001.rgb.png "
+                             "(default: its only one)")
     parser.add_argument("--batch_size", type=cli.SIZE,
                         help="images a forward pass (default: 4 to 64 on a CPU, 8 to 256 elsewhere, by the model's size)")
     parser.add_argument("--num_workers", type=cli.NATURAL,
@@ -60,13 +68,17 @@ def get_args_parser():
                         help="keep means and second moments over images alone: enough for TextSpan, less than a "
                              "hundredth of the disk; in one piece and one process")
     parser.add_argument("--skip_bad_images", action="store_true",
-                        help="go on without images that cannot be read, and list them (default: stop at the first)")
+                        help="go on without images that cannot be read, and with class folders that are empty, and list "
+                             "them (default: stop at the first)")
     parser.add_argument("--resume", action="store_true",
                         help="go on with a run that was cut off; one that is complete is left as it is (default: "
                              "begin anew)")
     parser.add_argument("--check", action="store_true",
                         help="only decompose a few random images, print the error against the model's own output and "
                              f"the cost over a plain forward pass, and fail above {TOLERANCE['float32']:g}")
+    parser.add_argument("--verify", action="store_true",
+                        help="only read all arrays in --output_dir that have a manifest, whole, and compare them with "
+                             "the checksums there")
     return parser
 
 
@@ -80,6 +92,10 @@ def main(args) -> None:
     from utils.models.loading import load
     from utils.runs import files, writer
 
+    if args.verify:
+        print(*files.verify(args.output_dir), sep="\n")
+        return
+
     # What can be wrong is found before a large model is loaded.
     if args.moments_only and (args.compact or args.resume or cli.process_count() > 1):
         raise UserError("--moments_only keeps nothing before its end, and runs in one process; "
@@ -90,7 +106,10 @@ def main(args) -> None:
              "options": options}
     name = files.run_name(args.dataset, args.split)
     if not args.check:
-        images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming)
+        images = datasets.load_images(args.dataset, args.data_path, split=args.split, streaming=args.streaming,
+                                      reading=args.reading, image_key=args.image_key,
+                                      empty_classes=args.skip_bad_images)
+        about |= {"reading": images.reading, "image_key": args.image_key}
         manifest = files.manifest_path(args.output_dir, name, names.file_name(args.model))
         if begun := writer.read_begun(manifest) if args.resume else None:
             options["batch_size"] = min(args.batch_size or begun["options"].get("batch_size", 1), len(images.samples))
@@ -119,6 +138,8 @@ def main(args) -> None:
     if written is None:
         print(f"{manifest}: is complete; nothing to do")
     elif state.is_main_process:
+        for folder in images.empty or ():
+            print(f"skipped: the class folder {folder}, which has no images")
         for _, error in written[1]:
             print(f"skipped: {error}")
         heads = any(component.kind == "attn" for component in decomposer.components)

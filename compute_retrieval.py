@@ -33,7 +33,7 @@ def get_args_parser():
     parser.add_argument("--data_path", metavar="FOLDER",
                         help="where the images are; the emoji sets need none (default: none)")
     cli.add_output_dir(parser, "picture and JSON go")
-    parser.add_argument("--text", nargs="+", metavar="TEXT", help="queries: texts")
+    parser.add_argument("--text", type=cli.text, nargs="+", metavar="TEXT", help="queries: texts")
     parser.add_argument("--index", type=cli.NATURAL, nargs="+", metavar="N",
                         help="queries: images of the run, counted from 0")
     parser.add_argument("--feature", nargs="+", required=True, metavar="NAME",
@@ -54,7 +54,6 @@ def main(args) -> None:
     import numpy as np
 
     from utils.analysis import component_scores, retrieval
-    from utils.data import datasets
     from utils.plots import charts
     from utils.runs import files
     from utils.runs.run import Run
@@ -78,7 +77,7 @@ def main(args) -> None:
         raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
     if apart:  # in the space of the model itself
         compared = retrieval.open_source(run, args.source_model)
-    images = datasets.load_images(args.dataset, args.data_path, charts.SIDE, split=args.split)
+    images = run.images(args.data_path, charts.SIDE)
     places = run.indices(images)
 
     # The components that have most to do with each feature

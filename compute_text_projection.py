@@ -23,13 +23,13 @@ def get_args_parser():
 
 def main(args) -> None:
     from utils.analysis import zeroshot
-    from utils.data import datasets
+    from utils.data import captions, datasets
     from utils.models.loading import load
     from utils.runs import files
 
     classes = datasets.class_names(args.dataset, args.data_path)
     clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
-    columns = zeroshot.classifier(clip, classes, datasets.templates(args.dataset), args.batch_size)
+    columns = zeroshot.classifier(clip, classes, captions.templates(args.dataset), args.batch_size)
     path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)
     files.write_arrays(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name), {path: columns}, {
         "model": args.model, "pretrained": clip.source, "weights_sha256": clip.weights_hash,

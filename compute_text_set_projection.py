@@ -25,6 +25,7 @@ def main(args) -> None:
     from pathlib import Path
 
     import numpy as np
+    from tqdm import tqdm
 
     from utils.analysis import zeroshot
     from utils.data import datasets
@@ -37,9 +38,10 @@ def main(args) -> None:
     texts = zeroshot.read_texts(pool)
     state = cli.start_processes(args.device)
     clip = load(args.model, args.pretrained, state.device, args.seed, True, cli.model_settings(args))
+    zeroshot.check_texts(clip, texts, str(pool), [f"line {number}" for number in range(1, len(texts) + 1)])
     batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
-    found = {number: zeroshot.embed_texts(clip, batches[number], args.batch_size)
-             for number in cli.own_batches(range(len(batches)), state)}
+    found = {number: clip.embed_texts(batches[number]).cpu().numpy()
+             for number in tqdm(cli.own_batches(range(len(batches)), state), "texts", unit="batch")}
     embeddings = np.concatenate(list(cli.gather(found).values()))
     if not state.is_main_process:
         return

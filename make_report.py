@@ -54,7 +54,6 @@ def main(args) -> None:
     from pathlib import Path
 
     from utils.analysis import ablation, alignment, zeroshot
-    from utils.data import datasets
     from utils.plots import charts
     from utils.report import page, results
     from utils.runs.files import Place, check_there
@@ -74,7 +73,7 @@ def main(args) -> None:
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
     classifier, pool = run.classifier(), run.texts(args.text_descriptions, texts)
     found = results.read(run, args.text_descriptions, args.texts_per_head, texts, args.text_dir)
-    images = datasets.load_images(args.dataset, args.data_path, split=args.split)
+    images = run.images(args.data_path)
     indices = run.indices(images)
     model = maps = None
     if args.heat_maps and not args.text:

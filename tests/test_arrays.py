@@ -55,7 +55,8 @@ def test_a_run_reads_back_from_disk_with_its_manifest(tmp_path):
     assert run.labels.shape == (10,)
     assert run.manifest["versions"]["torch"]
     assert run.manifest["arrays"][0] == {
-        "file": "emoji_attn_m.npy", "shape": [10, 2, 3, 6], "dtype": "float32"}
+        "file": "emoji_attn_m.npy", "shape": [10, 2, 3, 6], "dtype": "float32",
+        "sha256": files.checksum(tmp_path / "emoji_attn_m.npy")}
 
 
 def test_what_is_not_finished_leaves_nothing(tmp_path):
@@ -187,7 +188,7 @@ def test_a_classifier_of_other_classes_or_width_is_refused(tmp_path):
 def test_a_manifest_that_is_no_json_is_refused(tmp_path):
     write_run(tmp_path)
     (tmp_path / "emoji_m.json").write_text("{")
-    with pytest.raises(UserError, match="not a manifest"):
+    with pytest.raises(UserError, match="is not JSON"):
         open_run(tmp_path)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from builders import ROOT
 
-from utils.data import datasets
+from utils.data import captions
 from utils.models import loading
 
 FUNCTION_WORDS = set("""
@@ -31,7 +31,7 @@ def test_a_column_is_the_mean_of_its_prompts(run_script, tmp_path):
     clip = loading.load("emojiclip", None, torch.device("cpu"))
     for i, name in enumerate(("land animal", "sea animal")):
         prompts = [clip.network.encode_text(clip.tokenizer([template(name)]))[0]
-                   for template in datasets.templates("emoji_spurious")]
+                   for template in captions.templates("emoji_spurious")]
         mean = torch.stack([p / p.norm() for p in prompts]).mean(0)
         np.testing.assert_allclose(columns[:, i], mean / mean.norm(), atol=1e-5)
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from utils.cli import UserError
-from utils.data import datasets, scenes
+from utils.data import captions, datasets, scenes
 
 
 def to_tensor(image):
@@ -149,12 +149,12 @@ def test_cifar_without_files_or_network_is_refused(tmp_path, monkeypatch):
 
 
 def test_templates():
-    assert len(datasets.templates("imagenet")) == 80
-    filled = [template("owl") for template in datasets.templates("emoji")]
+    assert len(captions.templates("imagenet")) == 80
+    filled = [template("owl") for template in captions.templates("emoji")]
     assert "a drawing of an owl" in filled
     assert "a picture of owls" in filled
-    assert datasets.templates("emoji_spurious")[0]("sea animal") == "a drawing of a sea animal"
-    assert datasets.templates("emoji")[0]("grapes") == "a drawing of grapes"
+    assert captions.templates("emoji_spurious")[0]("sea animal") == "a drawing of a sea animal"
+    assert captions.templates("emoji")[0]("grapes") == "a drawing of grapes"
 
 
 def test_workers_as_many_as_cores_at_most_ten(monkeypatch):

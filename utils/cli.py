@@ -35,6 +35,13 @@ PIXELS, THUMBNAIL, COLUMNS = Number(int, 1, 2048), Number(int, 1, 1024), Number(
 STEPS, CONNECTIONS, RANK = Number(int, 1, 100_000), Number(int, 1, 256), Number(int, 1, 1024)
 
 
+def text(value: str) -> str:
+    """The value of an option that is a text to look for."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError(f"is {value!r}, which is empty; say what to look for")
+    return value
+
+
 def check_range(option: str, value: int, most: int, least: int = 1) -> None:
     """Raises UserError for a value that is out of a range that only the data tells."""
     if not least <= value <= most:
@@ -262,6 +269,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         ended.append(True)
         raise KeyboardInterrupt
 
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     before = signal.signal(signal.SIGTERM, end)
     try:
         main(parse(parser))
@@ -390,7 +399,7 @@ def complete(path: Path) -> Iterator[Path]:
 def write_text(path: Path, content: str) -> None:
     """Write text; the file has its name only when it is complete."""
     with complete(path) as partial:
-        partial.write_text(content, encoding="utf-8")
+        partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
 
 
 def save_result(path: Path, result: dict) -> None:

@@ -54,11 +54,11 @@ def main(args) -> None:
 
     import torch
 
-    from utils.data import datasets, scenes
+    from utils.data import captions, datasets, scenes
     from utils.models.loading import load
 
     clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
-    names = [[template(concept["name"]) for template in datasets.templates("emoji")] for concept in scenes.concepts()]
+    names = [[template(concept["name"]) for template in captions.templates("emoji")] for concept in scenes.concepts()]
     rows = {}
     for dataset in ("emoji", "emoji_unseen_style"):
         images = datasets.load_images(dataset, None, clip.image_size[0])

@@ -37,7 +37,7 @@ def main(args) -> None:
     from torchvision.transforms.functional import normalize
 
     from models.emojiclip.measure import attribute_prompts, naming_accuracy
-    from utils.data.datasets import templates
+    from utils.data.captions import templates
     from utils.data.scenes import UNSEEN_STYLE, concepts, draw, sample_scenes
 
     folder = Path(args.output_dir)

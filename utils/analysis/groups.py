@@ -24,7 +24,7 @@ def of_images(run: Run, data_path: str | None) -> np.ndarray | None:
     dataset, labels = run.place.dataset, run.labels
     if dataset not in datasets.PLACES:
         return None
-    images = datasets.load_images(dataset, data_path, split=run.place.split)
+    images = run.images(data_path)
     rows = run.indices(images)
     if not np.array_equal(np.asarray(images.samples.labels)[rows], labels):
         raise UserError(f"the images of {dataset} have other labels than the arrays; give the --data_path and --split "

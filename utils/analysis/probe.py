@@ -44,6 +44,7 @@ def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dic
     runs = {}
     for part, own in splits.items():
         run = runs[part] = Run.open(folder, dataset, model, own)
+        run.check_labelled()
         test, path = runs["test"], run.place.path("attn")
         run.same_weights(test)
         if run.manifest and test.manifest and run.manifest["classes"] != test.manifest["classes"]:

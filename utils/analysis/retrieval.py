@@ -210,7 +210,7 @@ def report(run: Run, images: Images, queries: Sequence[int | str], kind: str, wa
 
     def entry(index: int) -> dict:
         path = {"path": images.paths[places[index]]} if images.paths else {}
-        return {"index": int(index), "class": images.classes[run.labels[index]], **path}
+        return {"index": int(index), "class": images.class_of(run.labels[index]), **path}
 
     def shares(query: int | str, indices: np.ndarray) -> dict:
         known = {name: agreement(truth, query, name, indices) for name in ways if name in ATTRIBUTES} if truth else {}

@@ -8,11 +8,13 @@ A head's reading: the attribute that its TextSpan texts are about, each text cou
 variance.
 """
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
 
 from utils.cli import UserError
+from utils.inputs import read_text
 from utils.runs import files
 from utils.runs.files import blocks
 from utils.runs.run import Run
@@ -78,8 +80,7 @@ def read_attributes(path: str) -> dict[str, str]:
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist; it is a CSV with the columns text,attribute, one line for each text "
                         "of the pool")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     if not rows or set(rows[0]) != {"text", "attribute"}:
         raise UserError(f"{path}: should have the columns text,attribute")
     wrong = next((row for row in rows if row["attribute"] not in ATTRIBUTES), None)

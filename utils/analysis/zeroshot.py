@@ -5,7 +5,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.cli import UserError
+from utils.cli import UserError, note
+from utils.inputs import read_text
 from utils.models.model import Model
 
 
@@ -17,6 +18,8 @@ def classifier(clip: Model, classes: list[str], templates: list, batch_size: int
     """
     from tqdm import tqdm
 
+    longest = [max((template(name) for template in templates), key=len) for name in classes]
+    check_texts(clip, longest, "the prompts", [f"of class {name!r}" for name in classes])
     columns, step = [], max(1, batch_size // len(templates))
     for start in tqdm(range(0, len(classes), step), desc="classes", unit="batch"):
         prompts = [template(name) for name in classes[start:start + step] for template in templates]
@@ -25,20 +28,39 @@ def classifier(clip: Model, classes: list[str], templates: list, batch_size: int
     return torch.cat(columns).T.contiguous().cpu().numpy()
 
 
-def embed_texts(clip: Model, texts: list[str], batch_size: int) -> np.ndarray:
-    """Unit embeddings [m, d] of texts."""
+def embed_texts(clip: Model, texts: list[str], batch_size: int, source: str = "the texts") -> np.ndarray:
+    """Unit embeddings [m, d] of texts, which `check_texts` has seen; `source` is where they come from."""
     from tqdm import tqdm
 
+    check_texts(clip, texts, source, [repr(text) for text in texts])
     parts = [clip.embed_texts(texts[start:start + batch_size])
              for start in tqdm(range(0, len(texts), batch_size), desc="texts", unit="batch")]
     return torch.cat(parts).cpu().numpy()
+
+
+def check_texts(clip: Model, texts: list[str], source: str, names: list[str]) -> None:
+    """Say which texts a model reads the beginning of, as they have more tokens than it takes; `source` and `names` are
+    what messages call them. Raises UserError where two become one by that."""
+    cut = clip.cut(texts)
+    if not cut:
+        return
+    tokens = clip.tokenizer(texts)
+    rows = list(map(tuple, getattr(tokens, "input_ids", tokens).tolist()))
+    most, first = len(rows[0]), {}
+    for index, row in enumerate(rows):
+        if (other := first.setdefault(row, index)) != index and {index, other} & set(cut):
+            raise UserError(f"{source}: {names[other]} and {names[index]} are the same in their first {most} tokens, and "
+                            "the model reads no more; shorten them so that they differ there, or remove one")
+    listed = ", ".join(names[index] for index in cut[:20]) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
+    note(f"{source}: {len(cut)} of {len(texts)} texts have more than the {most} tokens that the model reads, and are "
+         f"cut there: {listed}")
 
 
 def read_texts(path: Path) -> list[str]:
     """A text pool: one description a line. Raises UserError for empty or repeated lines."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; a text pool is a file with one description a line")
-    texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    texts = read_text(path).removesuffix("\n").split("\n")
     first: dict[str, int] = {}
     for number, text in enumerate(texts, start=1):
         if not text.strip():

@@ -1,11 +1,15 @@
-"""Captions of scenes: many ways to say what is true of one."""
+"""Captions of scenes: many ways to say what is true of one; and prompts for the classes of a data set."""
+from collections.abc import Callable
+
 import numpy as np
 
+from utils.data.datasets import REGISTRY
 from utils.data.scenes import Scene, concepts
 
 STYLE_WORDS = {"noto": "detailed", "noto-v1": "rounded", "twemoji": "flat", "emojione": "glossy",
                "openmoji": "outlined", "fluent-flat": "bold", "fluent": "3D"}
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
 MEDIA = ("a drawing of", "a picture of", "an icon of", "an emoji of", "an image showing", "")
 
 
@@ -66,3 +70,18 @@ def caption(scene: Scene, rng: np.random.Generator, detail: float = 0.5) -> str:
     if ground and rng.random() < 0.2:
         text = f"{ground} background: {words}"
     return text
+
+
+def templates(name: str) -> list[Callable[[str], str]]:
+    """Prompt templates for class names of a data set: functions from a name to a text."""
+    if not REGISTRY[name].scenes:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+        return list(OPENAI_IMAGENET_TEMPLATES)
+    plurals = {concept["name"]: concept["plural"] for concept in concepts()}
+
+    def fill(template: str, class_name: str) -> str:
+        plural = plurals.get(class_name, f"{class_name}s")
+        one = class_name if class_name == plural else with_article(class_name)
+        return template.format(name=class_name, one=one, many=plural)
+
+    return [lambda class_name, template=template: fill(template, class_name) for template in EMOJI_TEMPLATES]

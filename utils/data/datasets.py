@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.cli import UserError, describe
+from utils.cli import UserError, describe, note
 from utils.data import layouts, masks, pictures, shards
 from utils.data.layouts import DataSet
 
@@ -29,7 +29,6 @@ CONCEPT_SEEDS = {"train": 11, "val": 12, "test": 13}
 FIXED_SEEDS = {"train": 14, "val": 15}
 FIXED_CONCEPTS, FIXED_IMAGES = 40, 64  # of emoji_fixed: concepts, and images of each in a split
 AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
-EMOJI_TEMPLATES = ("a drawing of {one}", "an icon of {one}", "{name}", "a picture of {many}", "an emoji of four {many}")
 
 
 def _drawings() -> list[str]:
@@ -80,15 +79,24 @@ class Images:
     places: list[int] | None = None  # of an image's background, where the data set tells: an index into PLACES
     files: list[str] | None = None   # that hold the images, where these are no files of their own
     names: list[str] | None = None   # of images with masks, in names of files
+    unit: str = "image"              # what holds an image that is no file
+    empty: list[str] | None = None   # classes whose folder has no images
+    reading: str | None = None       # how pictures of files are read, as in utils/data/pictures.py
 
     def draw_at(self, image_size: int) -> None:
         """Draw embedded scenes at this side, in pixels; image files keep their own size."""
         if self.scenes:
             self.samples.image_size = image_size
 
+    def class_of(self, label: int) -> str:
+        """The name of a label's class."""
+        return self.classes[label] if label >= 0 else "no label"
+
     def name(self, index: int) -> str:
         """How a message calls an image."""
-        return self.paths[index] if self.paths else f"image {self.names[index] if self.names else index}"
+        if self.paths:
+            return os.fsencode(self.paths[index]).decode("utf-8", "backslashreplace")
+        return f"{self.unit} {self.names[index] if self.names else index}"
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """One image and its label. Raises UserError, which names it, where it cannot be read."""
@@ -156,38 +164,52 @@ def embedded_scenes(name: str, split: str = "test") -> tuple[list, list[int], li
 
 
 def load_images(name: str, data_path: str | None = None, image_size: int = 224, *, split: str | None = None,
-                streaming: bool = False) -> Images:
+                streaming: bool = False, reading: str | None = None, image_key: str | None = None,
+                empty_classes: bool = True) -> Images:
     """Load a data set by name.
 
-    `image_size` is the side at which scenes are drawn; `streaming` is of huggingface alone. `split` is train, val or
-    test where the data set has it; without it the test split, ImageNet's validation images, or all of an imagefolder.
-    Raises UserError where files are missing, and for a split that the data set does not have.
+    `image_size` is the side at which scenes are drawn; `streaming` is of huggingface alone, `image_key` of webdataset.
+    `split` is train, val or test where the data set has it; without it the test split, ImageNet's validation images, or
+    all of an imagefolder. `reading` is how pictures are read, "seen" or "published" (None: as the data set's are).
+    Raises UserError where files are missing, for a split that the data set does not have, and, unless there may be
+    `empty_classes`, for a class folder without images.
     """
     known, split = REGISTRY[name], default_split(name) if split is None else split
-    if streaming and name != "huggingface":
-        raise UserError(f"--streaming goes with --dataset huggingface, and not with {name}; leave it out")
+    for given, option, goes_with in ((streaming, "--streaming", "huggingface"), (image_key, "--image_key", "webdataset")):
+        if given and name != goes_with:
+            raise UserError(f"{option} goes with --dataset {goes_with}, and not with {name}; leave it out")
+    if reading and (known.scenes or name in layouts.HELD):
+        raise UserError(f"--reading is of pictures in files, and those of {name} are none; leave it out")
     if known.scenes:
         drawn, labels, places = embedded_scenes(name, split)
         return Images(SceneImages(drawn, labels, image_size), known.classes(), scenes=drawn, places=places)
+    reading = reading or known.reading
     if name == "huggingface":
         if data_path is None:
             raise UserError("--dataset huggingface needs --data_path, a folder or the name of a data set on the hub")
-        return Images(*shards.open_hub(data_path, split, known.reading, streaming))
+        return Images(*shards.open_hub(data_path, split, reading, streaming), unit="row", reading=reading)
     if data_path is None:
         raise UserError(f"--dataset {name} needs --data_path, the folder of its images")
     root = Path(data_path)
     if not root.is_dir():
         raise UserError(f"--data_path {root}: no such folder")
     if name == "webdataset":
-        samples, classes, names, files = shards.open_shards(root, split, known.reading)
-        return Images(samples, classes, names, files=files)
+        samples, classes, names, files = shards.open_shards(root, split, reading, image_key)
+        return Images(samples, classes, names, files=files, reading=reading)
     found, classes = known.read(root, split)
     if not isinstance(found, list):  # images that torchvision holds
         return Images(found, classes)
     if not found:
         raise UserError(f"--data_path {root}: no images there for --dataset {name}")
-    places = known.read_places and known.read_places(root, split)
-    return Images(ImageFiles(found, known.reading), classes, [path for path, _ in found], places=places)
+    images = Images(ImageFiles(found, reading), classes, [path for path, _ in found], reading=reading,
+                    places=known.read_places and known.read_places(root, split))
+    if name in layouts.OF_FOLDERS:
+        there = set(images.samples.labels)
+        images.empty = [folder for label, folder in enumerate(classes) if label not in there]
+    if images.empty and not empty_classes:
+        raise UserError(f"--data_path {root}: no images in the class folder{'s' * (len(images.empty) > 1)} "
+                        f"{', '.join(images.empty)}; remove or fill them, or go on with --skip_bad_images")
+    return images
 
 
 def load_masks(name: str, data_path: str | None = None) -> Images:
@@ -205,7 +227,12 @@ def load_masks(name: str, data_path: str | None = None) -> Images:
 def class_names(name: str, data_path: str | None = None) -> list[str]:
     """Class names of a data set, in the order of its labels; `data_path` is needed where they come with the images."""
     known = REGISTRY[name]
-    return known.classes() if known.classes else load_images(name, data_path).classes
+    classes = known.classes() if known.classes else load_images(name, data_path).classes
+    if not classes:
+        raise UserError(f"--data_path {data_path}: no image has a label, so there are no classes to name")
+    if len(classes) == 1:
+        note(f"{name} has one class, {classes[0]}: every accuracy is 100%")
+    return classes
 
 
 def concept_names(name: str, data_root: str | None, split: str, num_concepts: int | None,
@@ -385,22 +412,5 @@ def fingerprint(images: Images) -> str:
             about = os.stat(path)
         except OSError as error:
             raise UserError(f"{path} is gone; the data set changes while it is read") from error
-        digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{path} {about.st_size} {about.st_mtime_ns}\n"))
     return digest.hexdigest()
-
-
-def templates(name: str) -> list[Callable[[str], str]]:
-    """Prompt templates for class names of a data set: functions from a name to a text."""
-    if not REGISTRY[name].scenes:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-        return list(OPENAI_IMAGENET_TEMPLATES)
-    from utils.data import captions, scenes
-
-    plurals = {concept["name"]: concept["plural"] for concept in scenes.concepts()}
-
-    def fill(template: str, class_name: str) -> str:
-        plural = plurals.get(class_name, f"{class_name}s")
-        one = class_name if class_name == plural else captions.with_article(class_name)
-        return template.format(name=class_name, one=one, many=plural)
-
-    return [lambda class_name, template=template: fill(template, class_name) for template in EMOJI_TEMPLATES]

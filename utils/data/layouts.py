@@ -7,15 +7,17 @@ of their own list). What is missing, or not as in the download, raises UserError
 the archive it comes in.
 """
 import csv
+import io
 import os
 import random
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.cli import UserError, describe
+from utils.cli import UserError, describe, note
+from utils.inputs import read_text
 
 # torchvision, scipy and open_clip are imported where they are used: names of class folders need none of them.
 
@@ -23,6 +25,9 @@ from utils.cli import UserError, describe
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "test")
 WATERBIRDS_CLASSES = ("landbird", "waterbird")
+
+OF_FOLDERS = ("imagenet", "imagefolder")  # one a class
+HELD = ("CIFAR10", "CIFAR100")  # by torchvision, as images and not as files
 
 Files = list[tuple[str, int]]
 
@@ -141,8 +146,7 @@ def _waterbirds_rows(root: Path, split: str) -> tuple[Path, list[dict]]:
     check_split("binary_waterbirds", split, splits)
     folder = "waterbird_complete95_forest2water2"
     table = _need(root, (folder, ""), "metadata.csv", f"{folder}.tar.gz")
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
     if not rows or not {"img_filename", "y", "split", "place"} <= set(rows[0]):
         raise UserError(f"{table}: expected the columns img_filename, place, split, y")
     return table, [row for row in rows if row["split"] == splits[split]]
@@ -342,7 +346,7 @@ def _classes_by_label(pairs: list[tuple[int, str]], source: Path) -> list[str]:
 def _lines(path: Path, *kinds: type) -> list[tuple]:
     """The lines of a list, their first columns as these types; the last one takes the rest of the line."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         parts = line.strip().split(maxsplit=len(kinds) - 1)
         try:
             if parts:
@@ -369,19 +373,39 @@ def _cub_table(root: Path, name: str) -> Path:
     return _need(root, ("CUB_200_2011", ""), name, "CUB_200_2011.tgz")
 
 
+def say_hidden(place, hidden: list[str]) -> None:
+    """Say once which names in a folder or archive are left out because they begin with a dot: programs leave such files
+    and folders beside data (.ipynb_checkpoints, ._0.png)."""
+    if hidden:
+        more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
+        note(f"{place}: left out, as its name begins with a dot: {', '.join(sorted(hidden)[:5])}{more}")
+
+
 def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")) \
+        if root.is_dir() else []
 
 
 def _class_folders(root: Path) -> tuple[Files, list[str]]:
-    """As torchvision's ImageFolder: sorted folders, each with its image files at any depth."""
+    """As torchvision's ImageFolder: sorted folders, each with its image files at any depth; none that is hidden."""
+    hidden = [entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name.startswith(".")] \
+        if root.is_dir() else []
+
+    def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+        for place, inside, names in os.walk(folder, followlinks=True):
+            hidden.extend(os.path.relpath(os.path.join(place, name), root) for name in (*inside, *names)
+                          if name.startswith(".") and (name in inside or name.lower().endswith(SUFFIXES)))
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            yield place, [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+
     folders = _folders(root)
+    if not folders:
+        raise UserError(f"{root}: expected folders, one a class, with images in each")
+    for folder in folders:
+        if not folder.isprintable():
+            raise UserError(f"{root}: the class folder {folder!r} has a name that is not UTF-8, or cannot be printed; "
+                            "rename it")
     files = [(os.path.join(place, name), label) for label, folder in enumerate(folders)
-             for place, _, names in sorted(os.walk(root / folder, followlinks=True))
-             for name in sorted(names) if name.lower().endswith(SUFFIXES)]
-    filled = {label for _, label in files}
-    empty = [folder for label, folder in enumerate(folders) if label not in filled]
-    if empty or not folders:
-        which = f"; {empty[0]} has none" if empty else ""
-        raise UserError(f"{root}: expected folders, one a class, with images in each{which}")
+             for place, names in sorted(walk(root / folder)) for name in sorted(names)]
+    say_hidden(root, hidden)
     return files, [_spaced(name) for name in folders]

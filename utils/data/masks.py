@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from utils.cli import UserError, describe
 from utils.data import pictures
-from utils.data.layouts import SUFFIXES
+from utils.data.layouts import SUFFIXES, say_hidden
 
 # h5py, torch and torchvision are imported where they are used: they take a moment.
 
@@ -96,7 +96,9 @@ class MaskFolder:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; masks_folder reads the folders images and masks in --data_path")
         found: dict[str, Path] = {}
-        for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+        there = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+        say_hidden(folder, [path.name for path in there if path.name.startswith(".")])
+        for path in sorted(path for path in there if not path.name.startswith(".")):
             if path.stem in found:
                 raise UserError(f"{path}: beside {found[path.stem].name}; keep one file of a name, whatever its ending")
             found[path.stem] = path
@@ -143,7 +145,7 @@ def mask_transform(prepare: Callable, image_size: int, mask_resize: str) -> Call
         steps = [copy.copy(step) for step in pictures.shaping(prepare)]
         for step in steps:
             step.interpolation, step.fill = InterpolationMode.NEAREST, 0
-    return Compose([*steps, _to_mask])
+    return pictures.Shaped(Compose([*steps, _to_mask]))
 
 
 def _to_mask(picture: Image.Image):

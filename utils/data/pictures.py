@@ -8,6 +8,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from utils.cli import UserError, describe
 
+READINGS = ("seen", "published")
+STRIP = 16  # sides of a picture, from which on what a crop would take away is taken away before resizing
 LONGEST = 4  # sides of a picture: positions are interpolated, and a model has seen none of a longer strip
 FIRST_OTHER = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")  # of a transform's steps after those that shape
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for what it cannot read
@@ -76,10 +78,35 @@ def upright_size(path: Path) -> tuple[int, int]:
         raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); mend or remove it") from error
 
 
+def middle(picture: Image.Image, steps: list) -> Image.Image:
+    """The part of a long strip that is left when its shorter side is resized and the middle is cropped out; other
+    pictures, and other steps of a transform, as they are. Resizing all of 1 x 2,000 pixels would make 448,000."""
+    short, long = sorted(picture.size)
+    resize = steps[0] if steps else None
+    by_shorter_side = isinstance(getattr(resize, "size", None), int) or getattr(resize, "longest", None) == 0
+    if long <= STRIP * short or not by_shorter_side:
+        return picture
+    before = (long - STRIP * short) // 2  # the middle stays in the middle
+    kept = (before, 0, long - before, short)
+    return picture.crop(kept if picture.width == long else (kept[1], kept[0], kept[3], kept[2]))
+
+
+class Shaped:
+    """A transform of pictures, for strips of any length."""
+
+    def __init__(self, preprocess):
+        self.preprocess, self.transforms = preprocess, preprocess.transforms
+
+    def __call__(self, picture: Image.Image):
+        return self.preprocess(middle(picture, self.transforms))
+
+
 def shape(picture: Image.Image, preprocess, scale: float = 1) -> Image.Image:
     """What a transform makes of a picture before it becomes numbers: resized, and cropped or squeezed; `scale` times as
     large as the model sees it."""
-    for step in shaping(preprocess):
+    steps = shaping(preprocess)
+    picture = middle(picture, steps)
+    for step in steps:
         step = copy.copy(step)
         if isinstance(step.size, int):
             step.size = round(scale * step.size)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from utils import cli
 from utils.cli import UserError
+from utils.inputs import read_json, read_text
 from utils.language.jsonl import Record
-from utils.runs import files
 
 KEPT = ".kept.partial"  # suffix of what a run that is cut off has made
 KEYS = ("concept", "question", "description", "seed", "reward")
@@ -29,12 +29,10 @@ def read_questions(path: str) -> list[str]:
     if not Path(path).is_file():
         raise UserError(f"--questions {path} does not exist; it holds one template a line, as configs/questions.txt "
                         "does")
+    text = read_text(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
         lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
         lines = [line.replace("{}", "{concept}").strip() for line in lines if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"--questions {path} is not UTF-8 text; save it as such") from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"--questions {path} is not a JSON list of questions ({error}); write one question a "
                         "line") from error
@@ -171,7 +169,7 @@ def read(path: str, concepts: list[str] | None = None) -> tuple[list[dict], dict
     if not rows:
         raise UserError(f"{source} holds no descriptions; make it again with inference.py")
     manifest = source.with_suffix(".manifest.json")
-    return rows, files.read_manifest(manifest, needed=()) if manifest.is_file() else {}
+    return rows, read_json(manifest, dict, "delete it, or make it again with inference.py") if manifest.is_file() else {}
 
 
 def read_published(path: str, concepts: list[str]) -> list[dict]:

@@ -13,6 +13,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import nn
 
 from utils.cli import DEFAULT_MODEL, DEFAULT_PRETRAINED, UserError, note
+from utils.data import pictures
 from utils.models import names, weights
 from utils.models.model import Model, frozen, readable_errors
 
@@ -65,8 +66,8 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
     if remark:
         note(remark)
     source = f"random weights, seed {seed}" if pretrained == "none" else pretrained or model
-    return as_model(network, model, source, device, preprocess, functools.cache(lambda: _tokenizer(full_name, model)),
-                    _settings_of(network))
+    return as_model(network, model, source, device, pictures.Shaped(preprocess),
+                    functools.cache(lambda: _tokenizer(full_name, model)), _settings_of(network))
 
 
 def as_model(network: nn.Module, model: str, source: str, device: torch.device, preprocess: Callable | None = None,
@@ -83,7 +84,7 @@ def as_model(network: nn.Module, model: str, source: str, device: torch.device, 
                  image_size=(size, size) if isinstance(size, int) else tuple(size),
                  class_token=pooled and getattr(trunk, "attn_pool", None) is None,
                  prefix_tokens=getattr(trunk, "num_prefix_tokens", int(hasattr(trunk, "class_embedding"))),
-                 tokenizer=lambda texts: tokenizer()(texts),
+                 tokenizer=lambda texts: tokenizer()(texts), cut=lambda texts: _cut(tokenizer(), texts),
                  encode_text=lambda texts: network.encode_text(tokenizer()(texts).to(device)), logit_scale=LOGIT_SCALE,
                  settings=settings or {})
 
@@ -92,6 +93,14 @@ def _tokenizer(full_name: str, model: str):
     """The tokenizer of a model; some models' come from a hub, so it is made when a text first comes."""
     with readable_errors(f"the tokenizer of --model {model}", "the network, or choose a model with open_clip's own"):
         return open_clip.get_tokenizer(full_name)
+
+
+def _cut(tokenizer, texts: list[str]) -> list[int]:
+    """The indices of texts that one more token of context would change, or find room for a token of."""
+    read = tokenizer(texts)
+    wider = tokenizer(["", *texts], context_length=read.shape[1] + 1)
+    changed = (wider[1:, :-1] != read).any(dim=1) | (wider[1:, -1] != wider[0, -1])  # an empty text ends with padding
+    return changed.nonzero()[:, 0].tolist()
 
 
 def _settings_of(network: nn.Module) -> dict:

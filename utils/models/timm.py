@@ -6,6 +6,7 @@ import timm
 import torch
 
 from utils.cli import UserError
+from utils.data import pictures
 from utils.models import names, weights
 from utils.models.model import Model, frozen, readable_errors
 
@@ -48,7 +49,7 @@ def as_model(network: torch.nn.Module, model: str, source: str, device: torch.de
     ends_there = not isinstance(getattr(getattr(network, "head", None), "pre_logits", None), torch.nn.Sequential)
     return Model(name=names.file_name(model), device=device, network=network, tower=network, source=source,
                  encode_image=network if ends_there else lambda images: network.forward_features(images).mean((-2, -1)),
-                 preprocess=timm.data.create_transform(**settings, is_training=False),
+                 preprocess=pictures.Shaped(timm.data.create_transform(**settings, is_training=False)),
                  image_size=tuple(settings["input_size"][1:]),
                  class_token=getattr(network, "global_pool", "") == "token",
                  prefix_tokens=getattr(network, "num_prefix_tokens", 0),

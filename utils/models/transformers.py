@@ -10,12 +10,13 @@ from torchvision import transforms
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from utils.cli import UserError
+from utils.data import pictures
 from utils.models import names
 from utils.models.model import Model, frozen, readable_errors
 
 # How each kind with a text side was trained to pad its texts, and their length in tokens at most.
 PADDING = {"clip": True, "metaclip_2": True, "align": "max_length", "siglip": "max_length"}
-TEXT_LENGTH = {"clip": 77, "metaclip_2": 77, "align": 64, "siglip": 64}
+TEXT_LENGTH = {"align": 64}  # of others, all that they have positions for
 ONE_SIZE = ("clip", "clip_vision_model", "metaclip_2", "siglip", "siglip_vision_model", "vit", "deit")
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 NUMBERS = {name: number for number, name in INTERPOLATIONS.items()}
@@ -47,6 +48,7 @@ class Preprocess:
                 "interpolation": INTERPOLATIONS[int(self.processor.resample)]}
 
     def __call__(self, picture: Image.Image) -> Tensor:
+        picture = pictures.middle(picture, self.transforms)
         return self.processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
 
@@ -90,7 +92,7 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
     if kind == "clip":
         loaded.tower = _as_open_clip(network, size[0], preprocess)
     if kind in PADDING:
-        length = min(TEXT_LENGTH[kind], network.config.text_config.max_position_embeddings)
+        length = TEXT_LENGTH.get(kind) or network.config.text_config.max_position_embeddings
 
         @functools.cache
         def words():
@@ -100,7 +102,10 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
         def tokenizer(texts: list[str]):
             return words()(texts, padding=PADDING[kind], truncation=True, max_length=length, return_tensors="pt")
 
-        loaded.tokenizer = tokenizer
+        def cut(texts: list[str]) -> list[int]:
+            return [i for i, ids in enumerate(words()(texts, verbose=False)["input_ids"]) if len(ids) > length]
+
+        loaded.tokenizer, loaded.cut = tokenizer, cut
         loaded.encode_text = lambda texts: network.get_text_features(**tokenizer(texts).to(device)).pooler_output
         loaded.logit_scale = (1 / network.temperature if kind == "align" else network.logit_scale.exp()).item()
     return loaded

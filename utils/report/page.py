@@ -32,8 +32,8 @@ RED, BLUE = (0.80, 0.10, 0.14), (0.08, 0.36, 0.74)
 def read_picture(images: Images, index: int, label: str) -> Image.Image:
     """An image of a data set. Raises UserError where it cannot be read, or its label is another."""
     picture, found = images.read(index)
-    if images.classes[found] != label:
-        raise UserError(f"image {index} is labelled {images.classes[found]}, and was {label}: the data set has "
+    if images.class_of(found) != label:
+        raise UserError(f"image {index} is labelled {images.class_of(found)}, and was {label}: the data set has "
                         "changed; give the --data_path that the arrays were made from, or make them again with "
                         "compute_prs.py")
     return picture

@@ -153,7 +153,7 @@ def describe_heads(results: Results, scored: tuple[np.ndarray, np.ndarray], alon
     highest and of the lowest scores are named; `indices` [b] are the images' in the data set, and `root` its folder.
     """
     def image(row: int, score: float) -> dict:
-        index, label = int(indices[row]), images.classes[labels[row]]
+        index, label = int(indices[row]), images.class_of(labels[row])
         return {"index": index, "score": float(score), "label": label, "file": f"images/{index}.webp",
                 "path": os.path.relpath(images.paths[index], root) if images.paths and root else None}
 

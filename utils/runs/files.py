@@ -18,6 +18,7 @@ import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,10 +34,13 @@ from utils.runs import commands
 PACKAGES = ("torch", "open-clip-torch", "numpy")
 # What the JSON of steps holds by these names.
 KINDS = {"arrays": list, "baseline": (int, float), "attention_ablated": list, "classes": list, "command": str,
-         "heads": list, "images": int, "maps": str, "model": str, "num_of_last_layers": int, "options": dict, "pool": str,
-         "pretrained": str, "skipped_indices": list, "source_model": str, "source_pretrained": str, "text_model": str,
-         "text_option": str, "text_pretrained": str, "text_weights_sha256": str, "texts_per_head": int,
+         "heads": list, "image_key": str, "images": int, "maps": str, "model": str, "model_settings": dict,
+         "num_of_last_layers": int, "options": dict, "pool": str, "pretrained": str, "reading": str,
+         "skipped_indices": list, "source_model": str, "source_pretrained": str, "text_model": str, "text_option": str,
+         "text_pretrained": str, "text_weights_sha256": str, "texts_per_head": int,
          "texts_sha256": str, "weights_sha256": str}
+OF_RUN = ("arrays", "model", "pretrained", "weights_sha256", "images", "classes")  # what every run's manifest has
+CHUNK = 1 << 24  # bytes that have a checksum of their own
 BLOCK = 256  # images that are in memory at a time
 
 
@@ -184,11 +188,53 @@ def publish(manifest: Path, description: dict, arrays: list[dict], partials: dic
     them, and the entries of `arrays`."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     with complete(manifest) as ready:
-        content = {**description, "versions": versions, "arrays": arrays}
-        ready.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        sums = [checksum(partials.get(path := manifest.with_name(entry["file"]), path)) for entry in arrays]
+        content = {**description, "versions": versions,
+                   "arrays": [entry | {"sha256": found} for entry, found in zip(arrays, sums)]}
+        ready.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8",
+                         errors="backslashreplace")  # a name of a file may be any bytes
         manifest.unlink(missing_ok=True)  # from here on it would describe arrays that are being replaced
         for path, partial in partials.items():
             os.replace(partial, path)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of the SHA-256 of each CHUNK of a file, one after the other; several are read at a time, as all cores
+    together are faster than most disks, and one is not."""
+    def part(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(CHUNK)).digest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return hashlib.sha256(b"".join(pool.map(part, range(0, path.stat().st_size, CHUNK)))).hexdigest()
+
+
+def verify(folder: str) -> list[str]:
+    """Read every array that a manifest of a folder lists, whole, and say a line of each: whether it is there, as it was
+    written (by its checksum), and without NaN and infinity. Raises UserError, with all that is wrong, for one that is
+    not, and where there is no manifest."""
+    good, bad = [], []
+    for path in sorted(Path(folder).glob("[!.]*.json")):
+        try:
+            manifest = read_manifest(path, ("arrays",))
+        except UserError:
+            continue  # another kind of result
+        for entry in manifest["arrays"]:
+            file = path.with_name(entry["file"])
+            try:
+                array = open_array(file, manifest, f"the command in {path.name}")
+                if entry.get("sha256", found := checksum(file)) != found:
+                    raise UserError(f"{file}: differs from what was written (its checksum is another); copy it again, or "
+                                    f"make it again with the command in {path.name}")
+                for block in blocks(len(array), description=file.name):
+                    array[block]
+                good.append(f"{file}: as it was written" if "sha256" in entry else f"{file}: complete; no checksum known")
+            except UserError as error:
+                bad.append(str(error))
+    if bad or not good:
+        raise UserError("; ".join(bad) or f"{folder}: holds no arrays with a manifest; give the folder they are in")
+    return good
 
 
 def read_manifest(path: Path, needed: Sequence[str] = ("arrays", "pretrained", "weights_sha256")) -> dict | None:
@@ -199,7 +245,8 @@ def read_manifest(path: Path, needed: Sequence[str] = ("arrays", "pretrained", "
         return None
     content = read_json(path, needed, "delete it or make the arrays again")
     arrays = content.get("arrays", [])
-    if not all(isinstance(entry, dict) and {"file", "shape", "dtype"} <= set(entry) for entry in arrays):
+    if not all(isinstance(entry, dict) and {"file", "shape", "dtype"} <= set(entry) and isinstance(entry["file"], str)
+               for entry in arrays):
         raise UserError(f"{path}: lists arrays in another way than this project; delete it or make the arrays again")
     return content
 
@@ -218,12 +265,20 @@ def read_json(path: Path, needed: Sequence[str], instead: str) -> dict:
     return content
 
 
-class Stored:
-    """An array in a .npy file: `stored[key]` is a copy of that part. What numpy maps from a file stays in memory until
-    others need it; here its pages are given back at once, so that a long file takes no more than a short one."""
+def is_finite(values: np.ndarray) -> bool:
+    """Whether an array in memory holds neither NaN nor infinity."""
+    if values.dtype == np.float16:  # by the bits of the exponent, which is many times faster
+        return (values.view(np.uint16) & 0x7C00).max(initial=0) < 0x7C00
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
-    def __init__(self, array: np.memmap):
-        self.array, self.map = array, array._mmap
+
+class Stored:
+    """An array in a .npy file: `stored[key]` is a copy of that part, which may hold neither NaN nor infinity; `hint`
+    makes the file again. What numpy maps from a file stays in memory until others need it; here its pages are given
+    back at once, so that a long file takes no more than a short one."""
+
+    def __init__(self, array: np.memmap, hint: str):
+        self.array, self.map, self.hint = array, array._mmap, hint
         self.shape, self.dtype, self.ndim, self.size = array.shape, array.dtype, array.ndim, array.size
 
     def __len__(self) -> int:
@@ -232,6 +287,11 @@ class Stored:
     def __getitem__(self, key) -> np.ndarray:
         found = np.array(self.array[key])
         self.map.madvise(mmap.MADV_DONTNEED)
+        if not is_finite(found):
+            rows = np.atleast_1d(np.arange(len(self.array))[key[0] if isinstance(key, tuple) else key]).ravel()
+            row = rows[[not is_finite(np.ascontiguousarray(part)) for part in np.atleast_1d(found)].index(True)]
+            raise UserError(f"{self.array.filename}, row {row}: holds NaN or infinity, and every figure made of it would be "
+                            f"wrong; make it again with: {self.hint}")
         return found
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -239,7 +299,7 @@ class Stored:
 
     def reshape(self, *shape: int) -> "Stored":
         """The same file in another shape."""
-        return Stored(self.array.reshape(*shape))
+        return Stored(self.array.reshape(*shape), self.hint)
 
 
 def blocks(images: int, size: int = BLOCK, description: str = "images") -> Iterator[slice]:
@@ -255,7 +315,7 @@ def open_array(path: Path, manifest: dict | None, hint: str) -> Stored:
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
     try:
-        array = Stored(np.load(path, mmap_mode="r", allow_pickle=False))
+        array = Stored(np.load(path, mmap_mode="r", allow_pickle=False), hint)
     except (ValueError, EOFError) as error:
         raise UserError(f"{path}: not a complete .npy file; make it again with: {hint}") from error
     entry = next((entry for entry in (manifest or {}).get("arrays", []) if entry["file"] == path.name), None)
@@ -282,7 +342,8 @@ def open_classifier(folder: str, dataset: str, model: str, run: dict | None, wid
     path = term_path(folder, dataset, "classifier", model)
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: {hint}")
-    manifest = read_manifest(manifest_path(folder, dataset, "classifier", model))
+    manifest = read_manifest(manifest_path(folder, dataset, "classifier", model),
+                             ("arrays", "pretrained", "weights_sha256", "classes"))
     array = open_array(path, manifest, hint)
     if array.ndim != 2 or len(array) != width:
         raise UserError(f"{path}: has shape {array.shape}, and the terms are {width} wide; make it again with: {hint}")

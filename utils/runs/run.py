@@ -1,5 +1,4 @@
 """A run: the terms of the images of a data set, whatever the storage."""
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError
-from utils.data.datasets import Images
+from utils.data.datasets import Images, load_images
+from utils.inputs import read_json
 from utils.models.names import file_name
 from utils.runs import commands, files
 from utils.runs.components import ARRAYS, Component
@@ -62,6 +62,7 @@ class Run:
         self.is_plain = len(heads.layout) == 3 and "conv" not in arrays  # shapes say which term is whose
         self.heads = [part for part in self.components if part.kind == "attn"]
         self.layers = sorted({head.layer for head in self.heads})
+        self.is_labelled = labels is None or len(labels) == 0 or bool(np.max(labels) >= 0)  # unlabelled are all -1
 
     def __len__(self) -> int:
         return self._images
@@ -76,7 +77,7 @@ class Run:
         arrays that are incomplete or of different runs.
         """
         place = Place(folder, dataset, model, split)
-        manifest = files.read_manifest(place.manifest) if place.manifest.is_file() else None
+        manifest = files.read_manifest(place.manifest, files.OF_RUN) if place.manifest.is_file() else None
         storage = (manifest or {}).get("options", {}).get("storage", "full")
 
         def array(what: str) -> files.Stored:
@@ -109,6 +110,7 @@ class Run:
         else:
             labels = np.asarray(array("labels"))
         _check(place, arrays | {"labels": labels})
+        _check_labels(place, labels, (manifest or {}).get("classes"))
         named = storage == "full" and (arrays["attn"].ndim == 3 or "conv" in arrays)  # shapes do not say which is whose
         components = _read_components(place, arrays) if named else None
         if storage == "compact":
@@ -120,6 +122,11 @@ class Run:
             raise UserError(f"{place.manifest} does not exist, and without it nobody knows which weights made the "
                             f"arrays; make them again with: {place.command()}")
         return cls(arrays, components, labels, manifest, place)
+
+    def images(self, data_path: str | None, image_size: int = 224) -> Images:
+        """The images that the run was made from, read as they were then. Raises UserError where they are not there."""
+        about = {name: (self.manifest or {}).get(name) for name in ("reading", "image_key")}
+        return load_images(self.place.dataset, data_path, image_size, split=self.place.split, **about)
 
     def last(self, number: int) -> slice:
         """The columns of the heads of the last `number` layers."""
@@ -186,9 +193,15 @@ class Run:
         """Mean [c, d] and uncentred second moment [c, d, d] over all images of what heads wrote, float64."""
         return self._parts["attn"].moments(columns)
 
+    def check_labelled(self) -> None:
+        """Raises UserError where no image has a label, so that there is no accuracy."""
+        if not self.is_labelled:
+            raise UserError(f"{self.place.path('labels')}: no image has a label, and without labels there is no accuracy")
+
     def classifier(self) -> np.ndarray:
         """The zero-shot classifier [d, classes] of the data set, by the model whose texts go with the run. Raises
-        UserError where it is missing, or does not belong to it."""
+        UserError where it is missing, or does not belong to it, and where no image has a label to compare with."""
+        self.check_labelled()
         return files.open_classifier(self.place.folder, self.place.dataset, self.place.model, self.manifest, self.width)
 
     def texts(self, pool: str, lines: list[str]) -> np.ndarray:
@@ -198,7 +211,8 @@ class Run:
         path = files.text_path(folder, pool, file_name(model))
         if not path.is_file():
             raise UserError(f"{path} does not exist; make it with: {hint}")
-        manifest = files.read_manifest(files.manifest_path(folder, pool, file_name(model)))
+        manifest = files.read_manifest(files.manifest_path(folder, pool, file_name(model)),
+                                       ("arrays", "pretrained", "weights_sha256", "texts_sha256"))
         array = files.open_array(path, manifest, hint)
         if array.shape != (len(lines), self.width):
             raise UserError(f"{path}: has shape {array.shape}, and {len(lines)} texts and terms of width {self.width} "
@@ -246,14 +260,29 @@ def _check(place: Place, arrays: dict[str, np.ndarray]) -> None:
                         f"{sorted(widths)}; make them again with: {hint}")
 
 
+def _check_labels(place: Place, labels: np.ndarray, classes: list[str] | None) -> None:
+    """Refuse labels that are no classes'; -1 is that of an image without one, and then all are."""
+    path = place.path("labels")
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: holds {labels.dtype.name}, and labels are whole numbers; make it again with: "
+                        f"{place.command()}")
+    wrong = (labels < 0) if len(labels) and labels.max() >= 0 else (labels < -1)
+    if classes is not None:
+        wrong |= labels >= len(classes)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UserError(f"{path}, row {row}: is label {labels[row]}, and there are {'no' if not classes else len(classes)} "
+                        f"classes; make it again with: {place.command()}")
+
+
 def _read_components(place: Place, arrays: dict[str, np.ndarray]) -> list[Component]:
     """The components of a run from the file that names them. Raises UserError where there are not as many as the arrays
     hold."""
     path, hint = place.path("components", ".json"), place.command()
     if not path.is_file():
         raise UserError(f"{path} does not exist, which names the components of the arrays; make it with: {hint}")
+    content = read_json(path, dict, f"it should name the components of the arrays; make it again with: {hint}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         named = {what: [Component.from_dict(entry) for entry in content[what]] for what in ARRAYS
                  if what in arrays and arrays[what].shape[1]}
     except (ValueError, KeyError, TypeError) as error:

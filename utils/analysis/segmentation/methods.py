@@ -26,6 +26,7 @@ from utils.analysis.alignment import Maps
 from utils.analysis.segmentation import METHODS
 from utils.analysis.segmentation.relevance import Pass, merge, propagate
 from utils.cli import UserError
+from utils.data import pictures
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import TokenTerms
 from utils.decompose.tower import Tower, read_tower
@@ -64,7 +65,8 @@ def transform(model: Model, patch_size: tuple[int, int] | None, image_size: int 
                             f"nearest are {below} and {below + step}")
         if (side, side) == tuple(model.image_size):
             return model.preprocess, side
-        return image_transform_v2(PreprocessCfg(**{**model.tower.preprocess_cfg, "size": side}), is_train=False), side
+        prepare = image_transform_v2(PreprocessCfg(**{**model.tower.preprocess_cfg, "size": side}), is_train=False)
+        return pictures.Shaped(prepare), side
     height, width = model.image_size
     if height != width:
         raise UserError(f"the model takes images of {height} x {width} pixels, and figures are taken on squares; "
