@@ -180,7 +180,8 @@ def coverage(args) -> None:
     """Which models are decomposed exactly, at what cost, and why others are refused.
 
     Every model that open_clip lists, and families of timm and transformers (scripts/coverage.py), with random weights
-    and two blocks, or one a stage. Models that share one image tower share a line. Exact: the terms sum to the model's
+    and two blocks, or one a stage. Models whose image towers differ in
+    image size, output width or the kind of GELU alone share a line. Exact: the terms sum to the model's
     own output within 1e-5, and each block has a term.
     """
     from collections import Counter
@@ -191,7 +192,12 @@ def coverage(args) -> None:
     from scripts import coverage as models
     from utils.decompose.decomposer import Decomposer
 
-    device, found = cli.pick_device("cpu"), Counter()
+    device, towers, models_of = cli.pick_device("cpu"), Counter(), Counter()
+
+    def count(library: str, outcome: str, why: str, names: list[str]) -> None:
+        towers[library, outcome, why] += 1
+        models_of[library, outcome, why] += len(names)
+
     print(f"{'library':<14}{'terms':>6}{'error':>9}{'cost':>7}  models")
     for library, names, make in chain(models.of_open_clip(), models.of_timm(), models.of_transformers()):
         if args.only and not any(text in name for text in args.only for name in names):
@@ -202,15 +208,20 @@ def coverage(args) -> None:
             checked = decomposer.check(images, args.repeats)
         except cli.UserError as error:
             why = str(error).removeprefix("this model cannot be decomposed: ")
-            found[library, "refused", why.partition(" in ")[0].partition(" stands ")[0]] += len(names)
+            count(library, "refused", why.partition(" in ")[0].partition(" stands ")[0], names)
             print(f"{library:<14}{'refused':>22}  {', '.join(names)}: {why}", flush=True)
             continue
+        except Exception as error:  # a library that is built otherwise must not end the table
+            count(library, "failed", type(error).__name__, names)
+            print(f"{library:<14}{'failed':>22}  {', '.join(names)}: {cli.describe(error)[:200]}", flush=True)
+            continue
         exact = "exact" if checked["error"] < 1e-5 else "not exact"
-        found[library, exact, ""] += len(names)
+        count(library, exact, "", names)
         print(f"{library:<14}{len(decomposer.components):>6}{checked['error']:>9.0e}{checked['cost']:>7.2f}  "
               f"{', '.join(names)}{'' if exact == 'exact' else ': not exact'}", flush=True)
-    for (library, outcome, why), number in found.items():
-        print(f"{library}: {number} {outcome}{': ' * bool(why)}{why}")
+    for key, number in towers.items():
+        library, outcome, why = key
+        print(f"{library}: {number} towers of {models_of[key]} models {outcome}{': ' * bool(why)}{why}")
 
 
 def segmentation(args) -> None:

@@ -1,11 +1,14 @@
 """Models for `python -m scripts.bench coverage`: every one that open_clip lists, and families of timm and transformers,
 with random weights and two blocks, or one a stage."""
 import copy
+import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-FEW = ({"depth": 2}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {"depths": (1, 1, 1)}, {})  # of timm
+# Of timm; each architecture takes one of these.
+FEW = ({"depth": 2}, {"depths": (1,) * 5}, {"depths": (1,) * 4}, {"layers": (1,) * 4}, {"depths": (1,) * 3}, {})
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}  # no text is read here
 TIMM = ["vit_base_patch16_224", "vit_relpos_base_patch16_224", "vit_base_patch16_rpn_224",
         "vit_base_patch16_siglip_224", "vit_base_patch16_clip_224", "vit_base_patch14_dinov2",
@@ -35,7 +38,7 @@ TRANSFORMERS = {  # model, and its image processor with its settings
 
 def shallow(create: Callable, name: str, **options):
     """A model of timm with as few blocks as its architecture takes."""
-    for few in FEW:
+    for few in ({},) if name.startswith("fastvit") else FEW:  # its stages are of several kinds, and are not checked
         try:
             return create(name, **options | {"pretrained": False} | few)
         except Exception:  # each architecture has its own way to refuse
@@ -44,32 +47,34 @@ def shallow(create: Callable, name: str, **options):
 
 
 def of_open_clip() -> Iterator[tuple[str, list[str], Callable]]:
-    """What open_clip lists: library, the names that share one image tower, and what makes their Model."""
-    import json
-
+    """What open_clip lists: library, names, and what makes a Model. Names whose image towers differ in image size,
+    output width or the kind of GELU alone come together; the smallest images are taken."""
     import open_clip
+    import timm
 
-    towers: dict[str, list[str]] = {}
+    towers: dict[str, dict[str, dict]] = {}
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
-        tower = [config["vision_cfg"], config["embed_dim"], config.get("quick_gelu", False)]
-        towers.setdefault(json.dumps(tower, sort_keys=True), []).append(name)
+        own = {key: value for key, value in config["vision_cfg"].items()
+               if key != "image_size" and not key.startswith("timm_drop")}
+        if "timm_model_name" in own:
+            own["timm_model_name"] = re.sub(r"_\d+$", "", own["timm_model_name"])
+        towers.setdefault(json.dumps(own, sort_keys=True), {})[name] = config
+    create = timm.create_model
 
-    def make(device, tower: str, name: str):
-
+    def make(device, configs: dict[str, dict]):
         from utils.models.open_clip import as_model
 
-        vision, width, quick_gelu = copy.deepcopy(json.loads(tower))
+        name, config = min(configs.items(), key=lambda pair: pair[1]["vision_cfg"]["image_size"])
+        vision = copy.deepcopy(config["vision_cfg"])
         vision["output_tokens"] = False  # CoCa's, for its captions
         vision["layers"] = [1, 1, 1, 1] if isinstance(vision.get("layers"), list) else 2
-        with mock.patch("timm.create_model", lambda *args, **options: shallow(real, *args, **options)):
-            network = open_clip.CLIP(width, vision, TEXT, quick_gelu=quick_gelu)
+        with mock.patch("timm.create_model", lambda *args, **options: shallow(create, *args, **options)):
+            network = open_clip.CLIP(config["embed_dim"], vision, TEXT, quick_gelu=config.get("quick_gelu", False))
         return as_model(network, name, "random weights, seed 0", device)
 
-    import timm
-    real = timm.create_model
-    for tower, names in sorted(towers.items(), key=lambda pair: pair[1]):
-        yield "open_clip", names, lambda device, tower=tower, name=names[0]: make(device, tower, name)
+    for configs in sorted(towers.values(), key=list):
+        yield "open_clip", list(configs), lambda device, configs=configs: make(device, configs)
 
 
 def of_timm() -> Iterator[tuple[str, list[str], Callable]]:

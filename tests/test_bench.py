@@ -43,6 +43,19 @@ def test_components(bench):
     assert float(row[-1]) < 1e-5
 
 
+def test_coverage(bench):
+    lines = bench("coverage", "--only", "ViT-S-32-alt", "resnet50", "ijepa", "--repeats", 1).splitlines()
+    rows = {name: row for row in lines[1:] for name in ("ViT-S-32-alt", "resnet50", "ijepa") if name in row}
+    for name, library, heads in (("ViT-S-32-alt", "open_clip", 6), ("ijepa", "transformers", 12)):
+        found = rows[name].split()
+        assert found[0] == library
+        assert int(found[1]) == 2 * heads + 2 + 1
+        assert float(found[2]) < 1e-5
+    assert "refused  resnet50: aten.relu_ in layer4.0.act3" in rows["resnet50"]
+    assert set(lines[4:]) == {"open_clip: 1 towers of 2 models exact", "timm: 1 towers of 1 models refused: aten.relu_",
+                               "transformers: 1 towers of 1 models exact"}
+
+
 def test_textspan(bench):
     out = bench("textspan", "--images", 60, "--width", 16, "--texts", 40, "--texts_per_head", 3, "--rank", 8)
     assert "same texts in the same order: True" in out

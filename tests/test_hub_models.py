@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 import transformers as hf
 from builders import call_script, model_of
-from hub_models import IMAGE_SIDES, VISION, save_clip, save_image_side
+from hub_models import IMAGE_SIDES, VISION, moved, save_clip, save_image_side
 from PIL import Image
 
 from utils.cli import UserError
 from utils.decompose.decomposer import Decomposer
+from utils.decompose.walk import decompose
 from utils.models import loading, names
 from utils.runs.run import Run
 
@@ -57,6 +58,23 @@ def test_terms_sum_to_the_models_own_output(kind, tmp_path):
     torch.testing.assert_close(tokens.parts.sum(dim=-1), torch.ones(1, 3))
     assert set(tokens.grids.values()) == {(4, 4)}
     assert (model.encode_text is not None) == (kind in ("clip", "siglip"))
+
+
+@pytest.mark.parametrize("name, settings, side", [
+    ("SwinModel", {"patch_size": 4, "embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "window_size": 7}, 56),
+    ("ConvNextModel", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 64)])
+def test_hierarchical_models(name, settings, side):
+    kind = getattr(hf, name)
+    model = moved(kind(kind.config_class(image_size=side, **settings))).eval()
+    images = torch.randn(2, 3, side, side)
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        return model(pixel_values=images).pooler_output.flatten(1)
+
+    found = decompose(model, images, pooled)
+    torch.testing.assert_close(found.values.sum(dim=1), F.normalize(pooled(images), dim=-1), atol=1e-6, rtol=0)
+    blocks = {component.layer for component in found.components if component.kind != "embed"}
+    assert len(blocks) == sum(settings["depths"])
 
 
 def test_clip_goes_the_way_of_open_clips_towers(tmp_path):
@@ -158,7 +176,7 @@ def test_what_a_model_without_texts_lacks_is_said(refused, run_script, tmp_path)
     save_image_side("vit", tmp_path / "vit")
     code, out, err = run_script("compute_prs", "--model", tmp_path / "vit", "--check", "--device", "cpu")
     assert code == 0, err
-    for script, *more in (("compute_text_projection", "--dataset", "cifar10"), ("compute_text_set_projection",)):
+    for script, *more in (("compute_text_projection", "--dataset", "emoji"), ("compute_text_set_projection",)):
         assert "has no text side; this step needs a CLIP" in refused(script, "--model", tmp_path / "vit", *more)
     assert "brings its own weights" in refused("compute_prs", "--model", tmp_path / "vit", "--pretrained", "openai",
                                                "--check")
@@ -172,6 +190,14 @@ def test_the_tokenizer_is_read_when_a_text_comes(tmp_path):
     assert Decomposer(model).check(torch.randn(1, 3, 32, 32))["error"] < 1e-5
     with pytest.raises(UserError, match="the tokenizer of .* cannot be loaded"):
         model.embed_texts(["a dog"])
+
+
+def test_patches_of_any_number_are_refused(tmp_path):
+    save_clip("siglip", tmp_path)
+    (tmp_path / "processor_config.json").unlink()
+    hf.Siglip2ImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="any number of patches .NaFlex."):
+        loading.load(str(tmp_path), None, CPU)
 
 
 def test_a_processor_of_another_size_is_refused(tmp_path):

@@ -82,10 +82,10 @@ def contract(operands: list[tuple[Tensor, list[Axis]]], out: list[Axis]) -> Tens
 
 
 def lay(tensor: Tensor, dims: list[list[Axis]]) -> tuple[Tensor, list[Axis]]:
-    """A tensor that broadcasts to a value of these dimensions, by the axes of that value."""
+    """A tensor that broadcasts to a value of these dimensions, by the axes of that value that are longer than 1."""
     axes = []
     for size, group in zip(tensor.shape, dims[len(dims) - tensor.ndim:]):
-        axes += group if size != 1 else []
+        axes += [axis for axis in group if axis.size != 1] if size != 1 else []
     return tensor.reshape([axis.size for axis in axes]), axes
 
 

@@ -71,6 +71,9 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
         for setting, value in (settings or {}).items():
             if setting in OF_PROCESSOR and value is not None:
                 setattr(processor, OF_PROCESSOR[setting], NUMBERS.get(value) if setting == "interpolation" else value)
+        if hasattr(processor, "max_num_patches"):
+            raise UserError(f"--model {model}: takes pictures as any number of patches (NaFlex), which no map is laid "
+                            "out for; choose weights of a fixed image size")
         preprocess = Preprocess(processor)
         size = tuple(preprocess(Image.new("RGB", (300, 200))).shape[-2:])
     kind, config = network.config.model_type, getattr(network.config, "vision_config", network.config)
