@@ -433,7 +433,8 @@ def test_a_report_is_replaced_and_nothing_else(run_script, refused, own):
     (folder / "report.json").unlink()
     assert "is there already, and no report of this script" in refused("make_report", *arguments)
     assert (folder / "images" / "mine.txt").read_text() == "mine"
-    assert "is there already" in refused("make_report", *report_options(own, "--output_dir", own / "texts" / "pool.txt"))
+    assert "is a file; give a folder" in refused("make_report", *report_options(
+        own, "--output_dir", own / "texts" / "pool.txt"))
     assert not list(own.glob("*.partial"))
 
 
