@@ -235,7 +235,7 @@ def inspection_shares(rows: list[dict], names: dict[str, str], doubtful: set[tup
                 if (row["inspector"], name) in doubtful:
                     bar.set(alpha=0.3, hatch="//")
         axes.set(ylabel="descriptions (%)", ylim=(0, 100), title=dataset)
-        ticks = [textwrap.fill(name, 15) for name in names.values()]
+        ticks = [textwrap.fill(name, 13, break_on_hyphens=False) for name in names.values()]
         axes.set_xticks(range(len(names)), ticks, fontsize=9)
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
