@@ -39,6 +39,8 @@ def get_args_parser():
                         help="hold the names against those of another run, made beforehand (default: none)")
     parser.add_argument("--compare_dataset", choices=NAMES, metavar="NAME",
                         help="of --compare: its data set (default: --dataset)")
+    parser.add_argument("--compare_dir", metavar="FOLDER",
+                        help="of --compare: where its arrays and names are (default: --input_dir)")
     parser.add_argument("--describe", action="store_true",
                         help="ask a language model what each head is about, in words")
     parser.add_argument("--refine", type=cli.POSITIVE, metavar="ROUNDS",
@@ -56,8 +58,9 @@ def main(args) -> None:
     from utils.plots import names as pictures
     from utils.runs.run import Run
 
-    if args.compare_dataset and not args.compare:
-        raise UserError("--compare_dataset says what --compare is on; give --compare too")
+    for name in ("compare_dataset", "compare_dir"):
+        if getattr(args, name) and not args.compare:
+            raise UserError(f"--{name} says what --compare is on; give --compare too")
     client = describe.client(args.language_model, args.base_url) if args.describe or args.refine else None
 
     # The attributes, the run, what the CLIP answers for each image, and what each component parts.
@@ -118,7 +121,7 @@ def hold_against(args, run, names, path) -> None:
     from utils.runs.run import Run
 
     dataset = args.compare_dataset or args.dataset
-    other = Run.open(args.input_dir, dataset, args.compare, args.split)
+    other = Run.open(args.compare_dir or args.input_dir, dataset, args.compare, args.split)
     others, similarity = naming.read(other), None
     if dataset == args.dataset:
         alignment.same_images(run, other)

@@ -127,10 +127,10 @@ def judge(run, drawn, texts, attributes, methods, moved, title, pool, rows) -> N
 
 def show(row: dict) -> None:
     """Print a line of the leaderboard."""
-    moved = "-" if row["interventions"] is None else f"{row['interventions']:.2f}"
+    moved, causal = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("interventions", "ablations"))
     print(f"| {row['model']} | {row['images']} | {row['pool']} | {row['method']} | {row['right']}/{row['heads']} | "
           f"{row['kappa']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {row['macro_f1']:.2f} | {row['cosine']:.2f} | "
-          f"{row['spearman']:.2f} | {moved} | {row['ablations']:.2f} |", flush=True)
+          f"{row['spearman']:.2f} | {moved} | {causal} |", flush=True)
 
 
 def coverage(run, drawn, texts, attributes, methods, draws: int, rows) -> None:
@@ -152,7 +152,7 @@ def coverage(run, drawn, texts, attributes, methods, draws: int, rows) -> None:
             mean = {key: float(np.mean([one[key] for one in found])) for key in ("kappa", "low", "high", "macro_f1",
                                                                                  "cosine", "spearman", "right")}
             rows.append({"model": run.place.model_name, "images": "all", "pool": f"{number} objects", "method": method,
-                         "heads": found[0]["heads"], **mean, "interventions": None, "ablations": float("nan"),
+                         "heads": found[0]["heads"], **mean, "interventions": None, "ablations": None,
                          "recall": None})
             show(rows[-1])
 

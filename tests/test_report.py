@@ -380,6 +380,31 @@ def test_the_truth_is_shown_where_it_is_known(run_script, truth_run, tmp_path):
         assert (f"</i>none of these alone {100 * rest:.0f}%" in part) == (rest >= 0.005)
 
 
+def test_names_are_the_headings_of_heads(run_script, truth_run, tmp_path):
+    out, arguments = truth_run
+    shutil.copytree(out, tmp_path / "run")
+    row = {"attribute": "color", "name": "color", "role": "color: red ... <blue>", "shares": {"color": 0.634},
+           "partial": {"color": 0.6}, "texts": ["red"], "ends": [["red"], ["blue"]], "interval": [0.61, 0.66],
+           "chance": 0.01, "variance": 1.0}
+    names = [{"layer": layer, "head": head, **row} for layer in range(6) for head in range(6)]
+    path = tmp_path / "run" / "emoji_names_emojiclip.json"
+    path.write_text(json.dumps({"images": 60, "heads": names}))
+    arguments = [tmp_path / "run" if word == out else word for word in arguments]
+    code, _, err = run_script("make_report", *arguments, "--output_dir", tmp_path / "page")
+    assert code == 0, err
+    for article in articles(page_of(tmp_path / "page")).values():
+        assert "color: red ... &lt;blue&gt;" in article
+        assert "Explained by color" in article
+        assert "63%" in article
+    code, out_text, err = run_script("make_report", *arguments, "--text")
+    assert code == 0, err
+    assert ", color: red ... <blue>: " in out_text
+    path.write_text(json.dumps({"images": 61, "heads": names}))
+    code, _, err = run_script("make_report", *arguments, "--output_dir", tmp_path / "page")
+    assert code == 2
+    assert "is about other arrays; make it again with: python compute_head_names.py" in err
+
+
 def test_truth_about_other_texts_is_left_out_with_a_warning(run_script, truth_run, tmp_path):
     out, arguments = truth_run
     path = out / "emoji_head_truth_emojiclip.json"
