@@ -16,7 +16,7 @@ from PIL import Image
 
 from utils.analysis import ablation, alignment, groups, heatmaps, retrieval, truth, zeroshot
 from utils.cli import UserError
-from utils.data import datasets, pictures
+from utils.data import pictures
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import TokenTerms
@@ -105,7 +105,7 @@ class Session:
 
     def label(self, row: int) -> str:
         """The class of an image of the run."""
-        return self.images.classes[self.run.labels[row]]
+        return self.images.class_of(self.run.labels[row])
 
     def caption(self, query: str) -> str:
         """A query in words."""
@@ -258,7 +258,7 @@ def open_session(place: Place, data_path: str | None, pool: str, texts_per_head:
                  pretrained: str | None, device, seed: int) -> Session:
     """A session on a run. Raises UserError where the run, its images or its model are missing; all else may be."""
     run = Run.open(place.folder, place.dataset, place.model, place.split)
-    images = datasets.load_images(place.dataset, data_path, split=place.split)
+    images = run.images(data_path)
     rows = run.indices(images)
     model, maps = alignment.load_source(run, pretrained, device, seed)
     own = model is not None and model.encode_text is not None and maps is None
