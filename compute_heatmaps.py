@@ -49,6 +49,7 @@ def get_args_parser():
     parser.add_argument("--names", metavar="FILE.json",
                         help="names of heads, by compute_head_names.py: the title says what --head is about (default: "
                              "it does not)")
+    cli.add_register_options(parser, "./output_dir")
     parser.add_argument("--output", metavar="FILE.png",
                         help="where the picture goes (default: ./output_dir/{picture}_heatmaps.png)")
     return parser
@@ -82,6 +83,7 @@ def main(args) -> None:
     from utils.analysis.names import naming
     from utils.analysis.zeroshot import embed_texts
     from utils.data import pictures
+    from utils.decompose import registers
     from utils.decompose.decomposer import Decomposer
     from utils.models.loading import load, load_text_side
     from utils.plots import charts
@@ -99,7 +101,8 @@ def main(args) -> None:
     directions = embed_texts(clip, args.text, len(args.text), "--text")
 
     # What each patch adds to each similarity.
-    decomposer = Decomposer(model)
+    some = registers.read(args.registers, args.artefacts, "./output_dir", model)
+    decomposer = Decomposer(model, registers=some)
     pixels, shown = heatmaps.prepare(picture, model, None if maps else decomposer.patch_size)
     found = heatmaps.explain(decomposer, pixels, args.text, directions, args.layer, args.head,
                              maps and (maps.weight, maps.bias))
@@ -118,7 +121,8 @@ def main(args) -> None:
     cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,
         "model_settings": model.settings,
-        "image": args.image, **alignment.describe(maps), "layer": args.layer, "head": args.head, "name": role,
+        "image": args.image, **alignment.describe(maps), "registers": some and some.record(),
+        "layer": args.layer, "head": args.head, "name": role,
         "pixels": list(pixels.shape[-2:]), "grid": [rows, columns],
         "texts": [{"text": one.text, "similarity": one.similarity, "parts": one.parts, "patches": one.patches.tolist()}
                   for one in found]})

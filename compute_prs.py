@@ -58,6 +58,7 @@ def get_args_parser():
     cli.add_output_dir(parser, "the arrays go")
     parser.add_argument("--precision", default="float32", choices=tuple(TOLERANCE),
                         help="of the model; terms are summed up in float32 in any case")
+    cli.add_register_options(parser)
     parser.add_argument("--compile", action="store_true", help="let torch compile the model first")
     parser.add_argument("--save_dtype", default="float32", choices=("float32", "float16"),
                         help="type of the arrays on disk; float16 halves them")
@@ -86,6 +87,7 @@ def main(args) -> None:
     import torch
 
     from utils.data import datasets
+    from utils.decompose import registers
     from utils.decompose.dataset import write_run
     from utils.decompose.decomposer import Decomposer
     from utils.models import names
@@ -118,7 +120,8 @@ def main(args) -> None:
     # The model and its decomposition, which is compared with the model's own output.
     state = cli.start_processes(args.device)
     model = load(args.model, args.pretrained, state.device, args.seed, settings=cli.model_settings(args))
-    decomposer = Decomposer(model, args.precision, args.compile)
+    some = registers.read(args.registers, args.artefacts, args.output_dir, model)
+    decomposer = Decomposer(model, args.precision, args.compile, some)
     noise = torch.randn(4, 3, *model.image_size, generator=torch.Generator().manual_seed(args.seed)).to(state.device)
     found = decomposer.check(noise, repeats=5 if args.check else 2)
     if args.check:
@@ -132,7 +135,8 @@ def main(args) -> None:
     # All images.
     images.draw_at(model.image_size[0])
     about |= {"pretrained": model.source, "weights_sha256": model.weights_hash, "model_settings": model.settings,
-              "classes": images.classes, "command": cli.command(__file__, get_args_parser(), args)}
+              "classes": images.classes, "registers": some and some.record(),
+              "command": cli.command(__file__, get_args_parser(), args)}
     written = write_run(decomposer, images, args.output_dir, name, about, max(1.0, found["cost"]), state,
                         datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
     if written is None:

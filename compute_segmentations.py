@@ -27,7 +27,7 @@ and DIR/masks, files of the same names; 0 in a mask is background), and the embe
 a common --output_dir, and leaves the files that one process leaves.
 """
 from utils import cli
-from utils.analysis.segmentation import METHODS
+from utils.analysis.segmentation import METHODS, NEURONS
 from utils.data.datasets import WITH_MASKS
 
 
@@ -50,13 +50,15 @@ def get_args_parser():
     parser.add_argument("--classifier_dir", default="./output_dir/", metavar="FOLDER", help="where the classifier is")
     parser.add_argument("--classifier_dataset", default="imagenet", metavar="NAME",
                         help="whose classes it has, as given to compute_text_projection.py; emoji goes with emoji_seg")
-    parser.add_argument("--method", default="decomposition", choices=(*METHODS, "all"), metavar="NAME",
-                        help=f"one of {', '.join(METHODS)}, all")
+    parser.add_argument("--method", default="decomposition", choices=(*METHODS, NEURONS, "all"), metavar="NAME",
+                        help=f"one of {', '.join(METHODS)}, all of these as all; or {NEURONS}, of which "
+                             "compute_second_order.py wrote the fit to --classifier_dir")
     parser.add_argument("--target", default="predicted", choices=("predicted", "true"),
                         help="whose logit is explained: of the predicted class, or of the true one of emoji_seg")
     parser.add_argument("--mask_resize", choices=("published", "aligned"), metavar="HOW",
                         help="published squeezes the whole mask to a square while the image is cropped; aligned crops "
                              "both (default: published; aligned where the model's own transform is taken)")
+    cli.add_register_options(parser)
     parser.add_argument("--save_img", action="store_true", help="write pictures of every image")
     parser.add_argument("--batch_size", type=cli.SIZE, default=8, help="images a forward pass; changes no figure")
     parser.add_argument("--num_workers", type=cli.NATURAL,
@@ -72,6 +74,7 @@ def main(args) -> None:
     from utils.analysis import alignment
     from utils.analysis.segmentation import figures, methods
     from utils.data import datasets, masks
+    from utils.decompose import registers
     from utils.report import experiments
 
     # Images with masks, the model, and the classifier whose logits are explained.
@@ -82,7 +85,10 @@ def main(args) -> None:
     classifier, classes = methods.load_classifier(args.classifier_dir, args.classifier_dataset, args.model, model, maps)
     truth = torch.tensor(masks.true_classes(data, classes)).to(state.device) if args.target == "true" else None
     chosen = METHODS if args.method == "all" else (args.method,)
-    explainer = methods.Explainer(model, classifier, chosen, maps)
+    some = registers.read(args.registers, args.artefacts, args.output_dir, model)
+    explainer = methods.Explainer(model, classifier, chosen, maps, some)
+    if NEURONS in chosen:
+        explainer.take_neurons(args.classifier_dir, args.classifier_dataset, args.model)
     prepare, image_size = methods.transform(model, explainer.patch_size, args.image_size)
     mask_resize = args.mask_resize or ("published" if explainer.patch_size else "aligned")
 
@@ -90,7 +96,8 @@ def main(args) -> None:
     data.draw_at(image_size)
     name = f"{model.name}-as-{maps.about['clip']}" if maps else model.name
     pictures = f"{args.output_dir}/{args.train_dataset}_{args.method}_pictures_{name}"
-    scores, size = {method: figures.Scores(args.thr, state.device) for method in chosen}, min(args.batch_size, len(data.names))
+    scores = {method: figures.Scores(args.thr, state.device, figures.CUTS.get(method)) for method in chosen}
+    size = min(args.batch_size, len(data.names))
     numbers = cli.own_batches(range(-(-len(data.names) // size)), state)
     workers = datasets.worker_count(args.num_workers)
     datasets.check_memory(size, (image_size, image_size), workers)
@@ -118,7 +125,7 @@ def main(args) -> None:
         "images_without_foreground": scores[chosen[0]].without_foreground,
         "classifier": args.classifier_dataset, "classes": classifier.shape[1],
         "options": {"image_size": image_size, "mask_resize": mask_resize, "thr": args.thr, "target": args.target,
-                    "batch_size": size, "seed": args.seed},
+                    "batch_size": size, "seed": args.seed, "registers": some and some.record()},
         "command": cli.command(__file__, get_args_parser(), args)})
     print("\n".join(figures.table(found)))
     if args.save_img:

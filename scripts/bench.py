@@ -4,6 +4,7 @@
     python -m scripts.bench coverage                                # which models are decomposed exactly
     python -m scripts.bench components --models vit_base_patch14_dinov2 --batch_size 2 --threads 1
     python -m scripts.bench segmentation --model emojiclip --batch_size 64
+    python -m scripts.bench inside --model ViT-B-16                 # neurons beside encode_image, texts beside encode_text
     python -m scripts.bench textspan
     python -m scripts.bench names --input_dir output_dir/beyond_clip  # names of heads, every method
     python -m scripts.bench scale --images 200 1000                 # every script, few and many images; a quick look
@@ -35,7 +36,8 @@ def get_args_parser():
         return command
 
     for function, more in ((prs, {"images": (96, "images each loop reads")}),
-                           (segmentation, {"repeats": (10, "batches each of the two takes")})):
+                           (segmentation, {"repeats": (10, "batches each of the two takes")}),
+                           (inside, {"repeats": (10, "batches each takes")})):
         cli.add_model_options(add(function, batch_size=(8, "images a forward pass"), **more), "ViT-B-16")
     command = add(components, batch_size=(4, "images a forward pass"), repeats=(4, "turns"), threads=(2, "of torch"))
     command.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="names of timm models")
@@ -251,6 +253,39 @@ def segmentation(args) -> None:
         found = turns({"encode_image": plain, "heat maps": heat}, args.repeats)
     fastest = {name: min(clock for clock, _ in seconds) for name, seconds in found.items()}
     compare(f"{args.model}, batches of {args.batch_size}, {clip.device}", fastest, args.batch_size)
+
+
+def inside(args) -> None:
+    """What effects of neurons of three layers cost beside encode_image, and terms of texts beside encode_text.
+
+    Second-order effects of all neurons of the three layers before the last one, as coefficients of every later head. A
+    batch of random images, and of as many texts of the general pool. The fastest repeat of each counts, as other work on
+    the machine only ever adds time.
+    """
+    from pathlib import Path
+
+    import torch
+
+    from utils.decompose.neurons import Neurons
+    from utils.decompose.texts import TextDecomposer
+
+    clip, _ = load(args)
+    layers = len(clip.tower.transformer.resblocks)
+    neurons, texts = Neurons(clip, list(range(max(layers - 4, 0), layers - 1))), TextDecomposer(clip)
+    images = torch.randn(args.batch_size, 3, *clip.image_size, generator=torch.Generator().manual_seed(args.seed)).to(
+        clip.device)
+    pool = Path(__file__).resolve().parent.parent / "text_descriptions" / "image_descriptions_general.txt"
+    lines = pool.read_text(encoding="utf-8").splitlines()[:args.batch_size]
+    ways = {"encode_image": lambda: clip.encode_image(images).cpu(),
+            "neurons": lambda: neurons.effects(images).representation.cpu(),
+            "encode_text": lambda: clip.encode_text(lines).cpu(), "terms of texts": lambda: texts.terms(lines).values.cpu()}
+    with torch.inference_mode():
+        found = {name: min(clock for clock, _ in seconds) for name, seconds in turns(ways, args.repeats).items()}
+    of_layers = ", ".join(map(str, neurons.layers))
+    for title, names in ((f"all neurons of layers {of_layers}", ("encode_image", "neurons")),
+                         ("texts", ("encode_text", "terms of texts"))):
+        compare(f"{args.model}, {title}, batches of {args.batch_size}, {clip.device}",
+                {name: found[name] for name in names}, args.batch_size)
 
 
 def textspan(args) -> None:

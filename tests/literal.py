@@ -388,3 +388,84 @@ def zero_shot_labels(whole, texts):
     for m in range(scores.shape[1]):
         scores[:, m] -= scores[:, m].mean()
     return np.array([row.argmax() for row in scores])
+
+
+def decompose_text(text, ids, place, mask, x):
+    """Every term of one text that enters an open_clip text tower as x [n, w], in double precision.
+
+    `text` holds transformer, ln_final and text_projection; `mask` [n, n] is added to attention; the representation is
+    read at `place`. Returns attn [l, n, h, d], of the tokens that may be read, and zeros for others; mlp [l + 1, d],
+    without the projection's bias; that bias; the unit representation [d].
+    """
+    n, width = x.shape
+    blocks = list(text.transformer.resblocks)
+    l, h = len(blocks), blocks[0].attn.num_heads
+    k = width // h
+    seen = [token for token in range(n) if mask[place, token] > -torch.inf]
+    mlp, attn = [x[place]], torch.zeros(l, n, h, width, dtype=torch.float64)
+    for layer, block in enumerate(blocks):
+        y, whole = block.ln_1(x), torch.zeros_like(x)
+        w_out, b_out = block.attn.out_proj.weight, block.attn.out_proj.bias
+        for head in range(h):
+            q, key, v = (y @ block.attn.in_proj_weight[part * width + head * k:part * width + (head + 1) * k].T
+                         + block.attn.in_proj_bias[part * width + head * k:part * width + (head + 1) * k]
+                         for part in range(3))
+            weights = (q @ key.T / k ** 0.5 + mask).softmax(-1)
+            slice_ = w_out[:, head * k:(head + 1) * k]
+            whole += weights @ v @ slice_.T
+            for token in seen:
+                attn[layer, token, head] = weights[place, token] * (slice_ @ v[token]) + b_out / (len(seen) * h)
+        x = x + whole + b_out
+        added = block.mlp(block.ln_2(x))
+        mlp.append(added[place])
+        x = x + added
+    last = x[place]
+    mean, std = last.mean(), (last.var(correction=0) + text.ln_final.eps).sqrt()
+    weight, bias, projection = text.ln_final.weight, text.ln_final.bias, text.text_projection
+    linear = isinstance(projection, torch.nn.Linear)
+    matrix = projection.weight.T if linear else projection
+    constant = projection.bias if linear and projection.bias is not None else torch.zeros(matrix.shape[1])
+
+    def project(term, among):
+        return ((term - mean / among) / std * weight + bias / among) @ matrix
+
+    representation = text.ln_final(last) @ matrix + constant
+    length = representation.norm()
+    projected = torch.zeros(l, n, h, matrix.shape[1], dtype=torch.float64)
+    projected[:, seen] = project(attn[:, seen], (2 * l + 1) * len(seen) * h) / length
+    return {"attn": projected, "mlp": project(torch.stack(mlp), 2 * l + 1) / length, "bias": constant / length,
+            "representation": representation / length}
+
+
+def second_order(visual, image, layer):
+    """Second-order effects of a layer's neurons on one image [3, height, width], token by token, in double precision.
+
+    visual is in double precision. Returns c [J, N], the directions [N, J, d], and the layer's MLP term walked through
+    the attention of later blocks [d], its bias included.
+    """
+    layers, _ = run_image(visual, image)
+    final = layers[-1]["middle"][0] + layers[-1]["added"][0]
+    final_std = (final.var(correction=0) + visual.ln_post.eps).sqrt()
+    length = (visual.ln_post(final) @ visual.proj).norm()
+    block = visual.transformer.resblocks[layer]
+    gamma = getattr(block.ls_2, "gamma", torch.ones(final.shape[0], dtype=torch.float64))
+    rows, p = block.mlp.c_proj.weight.T * gamma, layers[layer]["hidden"]           # [N, w], [n, N]
+    coefficients, directions, walked = [], [], 0
+    for later in range(layer + 1, len(layers)):
+        attn, norm, x = visual.transformer.resblocks[later].attn, visual.transformer.resblocks[later].ln_1, layers[later]
+        std = (x["before"].var(dim=-1, correction=0) + norm.eps).sqrt()            # [n]
+        k, width = x["heads"][0]["output"].shape[1], final.shape[0]
+        for head in range(len(x["heads"])):
+            a = x["heads"][head]["weights"][0]                                     # [n]
+            w_v = attn.in_proj_weight[2 * width + head * k:2 * width + (head + 1) * k]
+            w_o = x["w_out"][:, head * k:(head + 1) * k]
+
+            def carry(row, w_v=w_v, w_o=w_o, norm=norm):
+                out = w_o @ (w_v @ ((row - row.mean()) * norm.weight))
+                return ((out - out.mean()) * visual.ln_post.weight) @ visual.proj
+
+            coefficients.append(sum(a[i] * p[i] / std[i] for i in range(len(a))) / final_std / length)
+            directions.append(torch.stack([carry(row) for row in rows]))
+            walked = walked + sum(a[i] / std[i] * carry(layers[layer]["added"][i]) for i in range(len(a))) / final_std \
+                / length
+    return torch.stack(coefficients), torch.stack(directions, 1), walked

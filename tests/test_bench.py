@@ -35,6 +35,12 @@ def test_segmentation(bench):
     assert re.search(r"heat maps +\d+\.\d\d ms an image\n  ratio +\d+\.\d{3}\n", out)
 
 
+def test_inside(bench):
+    out = bench("inside", *SMALL, "--repeats", 1)
+    assert "all neurons of layers 2, 3, 4" in out
+    assert re.search(r"terms of texts +\d+\.\d\d ms an image\n  ratio +\d+\.\d{3}\n", out)
+
+
 def test_components(bench):
     out = bench("components", "--models", "vit_tiny_patch16_224", "--batch_size", 1, "--repeats", 1, "--threads", 1)
     row = out.splitlines()[1].split()

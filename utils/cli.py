@@ -222,6 +222,14 @@ def add_source_model(parser: argparse.ArgumentParser, when: str) -> None:
                              "as the manifest of the run says)")
 
 
+def add_register_options(parser: argparse.ArgumentParser, folder: str = "--output_dir") -> None:
+    """The options that give a model test-time registers, whose neurons are looked up in `folder`."""
+    parser.add_argument("--registers", type=NATURAL, default=0, metavar="N",
+                        help="register tokens, which take outlying norms off the patches (docs/artefacts.md)")
+    parser.add_argument("--artefacts", metavar="FILE.json",
+                        help=f"the file of compute_artefacts.py that names register neurons (default: the one in {folder})")
+
+
 def add_vlm_options(parser: argparse.ArgumentParser, option: str = "--vlm_name",
                     default: str | None = "r-open-clip:emojiclip") -> None:
     """The options that choose a vision-language model as a judge."""

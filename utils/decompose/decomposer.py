@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.cli import UserError
 from utils.decompose import tower, walk
+from utils.decompose.registers import Registers, with_registers
 from utils.decompose.terms import Terms, TokenTerms, grid_of
 from utils.models.model import Model
 from utils.runs.components import Component
@@ -22,11 +23,13 @@ class Decomposer:
 
     open_clip's own vision transformers go a fast path (utils/decompose/tower.py), all others the walk, operation by
     operation (utils/decompose/walk.py). The fast path alone takes images of other sizes, a `precision` of the model
-    below float32 (sums keep their own in any case), and can be `compiled` by torch. Raises UserError for a model
-    without a residual stream, and for a precision or a compilation that it cannot have.
+    below float32 (sums keep their own in any case), and can be `compiled` by torch, and have `registers`
+    (utils/decompose/registers.py), which are sources of their own. Raises UserError for a model without a residual
+    stream, and for a precision, a compilation or registers that it cannot have.
     """
 
-    def __init__(self, model: Model, precision: str = "float32", compiled: bool = False):
+    def __init__(self, model: Model, precision: str = "float32", compiled: bool = False,
+                 registers: Registers | None = None):
         self.model, self._precision = model, precision
         reason = tower.refusal(model.tower)
         self._tower = tower.read_tower(model.tower) if reason is None else None
@@ -35,6 +38,12 @@ class Decomposer:
         if self._tower is None and (compiled or precision != "float32"):
             raise UserError(f"--model {model.name} is taken apart operation by operation, in float32 and as it is; "
                             "leave --precision and --compile out")
+        self.registers = registers
+        if registers:
+            if self._tower is None:
+                raise UserError(f"--registers {registers.number}: --model {model.name} has none, since {reason}; leave "
+                                "--registers out")
+            self._tower = with_registers(self._tower, model.tower, registers)
         self._components = self._tower and self._tower.components
         self._fast = torch.compile(tower.decompose) if compiled else tower.decompose
 
@@ -43,6 +52,11 @@ class Decomposer:
         """Height and width of a patch, where images may have any size that patches cover; None for the model's own
         alone."""
         return self._tower and self._tower.patch_size
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: class tokens and registers."""
+        return self.model.prefix_tokens + (self.registers.number if self.registers else 0)
 
     @property
     def components(self) -> list[Component]:
@@ -88,7 +102,7 @@ class Decomposer:
             terms, score = pass_(images)
         representation, vectors, share = _project(terms, directions, maps)
         parts = torch.einsum("bcd,mbcd->mbc", terms.values, vectors) + share
-        scores, grids, prefix = score(vectors), {}, self.model.prefix_tokens
+        scores, grids, prefix = score(vectors), {}, self.prefix_tokens
         for layer, some in scores.items():
             columns = [i for i, one in enumerate(terms.components) if one.kind == "attn" and one.layer == layer]
             constant = parts[:, :, columns] - some.sum(dim=-1)
@@ -114,12 +128,16 @@ class Decomposer:
         with torch.no_grad():
             for _ in range(repeats):
                 with self._at_precision(images):
-                    seconds, plain = timed(lambda images: F.normalize(self.model.encode_image(images), dim=-1))
+                    seconds, plain = timed(lambda images: F.normalize(self._encode(images), dim=-1))
                 times["plain"].append(seconds)
                 seconds, terms = timed(self.terms)
                 times["ours"].append(seconds)
             error = (terms.values.sum(dim=1) - plain).abs().max().item()
         return {"error": error, "cost": min(times["ours"]) / min(times["plain"])}
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """The model's own representations [b, d]; with registers, those of the tower that has them."""
+        return tower.encode(self._tower, images) if self.registers else self.model.encode_image(images)
 
     def _at_precision(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, getattr(torch, self._precision), enabled=self._precision != "float32")

@@ -61,10 +61,11 @@ def refusal(visual: nn.Module) -> str | None:
         return f"it pools its tokens by {visual.pool_type!r}, and not by the class token ('tok')"
     if visual.proj is None or not isinstance(visual.ln_post, nn.LayerNorm) or visual.ln_post.weight is None:
         return "its final norm is not a LayerNorm with weights, or it has no projection"
-    return next(filter(None, map(_refusal_of_block, visual.transformer.resblocks)), None)
+    return next(filter(None, map(refusal_of_block, visual.transformer.resblocks)), None)
 
 
-def _refusal_of_block(block: nn.Module) -> str | None:
+def refusal_of_block(block: nn.Module) -> str | None:
+    """Why a block of open_clip is not one that `read_block` reads; None for one that it does."""
     children = {name for name, child in block.named_children() if not isinstance(child, nn.Identity)}
     if not {"ln_1", "attn", "ln_2", "mlp"} <= children <= {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}:
         return f"its blocks ({type(block).__name__}) hold {', '.join(sorted(children))}"
@@ -81,7 +82,7 @@ def _refusal_of_block(block: nn.Module) -> str | None:
     return "its attention is a scaled cosine" if attn.scaled_cosine else None
 
 
-def _read_block(block: nn.Module) -> Block:
+def read_block(block: nn.Module) -> Block:
     """All that is read from a block of open_clip stands here."""
     attn = block.attn
     norm_q = norm_k = nn.Identity()
@@ -111,7 +112,7 @@ def read_tower(visual: nn.Module) -> Tower:
         first = visual.class_embedding.expand(len(images), 1, -1)
         return visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
 
-    blocks = [_read_block(block) for block in visual.transformer.resblocks]
+    blocks = [read_block(block) for block in visual.transformer.resblocks]
     projection = visual.proj.detach()
     weighted = visual.ln_post.weight.detach()[:, None] * projection  # [w, d]
     head_maps = torch.stack([(block.out_weight.T @ weighted).unflatten(0, (block.heads, -1)) for block in blocks])
@@ -181,7 +182,7 @@ def _own(parts: list[Tensor | tuple[Tensor, Tensor]]) -> Tensor:
     return torch.stack(parts, 1)
 
 
-def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Tensor, Read]:
+def attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Tensor, Read]:
     """Attention of one block.
 
     Returns what it adds to the residual stream [b, n or 1, w], the class token's head outputs before
@@ -206,6 +207,16 @@ def _attend(block: Block, x: Tensor, only_class_token: bool) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
+def encode(tower: Tower, images: Tensor) -> Tensor:
+    """The representations [b, d] of images, by a plain pass."""
+    x = tower.embed(images)
+    for block in tower.blocks:
+        x = x + attend(block, x, only_class_token=False)[0]
+        x = x + block.mlp(block.norm_2(x))
+    return tower.norm(x[:, 0]) @ tower.projection
+
+
+@torch.no_grad()
 def decompose(tower: Tower, images: Tensor, by_source: list[Tensor] | None = None) -> Terms:
     """Decompose the representations of images [b, 3, height, width] at the cost of a forward pass.
 
@@ -220,7 +231,7 @@ def decompose(tower: Tower, images: Tensor, by_source: list[Tensor] | None = Non
     mlp, heads, self_attended = [x[:, 0].clone()], [], []  # clones: a slice would hold all tokens of every block
     for index, block in enumerate(tower.blocks):
         last = index == len(tower.blocks) - 1
-        added, out, read = _attend(block, x, only_class_token=last)
+        added, out, read = attend(block, x, only_class_token=last)
         x = (x[:, :1] if last else x) + added
         heads.append(out.clone())
         self_attended.append(read.own())
@@ -232,7 +243,7 @@ def decompose(tower: Tower, images: Tensor, by_source: list[Tensor] | None = Non
     with torch.autocast(images.device.type, enabled=False):  # half precision is for the model; sums keep their own
         parts = [part.to(tower.projection.dtype) for part in (x[:, 0], torch.stack(mlp, 1), torch.stack(heads, 1),
                                                               _own(self_attended))]
-        return _project(tower, *parts, tokens)
+        return project(tower, *parts, tokens)
 
 
 def decompose_tokens(tower: Tower, images: Tensor) -> tuple[Terms, Callable[[Tensor], dict[int, Tensor]]]:
@@ -251,11 +262,13 @@ def decompose_tokens(tower: Tower, images: Tensor) -> tuple[Terms, Callable[[Ten
     return terms, score
 
 
-def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_attended: Tensor, tokens: int) -> Terms:
+def project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_attended: Tensor, tokens: int | Tensor,
+            bias: Tensor | None = None) -> Terms:
     """Carry terms into the joint space, through the final LayerNorm with its statistics frozen.
 
-    final [b, w] is the class token after the last block; mlp [b, l + 1, w]; heads and self_attended
-    [b, l, h, k] are before the output projection.
+    final [b, w] is the token that is read, after the last block; mlp [b, l + 1, w]; heads and self_attended
+    [b, l, h, k] are before the output projection; `tokens` is the number of sources, or that of each text [m, 1, 1].
+    The projection's `bias` [d], where it has one, goes to the embedding's term.
     """
     layers, number = heads.shape[1:3]
     shares = 2 * layers + 1  # terms that share the final norm's mean and bias, before layers split into heads
@@ -266,7 +279,7 @@ def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_atten
     out_bias = torch.stack([block.out_bias for block in tower.blocks]) @ weighted  # [l, d]
     std = (variance + tower.norm.eps).sqrt()[:, None, None]
 
-    representation = tower.norm(final) @ tower.projection
+    representation = tower.norm(final) @ tower.projection + (0 if bias is None else bias)
     length = representation.norm(dim=-1)[:, None, None]
 
     def share(terms: Tensor, among: int) -> Tensor:
@@ -278,6 +291,8 @@ def _project(tower: Tower, final: Tensor, mlp: Tensor, heads: Tensor, self_atten
     inverse = 1 / (std * length)  # [b, 1, 1]
     scalars = torch.cat([inverse[:, 0], mean[:, None] * inverse[:, 0], 1 / length[:, 0]], dim=1)
     values = torch.cat([share(attn.flatten(1, 2), shares * number), share(mlp @ weighted, shares)], dim=1)
+    if bias is not None:
+        values[:, layers * number] += bias / length[:, 0]
     return Terms(tower.components, values, representation / length[:, 0], share(cls_attn, shares * tokens),
                  outputs=heads * inverse[..., None], scalars=scalars)
 

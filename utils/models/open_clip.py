@@ -85,6 +85,7 @@ def as_model(network: nn.Module, model: str, source: str, device: torch.device, 
                  class_token=pooled and getattr(trunk, "attn_pool", None) is None,
                  prefix_tokens=getattr(trunk, "num_prefix_tokens", int(hasattr(trunk, "class_embedding"))),
                  tokenizer=lambda texts: tokenizer()(texts), cut=lambda texts: _cut(tokenizer(), texts),
+                 own_tokenizer=tokenizer,
                  encode_text=lambda texts: network.encode_text(tokenizer()(texts).to(device)), logit_scale=LOGIT_SCALE,
                  settings=settings or {})
 

@@ -374,3 +374,18 @@ def same_settings(what: str, settings: dict | None, others: dict | None, hint: s
         if others and others.get(name, value) != value:
             raise UserError(f"{what}: was made with {name} {value}, and the terms with {others[name]}; make it again with "
                             f"the same --{name}: {hint}")
+
+
+def open_text_terms(folder: str, pool: str, model: str, texts: list[str]) -> tuple[np.ndarray, dict]:
+    """The terms [m, c, d] of a pool with these lines, heads layer by layer, then the start embedding and the MLPs, as
+    compute_text_prs.py wrote them, and their manifest. Raises UserError where they are missing, or of other texts."""
+    hint = f"python compute_text_prs.py --data_path text_descriptions/{pool}.txt --model {model} --output_dir {folder}"
+    path = manifest_path(folder, pool, "text", file_name(model))
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with: {hint}")
+    manifest = read_manifest(path)
+    if manifest["texts_sha256"] != texts_hash(texts):
+        raise UserError(f"{path}: was made from other texts than {pool}.txt holds now; make it again with: {hint}")
+    attn, mlp = (np.asarray(open_array(term_path(folder, pool, f"text_{what}", file_name(model)), manifest, hint))
+                 for what in ("attn", "mlp"))
+    return np.concatenate([attn.reshape(len(attn), -1, attn.shape[-1]), mlp], axis=1), manifest

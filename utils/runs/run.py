@@ -223,8 +223,12 @@ class Run:
         return np.asarray(array, dtype=np.float32)
 
     def same_weights(self, other: "Run") -> None:
-        """Refuse a run that was made with other weights than the `other`, of the same model."""
+        """Refuse a run that was made with other weights, or other registers, than the `other`, of the same model."""
         files.same_weights(self.place.path("attn"), self.manifest, other.manifest, self.place.command())
+        own, others = ((run.manifest or {}).get("registers") for run in (self, other))
+        if own != others:
+            raise UserError(f"{self.place.path('attn')}: was made with {_registers(own)}, and the other arrays with "
+                            f"{_registers(others)}; make them alike with --registers of compute_prs.py")
 
     def indices(self, images: Images) -> np.ndarray:
         """For each image its index [b] in the data set, whose `images` are those there now. Raises UserError where they
@@ -237,6 +241,10 @@ class Run:
         if self.manifest and self.manifest.get("classes") != images.classes:
             raise UserError(f"the data set has other classes than the arrays; give the --data_path {again}")
         return indices
+
+
+def _registers(record: dict | None) -> str:
+    return f"{record['number']} registers of neurons {', '.join(record['neurons'])}" if record else "no registers"
 
 
 def _as_slice(columns: np.ndarray) -> Rows:

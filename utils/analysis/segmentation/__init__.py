@@ -2,3 +2,4 @@
 METHODS (methods.py), and how such maps compare with masks of the foreground (figures.py)."""
 
 METHODS = ("decomposition", "raw_attention", "rollout", "gradcam", "lrp", "partial_lrp", "chefer", "maskclip")
+NEURONS = "neurons"  # one more, which needs what compute_second_order.py wrote

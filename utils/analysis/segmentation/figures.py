@@ -24,10 +24,11 @@ FIGURES = ("pixel_accuracy", "mean_iou", "mean_ap")  # fractions of 1, in the or
 FOREGROUND = ("foreground_iou", "foreground_ap")  # of the foreground alone (arXiv 2406.01583)
 DEFINITIONS = {
     "map": "per patch; decomposition: its terms, summed over layers and heads, times the classifier's column of the "
-           "predicted class (of the true class with --target true) minus the mean of all columns",
+           "predicted class (of the true class with --target true) minus the mean of all columns; neurons: mean "
+           "activation of the 200 neurons whose second-order direction has the largest product with that column",
     "heat": "the map, bilinear to image_size, negatives set to 0, scaled to [0, 1] for each image; 0 where the map is "
             "constant or not finite (images_without_map)",
-    "predicted foreground": "heat above the image's mean heat",
+    "predicted foreground": "heat above the image's mean heat; of neurons, heat above 0.5",
     "pixel_accuracy": "share of all pixels of all images",
     "mean_iou": "mean of iou_background and iou_foreground, each from intersections and unions summed over all images "
                 "(0 where a class is neither in the truth nor predicted)",
@@ -41,6 +42,7 @@ DEFINITIONS = {
                          "recall is 1 where there is no foreground",
 }
 THRESHOLDS = np.linspace(0, 1, 1001, dtype=np.float32)  # of the precision and recall curves
+CUTS = {"neurons": 0.5}  # of the methods that are not cut at the image's mean, as published
 CONSTANT = 1e-6  # a map whose values differ by less than this share of the largest is constant but for rounding
 
 
@@ -55,24 +57,25 @@ def heat_maps(maps: Tensor, image_size: int) -> Tensor:
     return torch.where(high - low > CONSTANT * high, (heat - low) / (high - low), 0.0)
 
 
-def foreground(heat: Tensor) -> Tensor:
-    """Predicted foreground of heat [b, s, s]: what is above the image's mean."""
-    return heat > heat.mean(dim=(1, 2), keepdim=True)
+def foreground(heat: Tensor, cut: float | None = None) -> Tensor:
+    """Predicted foreground of heat [b, s, s]: what is above the cut, or the image's mean."""
+    return heat > (heat.mean(dim=(1, 2), keepdim=True) if cut is None else cut)
 
 
 class Scores:
     """The figures of one method over a data set, fed one batch at a time, by several processes if need be: `gathered`.
     Memory does not grow with the pixels.
 
-    `thr` is the floor of the scores that enter the precision and recall curve.
+    `thr` is the floor of the scores that enter the precision and recall curve; foreground is what is above the `cut`,
+    or the image's mean.
     """
 
-    def __init__(self, thr: float, device: torch.device):
+    def __init__(self, thr: float, device: torch.device, cut: float | None = None):
         # Of themselves, they would wait for the other processes.
         options = {"validate_args": False, "sync_on_compute": False}
         self.accuracy = BinaryAccuracy(**options).to(device)
         self.iou = MulticlassJaccardIndex(num_classes=2, average="none", **options).to(device)
-        self.thr, self.without_map, self.without_foreground = thr, 0, 0
+        self.thr, self.cut, self.without_map, self.without_foreground = thr, cut, 0, 0
         # Of images, by number of the batch, as sums depend on the order.
         self.average_precisions, self.of_foreground = {}, {}
         self.counts = torch.zeros(2, len(THRESHOLDS), dtype=torch.int64, device=device)  # pixels by truth and score
@@ -80,7 +83,7 @@ class Scores:
 
     def update(self, number: int, heat: Tensor, masks: Tensor) -> None:
         """Add heat [b, s, s] and masks [b, s, s] of the batch of that number."""
-        predicted = foreground(heat).long().flatten()
+        predicted = foreground(heat, self.cut).long().flatten()
         self.accuracy.update(predicted, masks.long().flatten())
         self.iou.update(predicted, masks.long().flatten())
         self.without_map += int((heat == 0).flatten(1).all(dim=1).sum())
@@ -159,7 +162,7 @@ def save_pictures(folder: str, names: list[str], prepare: Compose, pixels: Tenso
         for method, heat in heats.items():
             values = heat[i].cpu().numpy()
             save(f"{method}_heat", name, Image.fromarray(colormaps["turbo"](values, bytes=True)[..., :3]))
-            save(f"{method}_mask", name, Image.fromarray(foreground(heat[i:i + 1])[0].cpu().numpy()))
+            save(f"{method}_mask", name, Image.fromarray(foreground(heat[i:i + 1], CUTS.get(method))[0].cpu().numpy()))
             share = Image.fromarray((170 * values).round().astype(np.uint8))
             red = Image.new("RGB", picture.size, (215, 25, 28))
             save(f"{method}_overlay", name, Image.composite(red, picture, share))

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -23,16 +24,20 @@ from torch import Tensor, nn
 
 from utils.analysis import alignment
 from utils.analysis.alignment import Maps
-from utils.analysis.segmentation import METHODS
+from utils.analysis.segmentation import METHODS, NEURONS
 from utils.analysis.segmentation.relevance import Pass, merge, propagate
 from utils.cli import UserError
 from utils.data import pictures
 from utils.decompose.decomposer import Decomposer
+from utils.decompose.neurons import Neurons
+from utils.decompose.registers import Registers
 from utils.decompose.terms import TokenTerms
 from utils.decompose.tower import Tower, read_tower
 from utils.models.model import Model
 from utils.models.names import file_name
 from utils.runs import files
+
+MOST_NEURONS = 200  # that explain a class
 
 
 def load_classifier(folder: str, dataset: str, option: str, model: Model,
@@ -79,20 +84,38 @@ def transform(model: Model, patch_size: tuple[int, int] | None, image_size: int 
 class Explainer:
     """A model whose logits are explained, classes of the `classifier` [d, classes].
 
-    `maps` carry the model to the classifier's space where it is no CLIP. Parameters and their gradients are left alone.
+    `maps` carry the model to the classifier's space where it is no CLIP; `registers` are for the decomposition alone.
+    Parameters and their gradients are left alone.
     Raises UserError for a model that cannot be decomposed, and where `methods` need the inside of open_clip's own
     towers, which the model has not.
     """
 
     def __init__(self, model: Model, classifier: Tensor, methods: Sequence[str] = ("decomposition",),
-                 maps: Maps | None = None):
-        self.decomposer, self.classifier, self.methods = Decomposer(model), classifier, methods
+                 maps: Maps | None = None, registers: Registers | None = None):
+        if registers and set(methods) - {"decomposition"}:
+            raise UserError(f"--registers {registers.number}: goes with --method decomposition alone; leave one out")
+        self.decomposer, self.classifier, self.methods = Decomposer(model, registers=registers), classifier, methods
         self.maps = maps and (maps.weight, maps.bias)
         # Of a model that takes images of other sizes than its own.
         self.patch_size = None if maps else self.decomposer.patch_size
         if set(methods) - {"decomposition"} and self.patch_size is None:
             raise UserError("this model has --method decomposition alone; the others need a CLIP with an image tower "
                             "of open_clip's own and class-token pooling, and no --maps")
+
+    def take_neurons(self, folder: str, dataset: str, option: str) -> None:
+        """Read the directions of the neurons of the model, given as the `option`, that compute_second_order.py fitted to a
+        data set, for the method neurons. Raises UserError where there are none, or those of other weights."""
+        place = files.Place(folder, dataset, option)
+        path, hint = place.path("neurons_fit", ".json"), f"python compute_second_order.py --dataset {dataset} --model {option}"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist, which --method neurons reads; make it with: {hint}")
+        manifest = files.read_manifest(path)
+        model, identity = self.decomposer.model, manifest["identity"]
+        if identity["weights_sha256"] != model.weights_hash:
+            raise UserError(f"{path}: was made with other weights than --model {option} has; make it again with: {hint}")
+        directions = [np.asarray(files.open_array(place.path(f"neurons{layer}_direction"), manifest, hint))
+                      for layer in identity["layers"]]
+        self.neurons = Neurons(model, identity["layers"]), torch.from_numpy(np.concatenate(directions)).to(model.device)
 
     @cached_property
     def tower(self) -> Tower:
@@ -263,4 +286,16 @@ def chefer(batch: Batch) -> Tensor:
     return batch.grid(_roll(matrices, half=False))
 
 
-FUNCTIONS: dict[str, Callable[[Batch], Tensor]] = {name: globals()[name] for name in METHODS}
+def neurons(batch: Batch) -> Tensor:
+    """The mean activation, at every patch, of the 200 neurons whose second-order direction has the largest absolute
+    product with the class's text.
+
+    arXiv 2406.04341, section 6; of the layers that compute_second_order.py fitted.
+    """
+    of_model, directions = batch.explainer.neurons
+    chosen = (batch.columns @ directions.T).abs().topk(min(MOST_NEURONS, len(directions)), dim=1)[1]   # [b, 200]
+    activations = torch.cat(list(of_model.effects(batch.images).activations.values()), dim=2)[:, 1:]
+    return batch.grid(activations.gather(2, chosen[:, None].expand(-1, activations.shape[1], -1)).mean(dim=2))
+
+
+FUNCTIONS: dict[str, Callable[[Batch], Tensor]] = {name: globals()[name] for name in (*METHODS, NEURONS)}

@@ -1,0 +1,192 @@
+"""Second-order effects of neurons: their literal definition, what is kept of them, and the script."""
+import json
+
+import literal
+import numpy as np
+import pytest
+import torch
+from builders import VARIANTS, images_for, model_of, random_clip, unit_texts
+
+from utils.analysis import neurons
+from utils.analysis.neurons import Prepared
+from utils.analysis.segmentation import figures, methods
+from utils.cli import UserError
+from utils.decompose.neurons import Neurons
+from utils.runs import files
+
+WITH_LATER_HEADS = [name for name in VARIANTS if name != "one_layer"]
+
+
+@pytest.mark.parametrize("name", WITH_LATER_HEADS)
+def test_effects_equal_their_definition_and_sum_to_the_walked_mlp(name):
+    network = random_clip(**VARIANTS[name])
+    images, of_model = images_for(network, 2), Neurons(model_of(network.visual), [0])
+    effects, directions = of_model.effects(images), of_model.directions(0)
+    found = effects.coefficients[0]
+    visual = network.visual.double()
+    for i, image in enumerate(images.double()):
+        coefficients, slow, walked = literal.second_order(visual, image, 0)
+        torch.testing.assert_close(found[i, :, :-1].double(), coefficients, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(directions.neurons(slice(None))[:-1].double(), slow, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(directions.total(found)[i].double(), walked, atol=1e-5, rtol=0)
+
+
+def test_gram_gives_lengths_of_effects():
+    network = random_clip()
+    of_model = Neurons(model_of(network.visual), [0, 1])
+    effects = of_model.effects(images_for(network, 2))
+    for layer in (0, 1):
+        directions, c = of_model.directions(layer), effects.coefficients[layer]
+        phi = torch.einsum("bjn,njd->bnd", c, directions.neurons(slice(None)))
+        squares = torch.einsum("bjn,njk,bkn->bn", c, directions.gram(), c)
+        torch.testing.assert_close(squares, phi.pow(2).sum(-1), atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(directions.total(c), phi.sum(1), atol=1e-5, rtol=1e-4)
+    own = torch.nn.functional.normalize(network.encode_image(images_for(network, 2)), dim=-1)
+    torch.testing.assert_close(effects.representation, own, atol=1e-5, rtol=0)
+
+
+def test_neurons_at_their_means_are_those_of_a_hooked_model():
+    network = random_clip()
+    of_model, images = Neurons(model_of(network.visual), [0, 1]), images_for(network, 3)
+    means = of_model.effects(images).activations[1].mean(dim=0)
+
+    def replaced(_, inputs):
+        changed = inputs[0].clone()
+        changed[..., [3, 5]] = means[:, [3, 5]]
+        return (changed,)
+
+    hook = network.visual.transformer.resblocks[1].mlp.c_proj.register_forward_pre_hook(replaced)
+    slow = torch.nn.functional.normalize(network.encode_image(images), dim=-1)
+    hook.remove()
+    (found,) = of_model.without(images, [(1, [3, 5], means)])
+    torch.testing.assert_close(found, slow, atol=1e-5, rtol=0)
+
+
+def test_layers_that_have_no_effect_are_refused():
+    network = random_clip()
+    with pytest.raises(UserError, match="choose from 0 to 1"):
+        Neurons(model_of(network.visual), [2])
+    with pytest.raises(UserError, match="vision transformers alone"):
+        Neurons(model_of(torch.nn.Identity(), (32, 32)), [0])
+
+
+def batches_of(images, size=4):
+    return lambda: iter(images.split(size))
+
+
+def test_fit_is_the_mean_and_first_direction_of_literal_effects():
+    network = random_clip()
+    of_model, images = Neurons(model_of(network.visual), [0, 1]), images_for(network, 110)
+    directions = {layer: of_model.directions(layer) for layer in (0, 1)}
+    fits = neurons.fit(of_model, directions, batches_of(images, 32))
+    c = of_model.effects(images).coefficients[1][..., :-1]
+    phi = torch.einsum("bjn,njd->bnd", c, directions[1].neurons(slice(None))[:-1]).double()
+    centred = phi - phi.mean(dim=0)
+    norms = centred.norm(dim=-1)
+    fitted = fits[1]
+    torch.testing.assert_close(fitted.mean.double(), phi.mean(dim=0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(fitted.threshold.double(), norms.sort(dim=0, descending=True)[0][99], atol=1e-6, rtol=1e-3)
+    for neuron in (0, 7):
+        largest = norms[:, neuron].topk(100)[1]
+        right = torch.linalg.svd(centred[largest, neuron])[2][0]
+        assert abs(right @ fitted.direction[neuron].double()) > 1 - 1e-4
+        assert (centred[largest, neuron] @ fitted.direction[neuron].double()).sum() > 0
+        through = (c[:, :, neuron] - c[:, :, neuron].mean(dim=0))[..., None] * directions[1].neurons([neuron])[0]
+        torch.testing.assert_close(fitted.heads[neuron], through.square().sum(-1).mean(0), atol=1e-7, rtol=1e-2)
+
+    found = Prepared.of(directions[1], fitted).arrays(
+        of_model.effects(images).coefficients[1], torch.zeros(110, 20), [2, 3])
+    torch.testing.assert_close(found["norms"].double(), norms, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found["scores"].double(), (centred * fitted.direction.double()).sum(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["sum"].double(), centred.sum(dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["picked"].double(), centred[:, 2:4].sum(dim=1), atol=1e-5, rtol=0)
+    significant = found["norms"] >= fitted.threshold  # of each neuron one norm lies on the threshold, but for rounding
+    assert (significant.sum(dim=0) - 100).abs().max() <= 1
+    kept = torch.where(significant[..., None], centred, 0).sum(dim=1)
+    torch.testing.assert_close(found["significant"].double(), kept, atol=1e-5, rtol=0)
+
+
+def test_texts_of_a_direction_are_those_it_was_made_of():
+    pool = unit_texts(60, 24).astype(np.float64)
+    made = 2.0 * neurons.atoms(pool)[5] - 1.0 * neurons.atoms(pool)[17]
+    (row,) = neurons.sparse_texts(made[None], pool, 2)
+    assert set(np.flatnonzero(row)) == {5, 17}
+    np.testing.assert_allclose(row[[5, 17]], [2, -1], atol=1e-6)
+
+
+def test_accuracies_are_those_of_representations_made_again():
+    rng = np.random.default_rng(0)
+    phi, direct = rng.normal(size=(40, 6, 8)), rng.normal(size=(40, 8))
+    representation, classifier, labels = phi.sum(1) + direct, rng.normal(size=(8, 3)), rng.integers(0, 3, 40)
+    direction, pool = rng.normal(size=(6, 8)), rng.normal(size=(12, 8))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    scores = np.einsum("bnd,nd->bn", phi, direction)
+    found = neurons.accuracies({"scores": scores, "sum": phi.sum(1), "significant": phi[:, :2].sum(1), "direct": direct},
+                               representation, direction, labels, classifier, pool, [8])
+
+    def percent(x):
+        return 100 * np.mean((x @ classifier).argmax(1) == labels)
+
+    assert found["baseline"] == percent(representation)
+    assert found["ablated"] == percent(direct)
+    assert found["significant"] == percent(direct + phi[:, :2].sum(1))
+    assert found["first_component"] == percent(direct + scores @ direction)
+    assert found["direct_ablated"] == percent(phi.sum(1))
+    # Eight texts span the space: they say what the first components say.
+    assert found["texts"][8] == pytest.approx(found["first_component"], abs=2.6)
+
+
+def test_the_script_goes_on_where_it_was_cut_off(tmp_path, folder_of_images, run_script, refused):
+    out, pool = tmp_path / "out", tmp_path / "few.txt"
+    pool.write_text("a cat\na dog\nan owl\nred\nblue\n")
+    data = ("--model", "emojiclip", "--output_dir", out, "--device", "cpu")
+    images = ("--dataset", "imagefolder", "--data_path", folder_of_images)
+    run_script("compute_text_projection", *data, *images)
+    run_script("compute_text_set_projection", *data, "--data_path", pool)
+    common = (*data, *images, "--layers", 3, 4, "--fit_split", "same", "--text_dir", tmp_path, "--text_descriptions", "few",
+              "--texts_per_neuron", 2, "--neurons", 3, "--indirect_images", 16, "--heads", "5.4", "--per_head")
+    code, said, err = run_script("compute_second_order", *common)
+    assert code == 0, err
+    assert "layer 4: baseline" in said
+    found = json.loads((out / "imagefolder_second_order_emojiclip.json").read_text())
+    assert len(found["neurons"]) == 3
+    assert len(found["feeding"]["neurons"]) == 10
+    assert (out / "imagefolder_second_order_emojiclip.png").is_file()
+    scores = np.load(out / "imagefolder_neurons4_scores_emojiclip.npy")
+    c, norms = (np.load(out / f"imagefolder_neurons4_{what}_emojiclip.npy") for what in ("c", "norms"))
+    assert scores.shape == norms.shape == (15, 768)
+    assert c.shape == (15, 6, 769)
+    assert (np.abs(scores) <= norms + 1e-5).all()
+    code, said, _ = run_script("compute_second_order", *common, "--resume")
+    assert code == 0
+    assert json.loads((out / "imagefolder_second_order_emojiclip.json").read_text())["layers"] == found["layers"]
+    assert "choose from 0 to 4" in refused("compute_second_order", *data, *images, "--layers", 5, "--fit_split", "same",
+                                           "--text_dir", tmp_path, "--text_descriptions", "few")
+    assert "there is no head 2.1" in refused("compute_second_order", *common[:-3], "--heads", "2.1")
+
+
+def test_neurons_segment_by_their_mean_activation(tmp_path):
+    network = random_clip()
+    model, images = model_of(network.visual), images_for(network, 3)
+    of_model = Neurons(model, [0, 1])
+    fits = neurons.fit(of_model, {layer: of_model.directions(layer) for layer in (0, 1)}, batches_of(images))
+    place = files.Place(str(tmp_path), "emoji", "x")
+    files.write_arrays(place.path("neurons_fit", ".json"), {
+        place.path(f"neurons{layer}_direction"): fitted.direction.numpy() for layer, fitted in fits.items()},
+        {"pretrained": "w", "weights_sha256": model.weights_hash,
+         "identity": {"weights_sha256": model.weights_hash, "layers": [0, 1]}})
+    classifier = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), dim=0)
+    explainer = methods.Explainer(model, classifier, ("neurons",))
+    explainer.take_neurons(str(tmp_path), "emoji", "x")
+    found = explainer.explain(images)["neurons"]
+    activations = of_model.effects(images).activations
+    own = torch.nn.functional.normalize(network.encode_image(images), dim=-1)
+    for i in range(3):
+        column = classifier[:, (own[i] @ classifier).argmax()]
+        ranked = sorted(((abs(float(column @ fits[layer].direction[n])), layer, n) for layer in (0, 1)
+                         for n in range(192)), reverse=True)[:200]
+        slow = sum(activations[layer][i, 1:, n] for _, layer, n in ranked) / len(ranked)
+        torch.testing.assert_close(found[i].flatten(), slow, atol=1e-4, rtol=1e-3)
+    assert figures.foreground(torch.tensor([[[0.0, 0.4], [0.6, 1.0]]]), 0.5).tolist() == [[[False, False], [True, True]]]
+    with pytest.raises(UserError, match="which --method neurons reads"):
+        explainer.take_neurons(str(tmp_path), "imagenet", "x")

@@ -1,0 +1,152 @@
+"""The text tower taken apart: literal definitions, every kind of tower, words, and the scripts."""
+from dataclasses import replace
+
+import literal
+import numpy as np
+import open_clip
+import pytest
+import torch
+from builders import VISION, model_of, move
+
+from utils.cli import UserError
+from utils.decompose.texts import END, PADDING, START, TextDecomposer, group
+
+TEXTS = ["a cat", "three striped owls on a blue background", "unbelievable tyrannosaurus"]
+TOWER = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 3, "layers": 3}
+SIGLIP = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+TOWERS = {  # of open_clip: its class, options of its text tower, and more
+    "clip": (open_clip.CLIP, {}, {}),
+    "quick_gelu": (open_clip.CLIP, {}, {"quick_gelu": True}),
+    "one_layer": (open_clip.CLIP, {"layers": 1}, {}),
+    "end_by_its_id": (open_clip.CLIP, {"pool_type": "eos", "eos_id": 49407}, {}),
+    "siglip": (open_clip.CustomTextCLIP, SIGLIP, {}),
+    "first_token": (open_clip.CustomTextCLIP, {"no_causal_mask": True, "pool_type": "first"}, {}),
+    "coca": (open_clip.CoCa, {"embed_cls": True, "output_tokens": True},
+             {"multimodal_cfg": {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 3, "layers": 1}}),
+}
+
+
+def clip_of(kind):
+    """A small model with that text tower, every weight moved at random, as the scripts have it."""
+    make, changes, more = TOWERS[kind]
+    torch.manual_seed(0)
+    vision = VISION | ({"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True} if kind == "coca"
+                       else {})
+    network = move(make(embed_dim=20, vision_cfg=vision, text_cfg=TOWER | changes, **more))
+    tokenizer = open_clip.SimpleTokenizer(context_length=16)
+    return replace(model_of(network.visual, (32, 32)), network=network, tokenizer=tokenizer,
+                   encode_text=lambda texts: network.encode_text(tokenizer(texts)))
+
+
+def slow_terms(clip, kind):
+    """The literal terms of each text."""
+    network = clip.network.double()
+    text = getattr(network, "text", network)
+    found = []
+    for ids in clip.tokenizer(TEXTS):
+        x, n = text.token_embedding(ids), len(ids)
+        if kind == "coca":
+            x, n = torch.cat([x, text.cls_emb[None]]), n + 1
+        causal = torch.full((n, n), -torch.inf, dtype=torch.float64).triu(1)
+        mask = torch.zeros(n, n, dtype=torch.float64) if kind in ("siglip", "first_token") else causal
+        if kind == "coca":  # as published: the mask of padding stands one place too far to the right
+            mask = mask + torch.where(torch.cat([torch.ones(1).bool(), ids != 0]), 0.0, -torch.inf)[None]
+        place = {"siglip": n - 1, "coca": n - 1, "first_token": 0}.get(kind, int(ids.argmax()))
+        found.append(literal.decompose_text(text, ids, place, mask, x + text.positional_embedding))
+    network.float()
+    return found
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_every_term_of_a_text_equals_its_definition(kind):
+    clip = clip_of(kind)
+    decomposer = TextDecomposer(clip)
+    arrays, words = decomposer.arrays(TEXTS), decomposer.words(TEXTS)[1]
+    own = torch.nn.functional.normalize(clip.encode_text(TEXTS), dim=-1).numpy()
+    np.testing.assert_allclose(arrays["attn"].sum((1, 2)) + arrays["mlp"].sum(1), own, atol=1e-5)
+    for i, slow in enumerate(slow_terms(clip, kind)):
+        np.testing.assert_allclose(own[i], slow["representation"], atol=1e-5)
+        np.testing.assert_allclose(arrays["attn"][i], slow["attn"].sum(1), atol=1e-5)
+        slow["mlp"][0] += slow["bias"]
+        np.testing.assert_allclose(arrays["mlp"][i], slow["mlp"], atol=1e-5)
+        np.testing.assert_allclose(words[i].values.sum(0), slow["attn"].sum((0, 1, 2)), atol=1e-5)
+        first = slow["attn"].sum((0, 2))[0]                    # of <start>, the first token, which all towers have
+        assert words[i].names[0] == START
+        np.testing.assert_allclose(words[i].values[0], first, atol=1e-5)
+    if kind == "siglip":
+        np.testing.assert_allclose(arrays["bias"][0], slow_terms(clip, kind)[0]["bias"], atol=1e-5)
+
+
+def test_words_are_whole_and_what_pads_is_one():
+    clip = clip_of("siglip")
+    _, words = TextDecomposer(clip).words(TEXTS)
+    assert words[0].names == [START, "a", "cat", END, PADDING]
+    assert words[2].names == [START, "unbelievable", "tyrannosaurus", END, PADDING]
+    torch.testing.assert_close(words[0].attention.sum(-1), torch.ones(3, 3))
+    _, words = TextDecomposer(clip_of("coca")).words(TEXTS[:1])
+    assert words[0].names[:4] == [START, "a", "cat", END]
+    assert words[0].names[-1] == "<class>" or PADDING in words[0].names
+
+
+def test_pieces_of_words_are_joined():
+    assert group([START, "un", "real</w>", "cat</w>", END, PADDING, PADDING]) == (
+        [START, "unreal", "cat", END, PADDING], [[0], [1, 2], [3], [4], [5, 6]])
+    assert group(["\u2581a", "\u2581ty", "rant", END]) == (["a", "tyrant", END], [[0], [1, 2], [3]])
+
+
+def test_a_batch_of_texts_gives_what_each_gives_alone():
+    decomposer = TextDecomposer(clip_of("clip"))
+    together, alone = decomposer.terms(TEXTS), decomposer.terms(TEXTS[1:2])
+    torch.testing.assert_close(together.values[1], alone.values[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_texts_of_transformers_are_taken_apart(kind):
+    import transformers
+
+    torch.manual_seed(0)
+    text = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2,
+            "vocab_size": 99, "max_position_embeddings": 16}
+    vision = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1,
+              "image_size": 32, "patch_size": 8}
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config=text | {"projection_dim": 20, "eos_token_id": 98},
+                                         vision_config=vision, projection_dim=20)
+        network = move(transformers.CLIPModel(config))
+    else:
+        config = transformers.SiglipConfig(text_config=text | {"projection_size": 20}, vision_config=vision)
+        network = move(transformers.SiglipModel(config))
+    ids = torch.randint(2, 90, (3, 9), generator=torch.Generator().manual_seed(1))
+    ids[torch.arange(3), torch.tensor([4, 8, 6])] = 98
+    encoded = transformers.BatchEncoding({"input_ids": ids})
+    clip = replace(model_of(torch.nn.Identity(), (32, 32), prefix_tokens=1), network=network,
+                   tokenizer=lambda texts: encoded,
+                   encode_text=lambda texts: network.get_text_features(**encoded).pooler_output)
+    assert TextDecomposer(clip).check(["a"] * 3) < 1e-5
+
+
+def test_what_has_no_known_text_tower_is_refused():
+    with pytest.raises(UserError, match="no text side"):
+        TextDecomposer(model_of(torch.nn.Identity(), (32, 32)))
+    clip = clip_of("clip")
+    clip.network.text_pool_type = "none"
+    with pytest.raises(UserError, match="pools its tokens by 'none'"):
+        TextDecomposer(clip)
+
+
+def test_the_script_writes_terms_that_sum_to_the_representation(tmp_path, run_script, refused):
+    pool = tmp_path / "pool.txt"
+    pool.write_text("\n".join(TEXTS) + "\n")
+    code, out, _ = run_script("compute_text_prs", "--model", "emojiclip", "--data_path", pool, "--batch_size", 2,
+                              "--output_dir", tmp_path / "out", "--device", "cpu")
+    assert code == 0
+    assert "3 texts" in out
+    run_script("compute_text_set_projection", "--model", "emojiclip", "--data_path", pool, "--output_dir",
+               tmp_path / "out", "--device", "cpu")
+    attn, mlp = (np.load(tmp_path / "out" / f"pool_text_{what}_emojiclip.npy") for what in ("attn", "mlp"))
+    assert attn.shape == (3, 4, 4, 128)
+    assert mlp.shape == (3, 5, 128)
+    np.testing.assert_allclose(attn.sum((1, 2)) + mlp.sum(1), np.load(tmp_path / "out" / "pool_emojiclip.npy"),
+                               atol=1e-5)
+    assert "does not exist" in refused("compute_text_prs", "--model", "emojiclip", "--data_path", tmp_path / "no.txt")
+    assert "no text side" in refused("compute_text_prs", "--model", "timm:vit_tiny_patch16_224", "--data_path", pool)

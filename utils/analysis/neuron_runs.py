@@ -1,0 +1,169 @@
+"""Second-order effects of the neurons of a model on a data set: how they are computed in blocks, kept, and read again."""
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from utils.analysis import groups, neurons, truth
+from utils.analysis.neurons import Fit, Prepared
+from utils.cli import UserError
+from utils.data import datasets
+from utils.data.datasets import Images
+from utils.decompose.neurons import Neurons
+from utils.models.model import Model
+from utils.models.names import file_name
+from utils.runs import files
+from utils.runs.components import Component
+from utils.runs.files import Place
+from utils.runs.run import Run
+from utils.runs.writer import RunWriter
+
+KEPT = ("scores", "norms", "sum", "significant", "direct", "picked")  # of each layer, an image a row
+
+
+def read(model: Model, batch_size: int, num_workers: int, images: Images,
+         numbers: Sequence[int] | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Images [b, 3, height, width] and labels: all batches, or those of these numbers."""
+    for pixels, labels, _ in datasets.batches(images, model.preprocess, batch_size, num_workers, numbers=numbers):
+        yield pixels.to(model.device), labels
+
+
+def some_batches(images: Images, batch_size: int, number: int) -> list[int]:
+    """Batches of about `number` images, evenly spaced over a data set."""
+    total = -(-len(images.samples) // batch_size)
+    wanted = min(total, -(-number // batch_size))
+    return [i * total // wanted for i in range(wanted)]
+
+
+def texts_of_model(place: Place, weights: dict, pool: str, texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The classifier [d, classes] of a data set, and the embedded pool [m, d] with these lines, of the model with these
+    weights. Raises UserError where one is missing or of another model."""
+    classifier = files.open_classifier(place.folder, place.dataset, place.model, weights, width)
+    hint = (f"python compute_text_set_projection.py --data_path text_descriptions/{pool}.txt --model {place.model} "
+            f"--output_dir {place.folder}")
+    path = files.text_path(place.folder, pool, file_name(place.model))
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with: {hint}")
+    manifest = files.read_manifest(files.manifest_path(place.folder, pool, file_name(place.model)))
+    array = files.open_array(path, manifest, hint)
+    files.same_weights(path, manifest, weights, hint)
+    if array.shape != (len(texts), width) or manifest and manifest["texts_sha256"] != files.texts_hash(texts):
+        raise UserError(f"{path}: was made from other texts than {pool}.txt holds now; make it again with: {hint}")
+    return classifier, np.asarray(array, np.float32)
+
+
+def fit(of_model: Neurons, reading, images: Images, about: dict, heads: Sequence[Component], place: Place,
+        resume: bool) -> tuple[dict[int, Fit], dict[int, list[int]]]:
+    """The fit of every layer to images, kept beside the results, and the ten neurons that feed `heads` most, by layer.
+    `reading` is `read` with its first arguments; a fit that is there is taken with `resume`."""
+    keys = ("model", "weights_sha256", "dataset", "layers", "fit_split", "fit_images", "batch_size")
+    identity = {key: about[key] for key in keys} | {"data_sha256": datasets.fingerprint(images)}
+    manifest = place.path("neurons_fit", ".json")
+    names = {(layer, field.name): place.path(f"neurons{layer}_{field.name}") for layer in of_model.layers
+             for field in fields(Fit)}
+    known = files.read_manifest(manifest) if resume and manifest.is_file() else None
+    if known and known["identity"] == identity:
+        stored = {key: torch.from_numpy(np.asarray(files.open_array(path, known, place.command()))).to(
+            of_model.model.device) for key, path in names.items()}
+        fits = {layer: Fit(*(stored[layer, field.name] for field in fields(Fit))) for layer in of_model.layers}
+    else:
+        directions = {layer: of_model.directions(layer) for layer in of_model.layers}
+        chosen = some_batches(images, about["batch_size"], about["fit_images"])
+        fits = neurons.fit(of_model, directions, lambda: (pixels for pixels, _ in reading(images, chosen)))
+        files.write_arrays(manifest, {names[layer, name]: array for layer, fitted in fits.items()
+                                      for name, array in fitted.arrays().items()}, {
+                                          "pretrained": about["pretrained"], "weights_sha256": about["weights_sha256"],
+                                          "identity": identity})
+    of_layers = {layer: of_model.heads(layer) for layer in fits}
+    return fits, neurons.feeding(fits, of_layers, heads, 10) if heads else {layer: [] for layer in fits}
+
+
+def write(of_model: Neurons, reading, images: Images, about: dict, fits: dict[int, Fit], picked: dict[int, list[int]],
+          place: Place, resume: bool) -> None:
+    """The effects of all images in blocks, as NeuronRun reads them; a run that was cut off goes on with `resume`."""
+    prepared = {layer: Prepared.of(of_model.directions(layer), fitted) for layer, fitted in fits.items()}
+    identity = {key: value for key, value in about.items() if key != "command"} | {
+        "data_sha256": datasets.fingerprint(images)}
+    size = about["batch_size"]
+    with RunWriter(place.path("neurons", ".json"), identity, len(images.samples), size, resume=resume) as writer:
+        if writer.complete:
+            return
+        for number, (pixels, labels) in zip(writer.left, reading(images, writer.left)):
+            effects = of_model.effects(pixels)
+            arrays = {place.path("neurons_representation"): effects.representation,
+                      place.path("neurons_labels"): torch.from_numpy(np.asarray(labels))}
+            for layer, c in effects.coefficients.items():
+                found = prepared[layer].arrays(c, effects.direct[:, layer], picked[layer])
+                if about["per_head"]:
+                    found["c"] = c
+                arrays |= {place.path(f"neurons{layer}_{what}"): values for what, values in found.items()}
+            writer.write(number, len(labels), {path: (values.cpu().numpy(), str(values.dtype).removeprefix("torch."))
+                                               for path, values in arrays.items()}, [])
+        writer.finish(about, {})
+
+
+class NeuronRun:
+    """What `write` wrote of a data set: `representation` [b, d], `labels` [b], and `arrays` of each layer."""
+
+    def __init__(self, place: Place):
+        self.place, self.manifest = place, files.read_manifest(place.path("neurons", ".json"))
+        self.representation, self.labels = self._array("neurons_representation"), self._array("neurons_labels")
+
+    def _array(self, what: str) -> np.ndarray:
+        return np.asarray(files.open_array(self.place.path(what), self.manifest, "python compute_second_order.py"))
+
+    def arrays(self, layer: int) -> dict[str, np.ndarray]:
+        """scores and norms [b, N]; sum, significant, picked and direct [b, d]."""
+        return {what: self._array(f"neurons{layer}_{what}") for what in KEPT}
+
+
+def attributes(run: NeuronRun, images: Images, entries: list[dict]) -> None:
+    """Add to neurons, entries of `neurons.describe`, the share of their scores' variance that each known attribute of
+    the scenes explains."""
+    codes = truth.codes(images.scenes)
+    for layer in {int(entry["neuron"].split(".")[0]) for entry in entries}:
+        own = [entry for entry in entries if int(entry["neuron"].split(".")[0]) == layer]
+        columns = [int(entry["neuron"].split(".")[1]) for entry in own]
+        scores = run.arrays(layer)["scores"][:, columns]
+        explained = truth.explained(Run({"attn": scores[:, None, :, None]}), codes)
+        for i, entry in enumerate(own):
+            entry["explained"] = {name: float(shares[i]) for name, shares in explained.items()}
+
+
+def score_texts(entries: list[dict], about: dict[str, str]) -> dict:
+    """How often the attribute of a neuron's first text is the one that explains most of its variance: `truth.score`.
+    `about` says what each text is about."""
+    known = [entry for entry in entries if "explained" in entry and entry["texts"]]
+    for entry in known:
+        entry["truth"] = max(entry["explained"], key=entry["explained"].get)
+        entry["reading"] = about[entry["texts"][0]["text"]]
+    found = truth.score([entry["truth"] for entry in known], [entry["reading"] for entry in known],
+                        [entry["mean_norm"] ** 2 for entry in known])
+    return {"neurons": len(known), **{name: float(value) for name, value in found.items()}}
+
+
+def without_picked(run: NeuronRun, images: Images, layers: Sequence[int], classifier: np.ndarray) -> dict[str, dict]:
+    """Accuracies, by group where the data set has places, as they are and without the picked neurons' effects."""
+    change = sum(run.arrays(layer)["picked"] for layer in layers)
+    group = None if images.places is None else (run.labels * len(datasets.PLACES[run.place.dataset])
+                                                + np.asarray(images.places))
+    return {name: groups.accuracies(((run.representation - part) @ classifier).argmax(axis=1) == run.labels, group,
+                                    groups.names(run.place.dataset))
+            for name, part in (("original", 0), ("without_ten_neurons", change))}
+
+
+def title(entry: dict) -> str:
+    """A neuron in a short line: its name, the heads that it goes through, and its texts with signs."""
+    texts = ", ".join(f"{'+' if text['weight'] > 0 else '-'} {text['text']}" for text in entry["texts"][:4])
+    return textwrap.shorten(f"{entry['neuron']} through {' '.join(head['head'] for head in entry['heads'])}: {texts}", 76,
+                            placeholder=" ...")
+
+
+def pictures(images: Images, entry: dict, number: int) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The images of a neuron's highest scores, and of its lowest, the lowest of all last."""
+    return tuple([images.read(index)[0] for index in chosen]
+                 for chosen in (entry["highest"][:number], entry["lowest"][:number][::-1]))
