@@ -474,7 +474,7 @@ def test_names_come_from_the_options_or_from_the_manifest(refused, run_script, d
     manifest.write_text('{"vlm_name": "clip-a"}')
     assert "tells the dataset of the descriptions; give it with --dataset_name" in refused("inspect", *arguments)
     manifest.write_text("[")
-    assert "not a manifest" in refused("inspect", *arguments)
+    assert "manifest.json: " in refused("inspect", *arguments)
     manifest.unlink()
     assert "give it with --vlm_name" in refused("inspect", *arguments)
     assert run_script("inspect", *arguments, "--vlm_name", "v", "--dataset_name", "d")[0] == 0

@@ -508,7 +508,7 @@ def test_texts_of_other_arrays_or_of_another_pool_are_refused(refused, own):
     change(path, lambda found: found["heads"][3]["texts"][1].update(index=100_000))
     assert "is about other heads or texts" in refused("make_report", *report_options(own))
     path.write_text("{")
-    assert "is no JSON; make it again with" in refused("make_report", *report_options(own))
+    assert "; make it again with" in refused("make_report", *report_options(own))
     pool = own / "texts" / "pool.txt"
     pool.write_text(pool.read_text().replace("one thing\n", "one single thing\n", 1))
     assert "made from other texts" in refused("make_report", *report_options(own))
