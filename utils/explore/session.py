@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from utils.analysis import ablation, alignment, groups, heatmaps, retrieval, truth, zeroshot
+from utils.analysis.names import naming
 from utils.cli import UserError
 from utils.data import pictures
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import TokenTerms
-from utils.inputs import read_json
 from utils.models.loading import load_text_side
 from utils.models.model import Model
 from utils.report import results
@@ -277,13 +277,7 @@ def open_session(place: Place, data_path: str | None, pool: str, texts_per_head:
         session.pool = optional("embedded text pool", lambda: run.texts(pool, texts))
         session.texts = optional("texts of heads", lambda: results.read_texts(
             run, pool, texts_per_head, texts, text_dir)) or {}
-    path = place.path("names", ".json")
-    hint = "make it with: " + session.line("compute_head_names", data_path=None)
-    if path.is_file():
-        session.names = {Component("attn", entry["layer"], entry["head"]): entry
-                         for entry in read_json(path, dict, hint)["heads"]}
-    else:
-        session.missing["names of heads"] = f"{path} does not exist; {hint}"
+    session.names = optional("names of heads", lambda: naming.read(run)) or {}
     return session
 
 
