@@ -23,7 +23,6 @@ def get_args_parser():
 
 def main(args) -> None:
     from utils.analysis import ablation
-    from utils.plots import charts
     from utils.runs import files
     from utils.runs.run import Run
 
@@ -42,6 +41,9 @@ def main(args) -> None:
     path = run.place.path("ablations", ".json", args.figures_dir)
     cli.save_result(path, {"model": args.model, "dataset": args.dataset, "images": len(run), **found,
                            "command": cli.command(__file__, get_args_parser(), args)})
+
+    from utils.plots import charts  # late: pyplot takes a second
+
     charts.ablation_curve(found, args.model, args.dataset, path.with_suffix(".png"))
 
 

@@ -79,17 +79,20 @@ def main(args) -> None:
     args.output = args.output or f"./output_dir/{Path(args.image).stem}_heatmaps.png"
     check_options(args)
 
+    # The picture, the model, and the texts; a wrong file is found before a large model is loaded.
+    from utils.data import pictures
+
+    picture = pictures.read_option(args.image)
+    cli.loading(args.model, args.pretrained)
+
     from utils.analysis import alignment, heatmaps
     from utils.analysis.names import naming
     from utils.analysis.zeroshot import embed_texts
-    from utils.data import pictures
     from utils.decompose import registers
     from utils.decompose.decomposer import Decomposer
     from utils.models.loading import load, load_text_side
-    from utils.plots import charts
 
-    # The picture, the model, and the texts; a wrong file is found before a large model is loaded.
-    picture, device = pictures.read_option(args.image), cli.pick_device(args.device)
+    device = cli.pick_device(args.device)
     role = naming.role_of(args.names, args.layer, args.head) if args.names else None
     if args.maps:
         model, maps = alignment.load_model(args.model, args.pretrained, args.maps, device, args.seed,
@@ -108,6 +111,8 @@ def main(args) -> None:
                              maps and (maps.weight, maps.bias))
     for one in found:
         print(f"{one.text}\n{heatmaps.table(one)}\n")
+
+    from utils.plots import charts  # late: pyplot takes a second
 
     path = Path(args.output)
     name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model

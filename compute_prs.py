@@ -84,14 +84,8 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    import torch
-
     from utils.data import datasets
-    from utils.decompose import registers
-    from utils.decompose.dataset import write_run
-    from utils.decompose.decomposer import Decomposer
     from utils.models import names
-    from utils.models.loading import load
     from utils.runs import files, writer
 
     if args.verify:
@@ -116,6 +110,15 @@ def main(args) -> None:
         if begun := writer.read_begun(manifest) if args.resume else None:
             options["batch_size"] = min(args.batch_size or begun["options"].get("batch_size", 1), len(images.samples))
             writer.check_same(manifest, begun, {**about, "split": name})
+
+    cli.loading(args.model, args.pretrained)
+
+    import torch
+
+    from utils.decompose import registers
+    from utils.decompose.dataset import write_run
+    from utils.decompose.decomposer import Decomposer
+    from utils.models.loading import load
 
     # The model and its decomposition, which is compared with the model's own output.
     state = cli.start_processes(args.device)

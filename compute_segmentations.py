@@ -68,17 +68,20 @@ def get_args_parser():
 
 
 def main(args) -> None:
+    from utils.data import datasets, masks
+
+    # Images with masks, the model, and the classifier whose logits are explained.
+    data = datasets.load_masks(args.train_dataset, args.data_path)
+    cli.loading(args.model, args.pretrained)
+
     import torch
     from tqdm import tqdm
 
     from utils.analysis import alignment
     from utils.analysis.segmentation import figures, methods
-    from utils.data import datasets, masks
     from utils.decompose import registers
     from utils.report import experiments
 
-    # Images with masks, the model, and the classifier whose logits are explained.
-    data = datasets.load_masks(args.train_dataset, args.data_path)
     state = cli.start_processes(args.device)
     model, maps = alignment.load_model(args.model, args.pretrained, args.maps, state.device, args.seed,
                                        cli.model_settings(args))

@@ -24,10 +24,12 @@ def get_args_parser():
 def main(args) -> None:
     from utils.analysis import zeroshot
     from utils.data import captions, datasets
-    from utils.models.loading import load
     from utils.runs import files
 
+    cli.loading(args.model, args.pretrained)
     classes = datasets.class_names(args.dataset, args.data_path)
+    from utils.models.loading import load
+
     clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
     columns = zeroshot.classifier(clip, classes, captions.templates(args.dataset), args.batch_size)
     path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)

@@ -29,13 +29,16 @@ def main(args) -> None:
 
     from utils.analysis import zeroshot
     from utils.data import datasets
-    from utils.models.loading import load
     from utils.runs import files
 
     pool = Path(args.data_path)
     if pool.stem in datasets.NAMES:
         raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
     texts = zeroshot.read_texts(pool)
+    cli.loading(args.model, args.pretrained)
+
+    from utils.models.loading import load
+
     state = cli.start_processes(args.device)
     clip = load(args.model, args.pretrained, state.device, args.seed, True, cli.model_settings(args))
     zeroshot.check_texts(clip, texts, str(pool), [f"line {number}" for number in range(1, len(texts) + 1)])

@@ -7,6 +7,7 @@
     python -m scripts.bench inside --model ViT-B-16                 # neurons beside encode_image, texts beside encode_text
     python -m scripts.bench textspan
     python -m scripts.bench names --input_dir output_dir/beyond_clip  # names of heads, every method
+    python -m scripts.bench start                                   # until a script says something
     python -m scripts.bench scale --images 200 1000                 # every script, few and many images; a quick look
 
 `python -m scripts.bench prs --help` tells what each of them measures.
@@ -53,6 +54,8 @@ def get_args_parser():
     command.add_argument("--methods", nargs="+", metavar="NAME", help="ways of naming (default: all)")
     cli.add_input_dir(command)
     cli.add_output_dir(command, "the leaderboard, CSV and JSON, goes")
+    command = add(start, repeats=(3, "starts of each, of which the fastest counts"))
+    command.add_argument("--beside", metavar="FOLDER", help="another checkout, whose scripts take turns with these")
     command = add(scale)
     command.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
                          help="few, and many; one number is of processes alone (default: 2000 20000)")
@@ -366,6 +369,60 @@ def names(args) -> None:
     cli.save_result(path, {"rows": rows})
     bench_names.write(rows, path.with_suffix(".csv"))
     print(f"-> {path.with_suffix('.csv')}")
+
+
+def start(args) -> None:
+    """What scripts take until they say something: processor time, and its ratio to that of `import torch`.
+
+    Each runs as a user starts it, on the embedded model and 40 pictures that are drawn beforehand; of its starts the
+    fastest counts, as other work on the machine only ever adds time. An error is that of a path that is not there.
+    """
+    import math
+    import tempfile
+    from pathlib import Path
+
+    roots = [Path(__file__).resolve().parent.parent, *([Path(args.beside).resolve()] if args.beside else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        draw(f"{folder}/images/test", 40)
+        commands = script_commands(f"{folder}/images", f"{folder}/o")
+        for name in ("compute_prs", "compute_text_projection"):
+            measured(commands[name])
+        picture = next(Path(folder, "images").rglob("*.png"))
+        heat = f"compute_heatmaps.py --model emojiclip --text 'a dog' --output {folder}/x.png --image"
+        ways = {"import torch": "-c 'import torch'", "compute_ablations.py": commands["compute_ablations"],
+                "compute_ablations.py, an error": f"{commands['compute_ablations']} --input_dir {folder}/nowhere",
+                "compute_heatmaps.py": f"{heat} {picture}", "compute_heatmaps.py, an error": f"{heat} {folder}/nowhere"}
+        found = {(name, root): (math.inf, math.inf) for name in ways for root in roots}
+        for _ in range(args.repeats):
+            for name, root in found:
+                found[name, root] = tuple(map(min, found[name, root], processor_time(ways[name], root)))
+    print("| | checkout | to the first line of results, s | ratio | in all, s | ratio |\n"
+          "| --- | --- | --- | --- | --- | --- |")
+    for (name, root), (first, whole) in found.items():
+        plain = found["import torch", root][1]
+        print(f"| {name} | {'this' if root == roots[0] else 'other'} | {first:.1f} | {first / plain:.2f} | "
+              f"{whole:.1f} | {whole / plain:.2f} |")
+
+
+def processor_time(command: str, root) -> tuple[float, float]:
+    """Seconds of processor time of a command of Python in a checkout: until its first line on stdout (all, where there
+    is none), and in all, with its processes."""
+    import os
+    import shlex
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    process = subprocess.Popen([sys.executable, *shlex.split(command)], stdout=subprocess.PIPE, cwd=root,
+                               stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    first = None
+    if process.stdout.readline():
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        first = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    process.stdout.read()
+    _, _, usage = os.wait4(process.pid, 0)
+    whole = usage.ru_utime + usage.ru_stime
+    return whole if first is None else first, whole
 
 
 def scale(args) -> None:

@@ -178,7 +178,8 @@ def test_without_a_gpu_transformers_is_picked():
 @pytest.mark.parametrize("installed, gpu, cpu, reason", [
     (True, True, False, None), (True, False, True, None),
     (True, False, False, "CUDA build needs a GPU; .*setup_vllm_cpu.sh"),
-    (False, True, False, "vLLM is not installed")])
+    (False, False, False, "CUDA build needs a GPU; .*setup_vllm_cpu.sh"),
+    (False, True, False, "vLLM is not installed; ALL=1 bash scripts/setup.sh installs it")])
 def test_vllm_is_picked_where_it_runs(monkeypatch, installed, gpu, cpu, reason):
     monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)

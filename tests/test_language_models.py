@@ -110,10 +110,16 @@ def test_what_needs_a_gpu_is_refused_without_one(tiny_lm, quantization, use_vllm
 def test_what_a_gguf_file_cannot_do_is_refused(tiny_lm, monkeypatch):
     loading.check_use("smollm2-135m", None, False)
     monkeypatch.setattr(loading, "cuda_is_there", lambda: True)
+    there, find = {"vllm": object(), "bitsandbytes": object()}, loading.importlib.util.find_spec
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: there.get(name) or find(name))
     for quantization, use_vllm, option in (("8bit", False, "--load_in_8bit"), (None, True, "--use_vllm")):
         loading.check_use(tiny_lm, quantization, use_vllm)
         with pytest.raises(UserError, match=f"^{option} does not go with smollm2-135m, a .gguf file; .*export_model"):
             loading.check_use("smollm2-135m", quantization, use_vllm)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    for quantization, missing in (("4bit", "bitsandbytes"), (None, "vllm")):
+        with pytest.raises(UserError, match=f"needs {missing}, .* install it with: ALL=1 bash scripts/setup.sh"):
+            loading.check_use(tiny_lm, quantization, True)
 
 
 def test_options_that_exclude_each_other_are_refused():

@@ -27,6 +27,12 @@ def note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
+def loading(model: str, pretrained: str | None = None) -> None:
+    """Say at once, on stderr, which model is loaded: libraries and weights take seconds before there is more to say."""
+    if is_main_process():
+        print(f"loading {model}{f' ({pretrained})' if pretrained else ''} ...", file=sys.stderr, flush=True)
+
+
 # The ranges of all options. What takes memory, processes or disk has an end that no machine needs to go beyond.
 NATURAL, POSITIVE, SEED = Number(int, 0), Number(int, 1), Number(int, 0, 2 ** 32 - 1)
 FRACTION, RATE, WEIGHT = Number(float, 0, 1), Number(float, 0, above=True), Number(float, 0)

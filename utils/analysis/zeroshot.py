@@ -1,21 +1,25 @@
 """Texts in the joint space: classifiers, text pools, accuracy (paper section 2 and appendix)."""
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from utils.cli import UserError, note
 from utils.inputs import read_text
-from utils.models.model import Model
+
+if TYPE_CHECKING:
+    from utils.models.model import Model
+
+# torch and open_clip are imported where they are used: what reads arrays alone needs neither.
 
 
-@torch.inference_mode()
-def classifier(clip: Model, classes: list[str], templates: list, batch_size: int) -> np.ndarray:
+def classifier(clip: "Model", classes: list[str], templates: list, batch_size: int) -> np.ndarray:
     """Zero-shot classifier [d, classes], one unit column a class: the mean of its prompts' unit embeddings.
 
     `templates` are functions from a class name to a prompt; `batch_size` counts prompts.
     """
+    import torch
+    import torch.nn.functional as F
     from tqdm import tqdm
 
     longest = [max((template(name) for template in templates), key=len) for name in classes]
@@ -28,8 +32,9 @@ def classifier(clip: Model, classes: list[str], templates: list, batch_size: int
     return torch.cat(columns).T.contiguous().cpu().numpy()
 
 
-def embed_texts(clip: Model, texts: list[str], batch_size: int, source: str = "the texts") -> np.ndarray:
+def embed_texts(clip: "Model", texts: list[str], batch_size: int, source: str = "the texts") -> np.ndarray:
     """Unit embeddings [m, d] of texts, which `check_texts` has seen; `source` is where they come from."""
+    import torch
     from tqdm import tqdm
 
     check_texts(clip, texts, source, [repr(text) for text in texts])
@@ -38,7 +43,7 @@ def embed_texts(clip: Model, texts: list[str], batch_size: int, source: str = "t
     return torch.cat(parts).cpu().numpy()
 
 
-def check_texts(clip: Model, texts: list[str], source: str, names: list[str]) -> None:
+def check_texts(clip: "Model", texts: list[str], source: str, names: list[str]) -> None:
     """Say which texts a model reads the beginning of, as they have more tokens than it takes; `source` and `names` are
     what messages call them. Raises UserError where two become one by that."""
     cut = clip.cut(texts)

@@ -75,8 +75,8 @@ def caption(scene: Scene, rng: np.random.Generator, detail: float = 0.5) -> str:
 def templates(name: str) -> list[Callable[[str], str]]:
     """Prompt templates for class names of a data set: functions from a name to a text."""
     if not REGISTRY[name].scenes:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-        return list(OPENAI_IMAGENET_TEMPLATES)
+        from utils.light import open_clip
+        return list(open_clip.OPENAI_IMAGENET_TEMPLATES)
     plurals = {concept["name"]: concept["plural"] for concept in concepts()}
 
     def fill(template: str, class_name: str) -> str:

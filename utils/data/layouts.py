@@ -98,8 +98,8 @@ def _flat_imagenet(root: Path, images: Path) -> Files:
 
 def imagenet_classes() -> list[str]:
     """Names of ImageNet's 1,000 classes, as open_clip has them."""
-    from open_clip import IMAGENET_CLASSNAMES
-    return list(IMAGENET_CLASSNAMES)
+    from utils.light import open_clip
+    return list(open_clip.IMAGENET_CLASSNAMES)
 
 
 def cifar(name: str, root: Path, split: str) -> tuple:

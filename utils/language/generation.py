@@ -31,8 +31,10 @@ def pick_backend(wanted: str, base_url: str | None = None) -> str:
         raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
     if wanted == "vllm" and not runs:
         raise UserError("--backend vllm cannot run here: " + (
-            "vLLM's CUDA build needs a GPU; bash scripts/setup_vllm_cpu.sh makes .venv-vllm with its CPU build, to be "
-            "run as .venv-vllm/bin/python inference.py" if installed else "vLLM is not installed")
+            "vLLM is not installed; ALL=1 bash scripts/setup.sh installs it"
+            if torch.cuda.is_available() else
+            "vLLM's CUDA build needs a GPU; bash scripts/setup_vllm_cpu.sh makes .venv-vllm with its CPU build, "
+            "to be run as .venv-vllm/bin/python inference.py")
             + "; or take --backend hf")
     backend = wanted if wanted != "auto" else "vllm" if runs else "hf"
     if backend != "hf" and cli.process_count() > 1:

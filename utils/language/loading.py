@@ -145,6 +145,9 @@ def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
     option = f"--load_in_{quantization}" if quantization else "--use_vllm" if use_vllm else None
     if option and not cuda_is_there():
         raise UserError(f"{option} needs a CUDA GPU; leave it out")
+    missing = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", None: "vllm"}[quantization]
+    if option and importlib.util.find_spec(missing) is None:
+        raise UserError(f"{option} needs {missing}, which is not installed; install it with: ALL=1 bash scripts/setup.sh")
     if option and _gguf(name):
         raise UserError(f"{option} does not go with {name}, a .gguf file; leave it out, or write the model as a folder "
                         f"first: python -m scripts.export_model --model_name {name} --output_dir FOLDER")

@@ -105,7 +105,7 @@ def split_vlm_name(name: str) -> tuple[str, str | None] | None:
     if model not in open_clip_models():
         raise UserError(f"unknown VLM {name!r}: no open_clip model {model!r}; closest are "
                         + closest(model, [*open_clip_models(), "emojiclip"], OPEN_CLIP))
-    import open_clip
+    from utils.light import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:

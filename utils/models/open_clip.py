@@ -6,14 +6,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import open_clip
 import torch
-from open_clip import convert, transform
-from open_clip.model import convert_to_custom_text_state_dict
 from torch import nn
 
 from utils.cli import DEFAULT_MODEL, DEFAULT_PRETRAINED, UserError, note
 from utils.data import pictures
+from utils.light import open_clip, with_transformers
 from utils.models import names, weights
 from utils.models.model import Model, frozen, readable_errors
 
@@ -48,6 +46,8 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
                 if name in settings}
     if "quick_gelu" in settings:
         options |= {"force_quick_gelu": False, "quick_gelu": settings["quick_gelu"]}
+    if _has_text_tower_of_transformers(full_name):
+        with_transformers()
     torch.manual_seed(seed)
     try:
         with warnings.catch_warnings(), readable_errors(f"--model {model} --pretrained {pretrained}: the weights",
@@ -118,7 +118,7 @@ def _settings_of_file(model: str, file: str, settings: dict) -> tuple[dict, str 
     config = open_clip.get_model_config(model.replace("/", "-"))
     companion = weights.read_companion(file, config)
     found = (companion or {}) | settings
-    assumed = {"mean": list(transform.OPENAI_DATASET_MEAN), "std": list(transform.OPENAI_DATASET_STD),
+    assumed = {"mean": list(open_clip.transform.OPENAI_DATASET_MEAN), "std": list(open_clip.transform.OPENAI_DATASET_STD),
                "interpolation": "bicubic", "quick_gelu": bool(config.get("quick_gelu"))}
     lacking = [name for name in assumed if name not in found]
     if not lacking:
@@ -146,9 +146,9 @@ def _in_words(name: str, value) -> str:
 
 def _fill(network: nn.Module, found: dict, model: str, file: str) -> None:
     """Load weights of a file, with open_clip's own conversions from the layouts of other projects."""
-    found = convert.convert_state_dict(network, found)
+    found = open_clip.convert.convert_state_dict(network, found)
     if "positional_embedding" in found and not hasattr(network, "positional_embedding"):
-        found = convert_to_custom_text_state_dict(found)
+        found = open_clip.model.convert_to_custom_text_state_dict(found)
     own = network.state_dict()
     for name in ("logit_scale", "logit_bias"):  # numbers, or vectors of one
         if name in found and name in own and found[name].numel() == 1:
@@ -156,6 +156,15 @@ def _fill(network: nn.Module, found: dict, model: str, file: str) -> None:
     # Of the format of others: what is no weight.
     extra = ("text.transformer.embeddings.position_ids", "input_resolution", "context_length", "vocab_size")
     weights.fit(network, {name: value for name, value in found.items() if name in own or name not in extra}, model, file)
+
+
+def _has_text_tower_of_transformers(name: str) -> bool:
+    """Whether a model may have one; of a hub's, nobody knows before it is fetched."""
+    if name.startswith("local-dir:"):
+        config = Path(name.removeprefix("local-dir:"), "open_clip_config.json").read_text(encoding="utf-8")
+        return "hf_model_name" in config
+    config = open_clip.get_model_config(name.replace("/", "-"))
+    return config is None or "hf_model_name" in config.get("text_cfg", {})
 
 
 def _check_folder(folder: Path) -> None:

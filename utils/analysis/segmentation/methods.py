@@ -19,7 +19,6 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from utils.analysis import alignment
@@ -33,6 +32,7 @@ from utils.decompose.neurons import Neurons
 from utils.decompose.registers import Registers
 from utils.decompose.terms import TokenTerms
 from utils.decompose.tower import Tower, read_tower
+from utils.light import open_clip
 from utils.models.model import Model
 from utils.models.names import file_name
 from utils.runs import files
@@ -70,8 +70,8 @@ def transform(model: Model, patch_size: tuple[int, int] | None, image_size: int 
                             f"nearest are {below} and {below + step}")
         if (side, side) == tuple(model.image_size):
             return model.preprocess, side
-        prepare = image_transform_v2(PreprocessCfg(**{**model.tower.preprocess_cfg, "size": side}), is_train=False)
-        return pictures.Shaped(prepare), side
+        settings = open_clip.transform.PreprocessCfg(**{**model.tower.preprocess_cfg, "size": side})
+        return pictures.Shaped(open_clip.transform.image_transform_v2(settings, is_train=False)), side
     height, width = model.image_size
     if height != width:
         raise UserError(f"the model takes images of {height} x {width} pixels, and figures are taken on squares; "
