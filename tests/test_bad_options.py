@@ -38,7 +38,8 @@ COMMON = {
     "compute_use_specific_heads": "--model emojiclip --dataset emoji_spurious --input_dir {runs} --output_dir {out} --device cpu",
     "make_report": "--model emojiclip --dataset imagefolder --data_path {images} --input_dir {runs} --output_dir {out} "
                    "--text_dir {texts} --text_descriptions pool --texts_per_head 3",
-    "train": "--model_name {lm} --output_dir {out} --steps 4 --batch_size 8 --per_device_batch_size 4 --num_generations 2",
+    "train": "--num_concepts 4 --num_images_for_reward 2 --model_name {lm} --output_dir {out} --steps 4 --batch_size 8 "
+             "--per_device_batch_size 4 --num_generations 2",
     "inference": "--model_name {lm} --output_filepath {out}/d.json --num_concepts 2 --backend hf --device cpu",
     "scripts.build_class_descriptions": "--dataset emoji --model_name {lm} --output_filepath {out}/pool.txt --backend hf "
                                         "--device cpu",
@@ -99,7 +100,8 @@ TABLE = [
     ("compute_heatmaps", "--model emoji --text a", "unknown model"),
     ("compute_heatmaps", "--model RN50 --pretrained none --text a", "ResNet"),
     ("compute_head_truth", "--dataset imagenet", "the truth of its images is not known; it is of emoji, "),
-    ("compute_head_truth", "--texts_per_head 7", " && python compute_complete_text_set.py --model emojiclip --dataset emoji_seg"),
+    ("compute_head_truth", "--texts_per_head 7",
+     " && python compute_complete_text_set.py --model emojiclip --dataset emoji_seg"),
     ("compute_head_names", "--compare_dataset emoji", "--compare_dataset says what --compare is on"),
     ("compute_head_names", "--attributes none.yaml", "none.yaml: cannot be read"),
     ("compute_head_names", "--refine 0", "--refine is 0; it must be at least 1"),
@@ -452,8 +454,8 @@ def test_options_that_cannot_be_are_one_line(refused, places, tiny_lm, tmp_path,
     assert not (tmp_path / "new").exists()
 
 
-# Options by what their values mean: what is nowhere, what is empty, and what is no file of that kind. A script's line in
-# COMMON, with what stands here, could run; each of its options is then given a bad value in turn.
+# Options by what their values mean: what is nowhere, what is empty, and what is no file of that kind. A script's line
+# in COMMON, with what stands here, could run; each of its options is then given a bad value in turn.
 FULL = {
     "compute_ablations": "--model emojiclip --dataset imagefolder --input_dir {runs}",
     "compute_prs": "--dataset imagefolder --data_path {images}",

@@ -36,7 +36,8 @@ def test_a_step_that_reads_arrays_needs_neither_torch_nor_open_clip(tmp_path):
     write_run(tmp_path, "emoji", "m", {"attn": rng.normal(size=(6, 2, 2, 7)), "mlp": rng.normal(size=(6, 3, 7))},
               np.arange(6) % 2)
     write_classifier(tmp_path, "emoji", "m", rng.normal(size=(7, 2)))
-    assert imported("compute_ablations.py", "--model", "m", "--dataset", "emoji", "--input_dir", tmp_path) == ["nothing"]
+    assert imported("compute_ablations.py", "--model", "m", "--dataset", "emoji",
+                    "--input_dir", tmp_path) == ["nothing"]
 
 
 def test_a_heat_map_needs_no_transformers(tmp_path):
@@ -52,6 +53,7 @@ def test_a_text_tower_of_transformers_has_what_it_needs():
            "assert hf_model.transformers is None\n" \
            "with_transformers()\n" \
            "tower = hf_model.HFTextEncoder('roberta-base', 8, pretrained=False, pooler_type='mean_pooler',\n" \
+           "    proj_type='linear',\n" \
            "    config=hf_model.AutoConfig.for_model('roberta', vocab_size=50, hidden_size=16, num_hidden_layers=1,\n" \
            "        num_attention_heads=2, intermediate_size=16))\n" \
            "import torch\n" \
@@ -73,5 +75,6 @@ def test_the_default_batch_size_goes_by_tower_and_device_alone(weights, size, de
 def test_a_small_tower_on_a_processor_takes_64():
     clip = random_clip(**VARIANTS["plain"])
     model = Model(name="m", source="", device=torch.device("cpu"), network=clip, tower=clip.visual,
-                  encode_image=clip.encode_image, preprocess=None, image_size=(32, 32), class_token=True, prefix_tokens=1)
+                  encode_image=clip.encode_image, preprocess=None, image_size=(32, 32), class_token=True,
+                  prefix_tokens=1)
     assert default_batch_size(model) == 64

@@ -39,7 +39,7 @@ def remembered(folder: str, model: str, dataset: str | None = None) -> dict:
     for path in sorted(Path(folder).glob(f"*_{file_name(model)}.json")):
         try:
             options = options_of(json.loads(path.read_text(encoding="utf-8"))["command"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of another kind
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # of another kind
             continue
         if file_name(str(options.get("model"))) != file_name(model):
             continue

@@ -78,7 +78,7 @@ class Run:
         """
         place = Place(folder, dataset, model, split)
         manifest = files.read_manifest(place.manifest, files.OF_RUN) if place.manifest.is_file() else None
-        storage = (manifest or {}).get("options", {}).get("storage", "full")
+        storage = ((manifest or {}).get("options") or {}).get("storage", "full")
 
         def array(what: str) -> files.Stored:
             return files.open_array(place.path(what), None if what == "labels" else manifest, place.command())
