@@ -52,7 +52,8 @@ def get_args_parser():
                         help="of --dataset webdataset: which image of a sample, such as rgb.png of 0001.rgb.png "
                              "(default: its only one)")
     parser.add_argument("--batch_size", type=cli.SIZE,
-                        help="images a forward pass (default: 4 to 64 on a CPU, 8 to 256 elsewhere, by the model's size)")
+                        help="images a forward pass (default: 4 to 64 on a CPU, 8 to 256 elsewhere, by the model's "
+                             "size)")
     parser.add_argument("--num_workers", type=cli.NATURAL,
                         help="processes that read images (default: one a core, at most 10)")
     cli.add_output_dir(parser, "the arrays go")

@@ -33,8 +33,8 @@ def missing(*places, **needs) -> list[list[str]]:
 def test_all_that_a_report_reads_is_named_at_once(tmp_path):
     folder = str(tmp_path / "a folder")
     given = {"pretrained": "openai", "seed": 3, "data_path": "/my pictures"}
-    found = missing(Place(folder, "imagefolder", "ViT-L-14", "test"), classifier=True, pools=["pool"], text_dir="my texts",
-                    heads=("pool", 5), ablations=True, given=given)
+    found = missing(Place(folder, "imagefolder", "ViT-L-14", "test"), classifier=True, pools=["pool"],
+                    text_dir="my texts", heads=("pool", 5), ablations=True, given=given)
     assert found == [
         ["compute_prs.py", "--dataset", "imagefolder", "--model", "ViT-L-14", "--pretrained", "openai", "--seed", "3",
          "--data_path", "/my pictures", "--output_dir", folder, "--split", "test"],
@@ -77,7 +77,8 @@ def test_a_mapped_model_needs_the_runs_that_its_maps_are_trained_on(tmp_path):
     place = Place(folder, "emoji", "emojivit-as-emojiclip")
     found = missing(place, classifier=True)
     source = "timm:local-dir:models/emojivit"
-    assert [words[0] for words in found] == ["compute_prs.py"] * 3 + ["compute_alignment.py", "compute_text_projection.py"]
+    assert [words[0] for words in found] == [*["compute_prs.py"] * 3, "compute_alignment.py",
+                                             "compute_text_projection.py"]
     assert [words[4] for words in found] == [source, "emojiclip", source, source, "emojiclip"]
     assert [words[-1] for words in found[:3]] == ["train", "train", folder]
     assert missing(Place(folder, "emoji", "timm-vit-as-emojiclip"))[0][4] == "timm:vit"
@@ -92,7 +93,8 @@ def test_only_what_is_missing_is_named(tmp_path):
     place = Place(str(tmp_path), "emoji", "emojiclip")
     write_run(tmp_path, "emoji", "emojiclip", TERMS, [0])
     files.check_there([place])
-    with pytest.raises(cli.UserError, match=re.escape("emoji_classifier_emojiclip.npy does not exist; make it with: python")):
+    message = "emoji_classifier_emojiclip.npy does not exist; make it with: python"
+    with pytest.raises(cli.UserError, match=re.escape(message)):
         files.check_there([place], classifier=True)
     write_classifier(tmp_path, "emoji", "emojiclip", np.zeros((7, 2), np.float32))
     files.check_there([place], classifier=True)

@@ -118,7 +118,8 @@ def _settings_of_file(model: str, file: str, settings: dict) -> tuple[dict, str 
     config = open_clip.get_model_config(model.replace("/", "-"))
     companion = weights.read_companion(file, config)
     found = (companion or {}) | settings
-    assumed = {"mean": list(open_clip.transform.OPENAI_DATASET_MEAN), "std": list(open_clip.transform.OPENAI_DATASET_STD),
+    usual = open_clip.transform
+    assumed = {"mean": list(usual.OPENAI_DATASET_MEAN), "std": list(usual.OPENAI_DATASET_STD),
                "interpolation": "bicubic", "quick_gelu": bool(config.get("quick_gelu"))}
     lacking = [name for name in assumed if name not in found]
     if not lacking:

@@ -99,8 +99,8 @@ def check_there(places: Sequence[Place], classifier: bool = False, pools: Sequen
     the order in which they need each other.
 
     Inputs are the runs at `places`, of the first of them the zero-shot `classifier`, the embeddings of text `pools` of
-    a folder, TextSpan's texts of its `heads` by the name of their pool and their number, and its `ablations`. `given` are
-    options of the model and the data set that the user has given. Raises UserError.
+    a folder, TextSpan's texts of its `heads` by the name of their pool and their number, and its `ablations`. `given`
+    are options of the model and the data set that the user has given. Raises UserError.
     """
     missing: dict[Path, str] = {}
 
