@@ -41,13 +41,13 @@ def main(args) -> None:
     if args.dataset not in EMBEDDED:
         raise UserError(f"--dataset {args.dataset}: the truth of its images is not known; "
                         f"it is of {', '.join(EMBEDDED)}")
+    attributes = truth.read_attributes(args.text_attributes)
     files.check_there([files.Place(args.input_dir, args.dataset, args.model, args.split)],
                       heads=(args.text_descriptions, args.texts_per_head))
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="heads")
     spans = run.place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".json")
     heads = truth.read_heads(spans, commands.make_texts_of_heads(*run.place.words, args.text_descriptions,
                                                                  args.texts_per_head))
-    attributes = truth.read_attributes(args.text_attributes)
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)
     groups = truth.codes([images.scenes[i] for i in run.indices(images)])

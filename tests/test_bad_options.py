@@ -462,8 +462,9 @@ FULL = {
     "compute_text_projection": "--model emojiclip --dataset imagefolder --data_path {images} --output_dir {out} "
                                "--device cpu",
     "compute_text_set_projection": "--model emojiclip --data_path {texts}/few.txt --output_dir {out} --device cpu",
+    "compute_component_scores": "--features {runs}/features.yaml",
     "compute_heatmaps": "--model emojiclip --text a",
-    "compute_nearest_neighbors": "--index 1 --property color",
+    "compute_nearest_neighbors": "--image {images}/a/0.png --property color",
     "compute_retrieval": "--text a",
     "compute_use_specific_heads": BY_TEXTS,
     "inspect": "--input_filepath {runs}/d.jsonl --dry_run",
@@ -475,8 +476,11 @@ FULL = {
 BESIDE = {
     ("compute_component_repair", "--source_model"): "--classifier probe",
     }
-# Options with any text for a value, that are read by others than this script, or not at all on this machine.
-FREE = {("compute_complete_text_set", "--device"), ("inspect", "--base_url"), ("inspect", "--model"),
+# Options that take any text, those that others read, and images of data sets that are drawn.
+FREE = {("compute_retrieval", "--data_path"), ("compute_component_repair", "--data_path"),
+        ("compute_use_specific_heads", "--data_path"), ("scripts.build_class_descriptions", "--data_path"),
+        ("train", "--data_root"), ("inference", "--data_root"),
+        ("compute_complete_text_set", "--device"), ("inspect", "--base_url"), ("inspect", "--model"),
         ("inspect", "--dataset_name"), ("inspect", "--vlm_name"), ("inference", "--served_model_name"),
         ("compute_use_specific_heads", "--language_model"),
         ("scripts.build_class_descriptions", "--served_model_name")}
@@ -491,7 +495,9 @@ def bad_values(action: argparse.Action, places: dict) -> list[str]:
     if result or action.choices or action.dest == "config" or not metavar.startswith(MEANT):
         return []
     bad = [str(places["bad"] / "nowhere") if metavar.startswith(("FILE", "FOLDER", "PATH", "X.")) else "nowhere"]
-    if metavar.startswith(("FILE", "PATH", "X.")):
+    if metavar == "FILE.txt":  # any lines may be texts
+        bad += [str(places["bad"] / name) for name in ("empty", "noise")]
+    elif metavar.startswith(("FILE", "PATH", "X.")):
         bad += [str(places["bad"] / name) for name in ("empty", "noise", "other.json", "other.yaml")]
     if metavar in ("FOLDER", "PATH"):
         bad += [str(places["bad"] / "folder")]
