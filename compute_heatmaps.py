@@ -119,7 +119,7 @@ def main(args) -> None:
     title = f"{name}: what each patch adds, through {heatmaps.selection(args.layer, args.head)}"
     title += f" ({role})" if role else ""
     if clip.name == "emojiclip":
-        title += f"\n{DRAWINGS}"
+        title += f"; {DRAWINGS}"
         print(f"{DRAWINGS}\n")
     charts.heat_maps(shown, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
