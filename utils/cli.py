@@ -28,7 +28,7 @@ def note(text: str) -> None:
 
 
 def loading(model: str, pretrained: str | None = None) -> None:
-    """Say at once, on stderr, which model is loaded: libraries and weights take seconds before there is more to say."""
+    """Say at once, on stderr, which model is loaded: it takes seconds before there is more to say."""
     if is_main_process():
         print(f"loading {model}{f' ({pretrained})' if pretrained else ''} ...", file=sys.stderr, flush=True)
 
@@ -55,8 +55,7 @@ def check_range(option: str, value: int, most: int, least: int = 1) -> None:
 
 
 def fit(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, most: int, least: int = 1) -> None:
-    """Refuse the value of an option out of a range that only the data tells; a default that is too large becomes the
-    most that there is, with a line that says so."""
+    """`check_range` of an option; a default that is too large becomes the most that there is, and a line says so."""
     value = getattr(args, name)
     if value == parser.get_default(name) and value > most >= least:
         print(f"--{name} is {most}, all that there are, in place of its default {value}", file=sys.stderr)
