@@ -477,7 +477,8 @@ BESIDE = {
     ("compute_component_repair", "--source_model"): "--classifier probe",
     }
 # Options that take any text, those that others read, and images of data sets that are drawn.
-FREE = {("make_report", "--data_path"), ("make_report", "--pretrained"), ("make_report", "--device"),  # read last
+FREE = {("scripts.export_model", "--base_model_name"), ("compute_component_repair", "--pretrained"),
+        ("make_report", "--data_path"), ("make_report", "--pretrained"), ("make_report", "--device"),  # read last
         ("compute_retrieval", "--data_path"), ("compute_component_repair", "--data_path"),
         ("compute_use_specific_heads", "--data_path"), ("scripts.build_class_descriptions", "--data_path"),
         ("train", "--data_root"), ("inference", "--data_root"),
@@ -493,6 +494,8 @@ def bad_values(action: argparse.Action, places: dict) -> list[str]:
     metavar, result = str(action.metavar), action.dest.startswith(("output", "figures"))
     if action.dest == "device":
         return ["tpu", "meta", "cuda:99"]
+    if action.dest in ("model_name", "base_model_name"):
+        return ["./nowhere"]  # another name might be a hub's
     if result or action.choices or action.dest == "config" or not metavar.startswith(MEANT):
         return []
     bad = [str(places["bad"] / "nowhere") if metavar.startswith(("FILE", "FOLDER", "PATH", "X.")) else "nowhere"]
