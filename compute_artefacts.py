@@ -3,11 +3,11 @@
     python compute_artefacts.py --model ViT-B-16 --pretrained laion2b_s34b_b88k --dataset imagenet --data_path DIR
     python compute_artefacts.py --model emojiclip --dataset emoji --image photo.png --text "a red apple"
 
-A patch token is an outlier if its norm after the last block but one is above the median of all such norms plus --deviations
-times their median absolute deviation; the rule is printed. Says of each layer the median norm, the 99.9th percentile,
-how many tokens are outliers, and how much of the class token's attention they get; what they add to the score of the
-predicted class and to its heat map, where compute_text_projection.py's classifier is in --output_dir; and which neurons
-up to --top_layer have the largest mean absolute activation there: the register neurons of `--registers N`
+A patch token is an outlier if its norm after the last block but one is above the median of all such norms plus
+--deviations times their median absolute deviation; the rule is printed. Says of each layer the median norm, the 99.9th
+percentile, how many tokens are outliers, and how much of the class token's attention they get; what they add to the
+score of the predicted class and to its heat map, where compute_text_projection.py's classifier is in --output_dir; and
+which neurons up to --top_layer have the largest mean absolute activation there: the register neurons of `--registers N`
 (arXiv 2506.08010) in compute_prs.py, compute_heatmaps.py and compute_segmentations.py, which give these tokens a place
 of their own.
 
@@ -24,7 +24,8 @@ def get_args_parser():
     cli.add_model_settings(parser)
     cli.add_data_options(parser, NAMES)
     cli.add_split_option(parser)
-    parser.add_argument("--num_images", type=cli.POSITIVE, default=500, metavar="N", help="of the data set, evenly spaced")
+    parser.add_argument("--num_images", type=cli.POSITIVE, default=500, metavar="N",
+                        help="of the data set, evenly spaced")
     parser.add_argument("--deviations", type=cli.RATE, default=15.0, metavar="K",
                         help="median absolute deviations above the median from which on a norm is an outlier")
     parser.add_argument("--top_layer", type=cli.NATURAL, metavar="L",
@@ -50,7 +51,8 @@ def main(args) -> None:
     # The images and the model.
     picture = pictures.read_option(args.image) if args.image else None
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
-    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, settings=cli.model_settings(args))
+    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed,
+                 settings=cli.model_settings(args))
     layers = len(artefacts.known(model).blocks)
     top_layer = (layers - 1) // 2 if args.top_layer is None else args.top_layer
     cli.check_range("--top_layer", top_layer, max(layers - 2, 0), 0)
@@ -79,7 +81,8 @@ def main(args) -> None:
                                                 found["threshold"])
         print("of the heat maps of predicted classes, outliers hold "
               f"{100 * found['of_score']['share_of_heat']:.2f}%; they add "
-              f"{found['of_score']['mean_score_of_outliers']:+.4f} to the score, of {found['of_score']['mean_score']:.4f}")
+              f"{found['of_score']['mean_score_of_outliers']:+.4f} to the score, of "
+              f"{found['of_score']['mean_score']:.4f}")
 
     path = place.path("artefacts", ".json")
     about = {"model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,

@@ -42,8 +42,8 @@ def get_args_parser():
     parser.add_argument("--neurons", type=cli.NATURAL, default=50, metavar="N", help="neurons that are shown")
     parser.add_argument("--indirect_images", type=cli.NATURAL, default=500, metavar="N",
                         help="images of the indirect effect, a full pass for each of 20 neurons; 0 leaves it out")
-    parser.add_argument("--heads", metavar="LIST", help="later heads, such as 5.4,5.3: ablate the ten neurons that feed "
-                                                        "them most, too (default: none)")
+    parser.add_argument("--heads", metavar="LIST",
+                        help="later heads, such as 5.4,5.3: ablate the ten neurons that feed them most (default: none)")
     parser.add_argument("--text_attributes", metavar="FILE.csv",
                         help="of embedded scenes: what each text is about, to compare with the truth (default: none)")
     parser.add_argument("--per_head", action="store_true", help="also store c, what each neuron adds to each head")
@@ -71,7 +71,8 @@ def main(args) -> None:
     fit_images = datasets.load_images(args.dataset, args.data_path, split=fit_split)
     attributes = truth.read_attributes(args.text_attributes) if args.text_attributes else None
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
-    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, settings=cli.model_settings(args))
+    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed,
+                 settings=cli.model_settings(args))
     of_model = Neurons(model, args.layers)
     heads = components.parse_heads(args.heads) if args.heads else []
     components.check_heads(heads, [head for layer in of_model.layers for head in of_model.heads(layer)])

@@ -11,8 +11,8 @@ Writes to --output_dir, for m texts, l layers and h heads of the text tower, and
     {pool}_text_{model}.json      what made them
 
 Both sum to each text's unit representation. Of a model whose text projection has a bias (SigLIP), the first entry of
-mlp holds it, and {pool}_text_bias_{model}.npy [m, d] says which part of that entry it is. `python compute_text_heads.py`
-reads these files: which heads matter, what they read, and which texts they tell apart.
+mlp holds it, and {pool}_text_bias_{model}.npy [m, d] says which part of that entry it is. compute_text_heads.py reads
+these files: which heads matter, what they read, and which texts they tell apart.
 """
 from utils import cli
 from utils.cli import UserError

@@ -4,7 +4,7 @@
     python -m scripts.bench coverage                                # which models are decomposed exactly
     python -m scripts.bench components --models vit_base_patch14_dinov2 --batch_size 2 --threads 1
     python -m scripts.bench segmentation --model emojiclip --batch_size 64
-    python -m scripts.bench inside --model ViT-B-16                 # neurons beside encode_image, texts beside encode_text
+    python -m scripts.bench inside --model ViT-B-16                 # neurons beside images, terms of texts beside texts
     python -m scripts.bench textspan
     python -m scripts.bench names --input_dir output_dir/beyond_clip  # names of heads, every method
     python -m scripts.bench start                                   # until a script says something
@@ -262,8 +262,8 @@ def inside(args) -> None:
     """What effects of neurons of three layers cost beside encode_image, and terms of texts beside encode_text.
 
     Second-order effects of all neurons of the three layers before the last one, as coefficients of every later head. A
-    batch of random images, and of as many texts of the general pool. The fastest repeat of each counts, as other work on
-    the machine only ever adds time.
+    batch of random images, and of as many texts of the general pool. The fastest repeat of each counts, as other work
+    on the machine only ever adds time.
     """
     from pathlib import Path
 
@@ -281,7 +281,8 @@ def inside(args) -> None:
     lines = pool.read_text(encoding="utf-8").splitlines()[:args.batch_size]
     ways = {"encode_image": lambda: clip.encode_image(images).cpu(),
             "neurons": lambda: neurons.effects(images).representation.cpu(),
-            "encode_text": lambda: clip.encode_text(lines).cpu(), "terms of texts": lambda: texts.terms(lines).values.cpu()}
+            "encode_text": lambda: clip.encode_text(lines).cpu(),
+            "terms of texts": lambda: texts.terms(lines).values.cpu()}
     with torch.inference_mode():
         found = {name: min(clock for clock, _ in seconds) for name, seconds in turns(ways, args.repeats).items()}
     of_layers = ", ".join(map(str, neurons.layers))

@@ -452,7 +452,8 @@ def second_order(visual, image, layer):
     rows, p = block.mlp.c_proj.weight.T * gamma, layers[layer]["hidden"]           # [N, w], [n, N]
     coefficients, directions, walked = [], [], 0
     for later in range(layer + 1, len(layers)):
-        attn, norm, x = visual.transformer.resblocks[later].attn, visual.transformer.resblocks[later].ln_1, layers[later]
+        own, x = visual.transformer.resblocks[later], layers[later]
+        attn, norm = own.attn, own.ln_1
         std = (x["before"].var(dim=-1, correction=0) + norm.eps).sqrt()            # [n]
         k, width = x["heads"][0]["output"].shape[1], final.shape[0]
         for head in range(len(x["heads"])):

@@ -34,8 +34,8 @@ def planted():
 
 
 def slow_norms(visual, images, some=None):
-    """Norms of the tokens after each block, and the unit representations: open_clip's own modules, and for registers the
-    definition, token by token."""
+    """Norms of the tokens after each block, and the unit representations: open_clip's own modules, and for registers
+    the definition, token by token."""
     x = visual.conv1(images).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
     x = visual.ln_pre(x)
@@ -159,6 +159,7 @@ def test_scripts_find_outliers_and_take_registers(tmp_path, planted_folder, fold
 
     image = folder_of_images / "cat" / "1.png"
     code, said, err = run_script("compute_heatmaps", *common, "--image", image, "--text", "a cat", "--registers", 1,
-                                 "--artefacts", out / "imagefolder_artefacts_planted.json", "--output", tmp_path / "h.png")
+                                 "--artefacts", out / "imagefolder_artefacts_planted.json", "--output",
+                                 tmp_path / "h.png")
     assert code == 0, err
     assert "class and register tokens" in said

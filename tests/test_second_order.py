@@ -85,7 +85,8 @@ def test_fit_is_the_mean_and_first_direction_of_literal_effects():
     norms = centred.norm(dim=-1)
     fitted = fits[1]
     torch.testing.assert_close(fitted.mean.double(), phi.mean(dim=0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(fitted.threshold.double(), norms.sort(dim=0, descending=True)[0][99], atol=1e-6, rtol=1e-3)
+    hundredth = norms.sort(dim=0, descending=True)[0][99]
+    torch.testing.assert_close(fitted.threshold.double(), hundredth, atol=1e-6, rtol=1e-3)
     for neuron in (0, 7):
         largest = norms[:, neuron].topk(100)[1]
         right = torch.linalg.svd(centred[largest, neuron])[2][0]
@@ -97,7 +98,8 @@ def test_fit_is_the_mean_and_first_direction_of_literal_effects():
     found = Prepared.of(directions[1], fitted).arrays(
         of_model.effects(images).coefficients[1], torch.zeros(110, 20), [2, 3])
     torch.testing.assert_close(found["norms"].double(), norms, atol=1e-5, rtol=1e-3)
-    torch.testing.assert_close(found["scores"].double(), (centred * fitted.direction.double()).sum(-1), atol=1e-5, rtol=0)
+    along = (centred * fitted.direction.double()).sum(-1)
+    torch.testing.assert_close(found["scores"].double(), along, atol=1e-5, rtol=0)
     torch.testing.assert_close(found["sum"].double(), centred.sum(dim=1), atol=1e-4, rtol=0)
     torch.testing.assert_close(found["picked"].double(), centred[:, 2:4].sum(dim=1), atol=1e-5, rtol=0)
     significant = found["norms"] >= fitted.threshold  # of each neuron one norm lies on the threshold, but for rounding
@@ -121,8 +123,8 @@ def test_accuracies_are_those_of_representations_made_again():
     direction, pool = rng.normal(size=(6, 8)), rng.normal(size=(12, 8))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     scores = np.einsum("bnd,nd->bn", phi, direction)
-    found = neurons.accuracies({"scores": scores, "sum": phi.sum(1), "significant": phi[:, :2].sum(1), "direct": direct},
-                               representation, direction, labels, classifier, pool, [8])
+    arrays = {"scores": scores, "sum": phi.sum(1), "significant": phi[:, :2].sum(1), "direct": direct}
+    found = neurons.accuracies(arrays, representation, direction, labels, classifier, pool, [8])
 
     def percent(x):
         return 100 * np.mean((x @ classifier).argmax(1) == labels)
@@ -143,8 +145,8 @@ def test_the_script_goes_on_where_it_was_cut_off(tmp_path, folder_of_images, run
     images = ("--dataset", "imagefolder", "--data_path", folder_of_images)
     run_script("compute_text_projection", *data, *images)
     run_script("compute_text_set_projection", *data, "--data_path", pool)
-    common = (*data, *images, "--layers", 3, 4, "--fit_split", "same", "--text_dir", tmp_path, "--text_descriptions", "few",
-              "--texts_per_neuron", 2, "--neurons", 3, "--indirect_images", 16, "--heads", "5.4", "--per_head")
+    common = (*data, *images, "--layers", 3, 4, "--fit_split", "same", "--text_dir", tmp_path, "--text_descriptions",
+              "few", "--texts_per_neuron", 2, "--neurons", 3, "--indirect_images", 16, "--heads", "5.4", "--per_head")
     code, said, err = run_script("compute_second_order", *common)
     assert code == 0, err
     assert "layer 4: baseline" in said
@@ -187,6 +189,7 @@ def test_neurons_segment_by_their_mean_activation(tmp_path):
                          for n in range(192)), reverse=True)[:200]
         slow = sum(activations[layer][i, 1:, n] for _, layer, n in ranked) / len(ranked)
         torch.testing.assert_close(found[i].flatten(), slow, atol=1e-4, rtol=1e-3)
-    assert figures.foreground(torch.tensor([[[0.0, 0.4], [0.6, 1.0]]]), 0.5).tolist() == [[[False, False], [True, True]]]
+    heat = torch.tensor([[[0.0, 0.4], [0.6, 1.0]]])
+    assert figures.foreground(heat, 0.5).tolist() == [[[False, False], [True, True]]]
     with pytest.raises(UserError, match="which --method neurons reads"):
         explainer.take_neurons(str(tmp_path), "imagenet", "x")

@@ -232,7 +232,8 @@ def add_register_options(parser: argparse.ArgumentParser, folder: str = "--outpu
     parser.add_argument("--registers", type=NATURAL, default=0, metavar="N",
                         help="register tokens, which take outlying norms off the patches (docs/artefacts.md)")
     parser.add_argument("--artefacts", metavar="FILE.json",
-                        help=f"the file of compute_artefacts.py that names register neurons (default: the one in {folder})")
+                        help="the file of compute_artefacts.py that names register neurons (default: the one in "
+                             f"{folder})")
 
 
 def add_vlm_options(parser: argparse.ArgumentParser, option: str = "--vlm_name",

@@ -109,4 +109,5 @@ def of_scores(decomposer: Decomposer, read: Callable[[], Iterator[Tensor]], clas
         heat = found.patches()[0].flatten(1)
         parts = (heat.abs() * outlying, heat.abs(), heat * outlying, found.parts)
         sums, count = sums + [float(part.sum()) for part in parts], count + len(images)
-    return {"share_of_heat": sums[0] / sums[1], "mean_score_of_outliers": sums[2] / count, "mean_score": sums[3] / count}
+    return {"share_of_heat": sums[0] / sums[1], "mean_score_of_outliers": sums[2] / count,
+            "mean_score": sums[3] / count}

@@ -1,4 +1,4 @@
-"""Second-order effects of the neurons of a model on a data set: how they are computed in blocks, kept, and read again."""
+"""Second-order effects of the neurons of a model on a data set: how they are computed in blocks, kept, and read."""
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -39,7 +39,8 @@ def some_batches(images: Images, batch_size: int, number: int) -> list[int]:
     return [i * total // wanted for i in range(wanted)]
 
 
-def texts_of_model(place: Place, weights: dict, pool: str, texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+def texts_of_model(place: Place, weights: dict, pool: str, texts: list[str],
+                   width: int) -> tuple[np.ndarray, np.ndarray]:
     """The classifier [d, classes] of a data set, and the embedded pool [m, d] with these lines, of the model with these
     weights. Raises UserError where one is missing or of another model."""
     classifier = files.open_classifier(place.folder, place.dataset, place.model, weights, width)
@@ -159,8 +160,8 @@ def without_picked(run: NeuronRun, images: Images, layers: Sequence[int], classi
 def title(entry: dict) -> str:
     """A neuron in a short line: its name, the heads that it goes through, and its texts with signs."""
     texts = ", ".join(f"{'+' if text['weight'] > 0 else '-'} {text['text']}" for text in entry["texts"][:4])
-    return textwrap.shorten(f"{entry['neuron']} through {' '.join(head['head'] for head in entry['heads'])}: {texts}", 76,
-                            placeholder=" ...")
+    heads = " ".join(head["head"] for head in entry["heads"])
+    return textwrap.shorten(f"{entry['neuron']} through {heads}: {texts}", 76, placeholder=" ...")
 
 
 def pictures(images: Images, entry: dict, number: int) -> tuple[list[Image.Image], list[Image.Image]]:

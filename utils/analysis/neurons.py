@@ -96,8 +96,8 @@ class Prepared:
     def of(cls, directions: Directions, fitted: Fit) -> "Prepared":
         """From a layer's directions and its fit."""
         starts = range(0, len(fitted.direction), 256)
-        along = [torch.einsum("njd,nd->jn", directions.neurons(list(range(start, min(start + 256, len(fitted.direction))))),
-                              fitted.direction[start:start + 256]) for start in starts]
+        parts = [list(range(start, min(start + 256, len(fitted.direction)))) for start in starts]
+        along = [torch.einsum("njd,nd->jn", directions.neurons(part), fitted.direction[part]) for part in parts]
         return cls(directions, fitted, directions.gram()[:-1], torch.cat(along, dim=1))
 
     def arrays(self, c: Tensor, direct: Tensor, picked: Sequence[int] = ()) -> dict[str, Tensor]:
@@ -168,10 +168,10 @@ def rank_correlations(scores: np.ndarray, norms: np.ndarray, threshold: np.ndarr
     return found
 
 
-def describe(layer: int, fitted: dict[str, np.ndarray], arrays: dict[str, np.ndarray], heads: Sequence, texts: list[str],
-             pool: np.ndarray, number: int, shown: int) -> list[dict]:
-    """The `shown` neurons of a layer with the largest mean second-order effect, by name (layer.neuron): mean norm, share
-    of the first component, `number` texts with signs, the heads that most of it goes through, and the images of the
+def describe(layer: int, fitted: dict[str, np.ndarray], arrays: dict[str, np.ndarray], heads: Sequence,
+             texts: list[str], pool: np.ndarray, number: int, shown: int) -> list[dict]:
+    """The `shown` neurons of a layer with the largest mean second-order effect, by name (layer.neuron): mean norm,
+    share of the first component, `number` texts with signs, the heads that most of it goes through, and the images of the
     highest and of the lowest scores, by their place."""
     norms = arrays["norms"].mean(axis=0)
     order = np.argsort(-norms)[:shown]
@@ -221,4 +221,5 @@ def indirect(neurons: Neurons, fits: dict[int, Fit], read: Callable[[], Iterator
     return {"images": count, "baseline": right[0],
             "layers": {str(layer): value for layer, value in zip(fits, right[1:layers + 1])},
             "neurons": [{"neuron": f"{layer}.{neuron}", "accuracy": accuracy, "mean_change": change}
-                        for (layer, neuron), accuracy, change in zip(singles, right[layers + 1:], moved[layers:] / count)]}
+                        for (layer, neuron), accuracy, change in zip(singles, right[layers + 1:],
+                                                                     moved[layers:] / count)]}

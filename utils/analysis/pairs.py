@@ -87,18 +87,21 @@ def of_columns(decomposer: Decomposer, texts: TextDecomposer, pixels: Tensor, te
     of_heads = [i for i, part in enumerate(terms.components) if part.kind == "attn"]
     own = terms.values[0, of_heads]                                                   # [image heads, d]
     return Pairs(text, float(found.representation[0] @ vectors.sum(dim=0)), rows, names,
-                 torch.cat(values).cpu().numpy(), tuple(patches.shape[1:]), [str(terms.components[i]) for i in of_heads],
+                 torch.cat(values).cpu().numpy(), tuple(patches.shape[1:]),
+                 [str(terms.components[i]) for i in of_heads],
                  [str(part) for part in texts.components if part.kind == "attn"], (own @ heads.T).cpu().numpy(),
                  torch.einsum("id,wtd->wit", own, by_head).cpu().numpy())
 
 
-def top_heads(pairs: Pairs, number: int) -> list[dict]:
-    """For each word the pairs of heads through which most of it goes: image head, text head, and their value."""
+def top_heads(pairs: Pairs, number: int, names: dict[str, str] | None = None) -> list[dict]:
+    """For each word the pairs of heads through which most of it goes: image head, its name (None where it is not among
+    the `names`), text head, and their value."""
     found = []
     for word, values in zip(pairs.columns, pairs.by_word):
         best = np.argsort(-np.abs(values), axis=None)[:number]
         found.append({"word": word, "pairs": [
-            {"image_head": pairs.image_heads[i], "text_head": pairs.text_heads[j], "value": float(values[i, j])}
+            {"image_head": pairs.image_heads[i], "name": (names or {}).get(pairs.image_heads[i]),
+             "text_head": pairs.text_heads[j], "value": float(values[i, j])}
             for i, j in zip(*np.unravel_index(best, values.shape))]})
     return found
 

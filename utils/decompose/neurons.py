@@ -58,8 +58,8 @@ class Neurons:
 
     def __init__(self, model: Model, layers: list[int]):
         if reason := tower.refusal(model.tower):
-            raise UserError(f"--model {model.name}: effects of neurons are known of open_clip's own vision transformers "
-                            f"alone, and of this one not, since {reason}")
+            raise UserError(f"--model {model.name}: effects of neurons are known of open_clip's own vision "
+                            f"transformers alone, and of this one not, since {reason}")
         self.model, self.layers = model, sorted(set(layers))
         self.tower, self.blocks = tower.read_tower(model.tower), list(model.tower.transformer.resblocks)
         for layer in self.layers:

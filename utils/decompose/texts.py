@@ -186,8 +186,8 @@ def read_tower(model: Model) -> tuple[Tower, Callable, Tensor | None]:
 
 
 def _refuse(reason: str) -> UserError:
-    return UserError(f"this model's texts cannot be decomposed: {reason}; known are the text towers of open_clip's CLIP, "
-                     "CoCa and SigLIP, and of transformers' CLIP and SigLIP")
+    return UserError(f"this model's texts cannot be decomposed: {reason}; known are the text towers of open_clip's "
+                     "CLIP, CoCa and SigLIP, and of transformers' CLIP and SigLIP")
 
 
 def _tower(embed: Callable, blocks: list[Block], norm: nn.Module, projection: Tensor) -> Tower:

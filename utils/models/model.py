@@ -28,7 +28,7 @@ class Model:
     tokenizer: Callable[[list[str]], Tensor] | None = None    # texts -> token ids [m, context length]
     encode_text: Callable[[list[str]], Tensor] | None = None  # texts -> representations [m, d]
     cut: Callable[[list[str]], list[int]] = lambda texts: []  # the indices of texts that have more tokens than that
-    own_tokenizer: Callable | None = None                     # gives the library's own, which knows the words of token ids
+    own_tokenizer: Callable | None = None                     # gives the library's own, which knows words of token ids
     logit_scale: float | None = None
     settings: dict = field(default_factory=dict)  # what belongs to the weights: mean, std, interpolation, quick_gelu, ...
 
