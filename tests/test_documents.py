@@ -82,5 +82,5 @@ def test_the_quickstart_ends_with_heads_and_files(tmp_path):
     assert "a wall of purple" in page.read_text(encoding="utf-8")
     assert "kappa: " in found.stdout
     manifests = [path for path in tmp_path.glob("*.json") if "emojiclip" in path.name and "_time_" not in path.name]
-    assert len(manifests) == 6
+    assert len(manifests) == 7  # the run, classifier, pool, ablations, texts, truth and names
     assert not list(tmp_path.glob("*.partial"))
