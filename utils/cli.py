@@ -1,5 +1,5 @@
 """What every script does around its work: options, settings files, errors of the user in one line, several processes,
-and results that have their names only when they are complete. Nothing here knows what the scripts compute."""
+and results that have their names only when they are complete."""
 import argparse
 import contextlib
 import datetime
@@ -252,7 +252,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """The options that choose a chat server and its language model."""
     parser.add_argument("--base_url", metavar="URL",
                         help="OpenAI-compatible server, such as http://localhost:8000/v1 (default: OpenAI's own)")
-    parser.add_argument("--language_model", default="gpt-4o-mini", metavar="NAME", help="of that server")
+    parser.add_argument("--language_model", metavar="NAME", help="of that server, such as OpenAI's gpt-5.4-mini")
 
 
 def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], option: str = "--dataset_name") -> None:
