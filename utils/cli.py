@@ -63,8 +63,6 @@ def fit(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, mo
     check_range(f"--{name}", getattr(args, name), most, least)
 
 
-# Parsers and settings files
-
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Shows a script's docstring as it is, and every default and range."""
 

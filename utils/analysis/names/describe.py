@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from utils.cli import UserError
 from utils.language import chat, jsonl
 from utils.runs.run import Run
 
@@ -29,9 +30,11 @@ MORE = ("You get an attribute of images and some of its values. Give ten further
 Client = Callable[[], chat.ChatClient]  # makes one, which serves for the questions that are asked at once
 
 
-def client(model: str, base_url: str | None) -> Client:
-    """What makes clients of a server with a language model. Raises UserError where there is no key."""
+def client(model: str | None, base_url: str | None) -> Client:
+    """What makes clients of a server with a language model. Raises UserError where there is no key, or no name."""
     chat.api_key(base_url)
+    if not model:
+        raise UserError("--language_model: name the language model of the server")
     return functools.partial(chat.ChatClient, model, base_url, SAMPLING, 120.0, 3)
 
 
