@@ -13,8 +13,9 @@ texts: their difference is theirs pair by pair.
 
 Prints each word's share through patches and through the rest. Writes to --output, by default
 ./output_dir/{picture}_pairs.png: the words, each under its heat map, on one scale; and beside it, as JSON, cosine,
-rows, columns, pairs [rows, columns], and heads: pairs of a head of the image tower and one of the text tower. --top_heads
-lists for each word the pairs of heads through which most of it goes, by the names of --names where it is given.
+rows, columns, pairs [rows, columns], and heads: pairs of a head of the image tower and one of the text tower.
+--top_heads lists for each word the pairs of heads through which most of it goes, by the names of --names where it is
+given.
 """
 from utils import cli
 from utils.cli import UserError
@@ -30,7 +31,8 @@ def get_args_parser():
     parser.add_argument("--top_heads", type=cli.NATURAL, default=0, metavar="N",
                         help="for each word, so many pairs of heads")
     parser.add_argument("--names", metavar="FILE.json",
-                        help="names of the image tower's heads, by compute_head_names.py, for --top_heads (default: none)")
+                        help="names of the image tower's heads, by compute_head_names.py, for --top_heads (default: "
+                             "none)")
     parser.add_argument("--output", metavar="FILE.png",
                         help="where the picture goes (default: ./output_dir/{picture}_pairs.png)")
     return parser
@@ -62,7 +64,8 @@ def main(args) -> None:
 
     # The picture and the model; a wrong file is found before a large model is loaded.
     picture = pictures.read_option(args.image)
-    names = {str(head): row["role"] for head, row in naming.read_file(Path(args.names))[0].items()} if args.names else {}
+    named = naming.read_file(Path(args.names))[0] if args.names else {}
+    names = {str(head): row["role"] for head, row in named.items()}
     model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
     decomposer, texts = Decomposer(model), TextDecomposer(model)
 
@@ -72,7 +75,8 @@ def main(args) -> None:
     records = []
     for one in found:
         print(f"{one.text}\n{pairs.table(one)}\n")
-        records.append({"text": one.text, **pairs.record(one), "top_heads": pairs.top_heads(one, args.top_heads, names)})
+        records.append({"text": one.text, **pairs.record(one),
+                        "top_heads": pairs.top_heads(one, args.top_heads, names)})
         for word in records[-1]["top_heads"][:one.words if args.top_heads else 0]:
             ways = [f"{way['image_head']}{' (' + way['name'] + ')' if way['name'] else ''} x {way['text_head']} "
                     f"{way['value']:+.4f}" for way in word["pairs"]]

@@ -70,8 +70,8 @@ def get_args_parser():
                         help="keep means and second moments over images alone: enough for TextSpan, less than a "
                              "hundredth of the disk; in one piece and one process")
     parser.add_argument("--skip_bad_images", action="store_true",
-                        help="go on without images that cannot be read, and with class folders that are empty, and list "
-                             "them (default: stop at the first)")
+                        help="go on without images that cannot be read, and with class folders that are empty, and "
+                             "list them (default: stop at the first)")
     parser.add_argument("--resume", action="store_true",
                         help="go on with a run that was cut off; one that is complete is left as it is (default: "
                              "begin anew)")

@@ -151,7 +151,8 @@ def main(args) -> None:
         selection.check_split(args.select_split, args.split)
     splits = dict.fromkeys((args.split, args.select_split if args.select else args.split))
     files.check_there([files.Place(args.input_dir, args.dataset, args.model, split) for split in splits],
-                      classifier=True, given={name: getattr(args, name) for name in ("pretrained", "seed", "data_path")})
+                      classifier=True,
+                      given={name: getattr(args, name) for name in ("pretrained", "seed", "data_path")})
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
     cli.fit(get_args_parser(), args, "keep_last_layers", len(run.layers))
     classifier, group, names = run.classifier(), groups.of_images(run, args.data_path), groups.names(args.dataset)

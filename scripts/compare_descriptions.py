@@ -2,8 +2,8 @@
 
     python -m scripts.compare_descriptions --before output_dir/ex2/untrained.json --after output_dir/ex2/aligned.json
 
-Prints mean rewards with standard errors, the difference paired by concept, the signs of collapse, and examples; writes the
-same as comparison.md beside the first --after.
+Prints mean rewards with standard errors, the difference paired by concept, the signs of collapse, and examples; writes
+the same as comparison.md beside the first --after.
 """
 from utils import cli
 from utils.cli import UserError
@@ -24,7 +24,8 @@ def main(args) -> None:
 
     from utils.ex2 import descriptions
 
-    before, after = ([row for path in paths for row in descriptions.read(path)[0]] for paths in (args.before, args.after))
+    before, after = ([row for path in paths for row in descriptions.read(path)[0]]
+                     for paths in (args.before, args.after))
     lines = ["| | mean reward | words | duplicates | repeated phrases | copies | shared phrase |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
     for name, paths, rows in (("before", args.before, before), ("after", args.after, after)):
@@ -38,8 +39,8 @@ def main(args) -> None:
     paired = descriptions.difference(before, after)
     error, number = paired["error"], paired["concepts"]
     lines += ["", f"Difference, paired by concept: {paired['mean']:.2f}"
-              + (f" +- {error:.2f} (standard error over {number} concepts; p {paired['p']:.2g} by Wilcoxon's signed-rank "
-                 "test)." if error else "."), "",
+              + (f" +- {error:.2f} (standard error over {number} concepts; p {paired['p']:.2g} by Wilcoxon's "
+                 "signed-rank test)." if error else "."), "",
               "| question | before | reward | after | reward |", "| --- | --- | --- | --- | --- |"]
     answer = {(row["concept"], row["question"]): row for row in after}
     both = [(row, answer[key]) for row in before if (key := (row["concept"], row["question"])) in answer]

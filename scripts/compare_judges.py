@@ -4,16 +4,16 @@
     python -m scripts.compare_judges --output_dir output_dir/ex2 --model_name smollm2-135m gemma3-270m
     python -m scripts.compare_judges --output_dir output_dir/ex2 --answers output_dir/ex2/labels_inspection.jsonl
 
-Word lists; language models by the log-probability of "yes" and "no" after a question for each verdict; and chat models by
-their answers about data/inspection/labels.jsonl, which inspect.py wrote. Prints Cohen's kappa with its 95% interval, also for
-the two passes of labelling; writes judges.json to --output_dir.
+Word lists; language models by the log-probability of "yes" and "no" after a question for each verdict; and chat models
+by their answers about data/inspection/labels.jsonl, which inspect.py wrote. Prints Cohen's kappa with its 95% interval,
+also for the two passes of labelling; writes judges.json to --output_dir.
 """
 from utils import cli
 
 ASKED = {"informative": "Does the text state a specific fact about {concept}?",
          "visual": "Does the text say how {concept} looks: its color, shape, size, pattern, parts, material or pose?",
-         "nonvisual": "Does the text say something about {concept} that cannot be seen: its place, origin, behavior, use, "
-                      "taste, sound or family?",
+         "nonvisual": "Does the text say something about {concept} that cannot be seen: its place, origin, behavior, "
+                      "use, taste, sound or family?",
          "spurious": "Does the text speak of a photo or picture, or use stock phrases that fit anything?"}
 PROMPT = "Text: {description}\nQuestion: {question} Answer yes or no.\nAnswer:"
 

@@ -1,4 +1,4 @@
-"""What a script refuses before its work begins: every number out of its range, every choice that there is not, and the table.
+"""What a script refuses before its work begins: numbers out of range, choices that there are not, and the table.
 
 Each ends in one line that names the option, with exit code 2, and leaves nothing behind."""
 import argparse
@@ -20,8 +20,8 @@ COMMON = {
     "compute_prs": "--model emojiclip --device cpu --output_dir {out}",
     "compute_complete_text_set": "--model emojiclip --dataset imagefolder --input_dir {runs} --output_dir {out} "
                                  "--text_dir {texts} --text_descriptions pool --num_of_last_layers 2",
-    "compute_segmentations": "--model emojiclip --train_dataset masks_folder --data_path {masks} --classifier_dataset emoji "
-                             "--classifier_dir {runs} --output_dir {out} --device cpu",
+    "compute_segmentations": "--model emojiclip --train_dataset masks_folder --data_path {masks} "
+                             "--classifier_dataset emoji --classifier_dir {runs} --output_dir {out} --device cpu",
     "compute_heatmaps": "--device cpu --image {images}/a/0.png --output {out}/x.png",
     "compute_head_truth": "--model emojiclip --dataset emoji_seg --input_dir {runs} --output_dir {out}",
     "compute_alignment": "--model m --clip clip --dataset emoji --input_dir {runs} --output_dir {out} --device cpu",
@@ -35,18 +35,21 @@ COMMON = {
                                  "--output_dir {out} --heads_file {runs}/heads.yaml --device cpu",
     "compute_retrieval": "--model emojiclip --dataset emoji_spurious --split val --input_dir {runs} --output_dir {out} "
                          "--features {runs}/features.yaml --feature color --device cpu",
-    "compute_use_specific_heads": "--model emojiclip --dataset emoji_spurious --input_dir {runs} --output_dir {out} --device cpu",
+    "compute_use_specific_heads": "--model emojiclip --dataset emoji_spurious --input_dir {runs} --output_dir {out} "
+                                  "--device cpu",
     "make_report": "--model emojiclip --dataset imagefolder --data_path {images} --input_dir {runs} --output_dir {out} "
                    "--text_dir {texts} --text_descriptions pool --texts_per_head 3",
     "train": "--num_concepts 4 --num_images_for_reward 2 --model_name {lm} --output_dir {out} --steps 4 --batch_size 8 "
              "--per_device_batch_size 4 --num_generations 2",
     "inference": "--model_name {lm} --output_filepath {out}/d.json --num_concepts 2 --backend hf --device cpu",
-    "scripts.build_class_descriptions": "--dataset emoji --model_name {lm} --output_filepath {out}/pool.txt --backend hf "
-                                        "--device cpu",
-    "scripts.sweep_textspan": "--model emojiclip --dataset imagefolder --input_dir {runs} --output_dir {out} --text_dir {texts}",
+    "scripts.build_class_descriptions": "--dataset emoji --model_name {lm} --output_filepath {out}/pool.txt "
+                                        "--backend hf --device cpu",
+    "scripts.sweep_textspan": "--model emojiclip --dataset imagefolder --input_dir {runs} --output_dir {out} "
+                              "--text_dir {texts}",
     "models.emojivit.train": "--output_dir {out}",
 }
-BY_TEXTS = "--select texts --spurious_texts {pools}/spurious_backgrounds_emoji.txt --core_texts {pools}/core_animals_emoji.txt"
+BY_TEXTS = ("--select texts --spurious_texts {pools}/spurious_backgrounds_emoji.txt "
+            "--core_texts {pools}/core_animals_emoji.txt")
 # Script, options, and a part of the line.
 TABLE = [
     ("compute_prs", "--dataset imagenot", "invalid choice"),
@@ -430,7 +433,8 @@ def places(tmp_path_factory):
               classes=datasets.class_names("emoji_seg"))
     write_classifier(runs, "emoji", "emojiclip", rng.normal(size=(128, 260)), **own,
                      classes=datasets.class_names("emoji"))
-    (runs / "heads.yaml").write_text("model: emojiclip\ndataset: imagefolder\nheads:\n  color: 5.4 5.3\n  object: '5.1'\n")
+    (runs / "heads.yaml").write_text("model: emojiclip\ndataset: imagefolder\n"
+                                    "heads:\n  color: 5.4 5.3\n  object: '5.1'\n")
     (runs / "features.yaml").write_text("color: [a red background, a blue one]\nobject: [a dog, a pizza]\n")
     (runs / "animals.yaml").write_text("animal: [a dog, a cat]\n")
     (runs / "questions.txt").write_text("What is {concept}?\nWhat is it?\n")

@@ -105,7 +105,8 @@ def test_a_range_has_its_ends_in_it():
 
 @pytest.mark.parametrize("line, found", [
     ("index: 3", [3]), ("index: [3, 4]", [3, 4]), ("text: a dog", ["a dog"]), ("text: [a, b]", ["a", "b"]),
-    ("check: true", True), ("check: off", False), ("half: Yes", True), ("batch_size: 010", 10), ("lr: 1e-3", 1e-3), ("lr:", 0.1)])
+    ("check: true", True), ("check: off", False), ("half: Yes", True), ("batch_size: 010", 10), ("lr: 1e-3", 1e-3),
+    ("lr:", 0.1)])
 def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
     path = tmp_path / "s.yaml"
     path.write_text(f"{line}\n")
@@ -114,7 +115,8 @@ def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
 
 @pytest.mark.parametrize("line, message", [
     ("text: [a, 5]", "text is 5, and should be text; put it in quotes"),
-    ("text: [a, [b]]", "text is a list; give a single value"), ("text: [a, null]", "text is empty; give a single value"),
+    ("text: [a, [b]]", "text is a list; give a single value"),
+    ("text: [a, null]", "text is empty; give a single value"),
     ("model: 1.0", "model is 1.0, and should be text"), ("model: yes", "model is yes, and should be text"),
     ("model: [a, b]", "model is a list; give a single value"), ("model: {a: b}", "model is a mapping"),
     ("model: 2026-01-02", "model is 2026-01-02, and should be text"), ("model: ''", "model is empty; give it a value"),
@@ -123,7 +125,8 @@ def test_a_settings_file_holds_a_list_or_a_single_value(tmp_path, line, found):
     ("half: 'true'", "half is the text 'true'"), ("batch_size: true", "is 'true'; it must be a whole number"),
     ("batch_size: 1:30", "is '1:30'; it must be a whole number"), ("batch_size: '7'", "is the text '7'"),
     ("batch_size: 7.0", "is '7.0'; it must be a whole number"), ("batch_size: [1]", "batch_size is a list"),
-    ("index: [1, true]", "index is 'true'; it must be a whole number"), ("lr: yes", "lr is 'yes'; it must be a number")])
+    ("index: [1, true]", "index is 'true'; it must be a whole number"),
+    ("lr: yes", "lr is 'yes'; it must be a number")])
 def test_a_value_of_another_kind_is_refused(tmp_path, line, message):
     path = tmp_path / "s.yaml"
     path.write_text(f"{line}\n")

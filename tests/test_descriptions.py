@@ -334,7 +334,8 @@ def test_the_difference_is_paired_by_concept_over_seeds():
     before = [{"concept": name, "reward": float(i * 10 + seed)} for seed in range(3) for i, name in enumerate(concepts)]
     after = [row | {"reward": row["reward"] + 1 + 0.1 * i} for i, row in enumerate(before)]
     gains = [1 + 0.1 * (i + 12) for i in range(12)]  # means over the three seeds
-    found = descriptions.difference(before, [*after, {"concept": "other", "reward": 1.0}, {"concept": "c0", "reward": None}])
+    found = descriptions.difference(before, [*after, {"concept": "other", "reward": 1.0},
+                                             {"concept": "c0", "reward": None}])
     assert found["concepts"] == 12
     assert found["mean"] == pytest.approx(statistics.fmean(gains))
     assert found["error"] == pytest.approx(statistics.stdev(gains) / 12 ** 0.5)  # though concepts differ by far more

@@ -1,4 +1,4 @@
-"""compute_ex2_truth.py against literal counts: what the VLM prefers, what descriptions mention, what counts as found."""
+"""compute_ex2_truth.py against literal counts: what the VLM prefers, what descriptions mention, what is found."""
 import json
 
 import numpy as np

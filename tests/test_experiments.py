@@ -78,11 +78,13 @@ def test_tables_share_steps():
     assert len({step for step in steps if step.startswith("compute_prs.py")}) == 1
 
 
-SMALL = {"title": "Small", "defaults": {"dir": "{out}/{name}", "name": "x", "number": "3"}, "variants": {"one": {"model": "m"}},
-         "embedded": {"tiny": {"model": "t", "name": "y"}}, "about": ["{dir}/about.json"],
+SMALL = {"title": "Small", "defaults": {"dir": "{out}/{name}", "name": "x", "number": "3"},
+         "variants": {"one": {"model": "m"}}, "embedded": {"tiny": {"model": "t", "name": "y"}},
+         "about": ["{dir}/about.json"],
          "steps": ["compute_prs.py --model {model} {extra}", "", "compute_ablations.py --model {model}"],
          "figures": [{"key": "{part}.a", "name": "{part}", "each": {"part": ["p", "q"]}, "file": "{dir}/r.json",
-                      "value": ["rows", {"part": "{part}", "number": "{number}"}, "a", -1], "times": 100, "step": "compute_prs"}],
+                      "value": ["rows", {"part": "{part}", "number": "{number}"}, "a", -1], "times": 100,
+                      "step": "compute_prs"}],
          "published": {"one": {"from": "table 1", "verified": True, "p": {"a": 50.25}}}}
 
 

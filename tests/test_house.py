@@ -91,7 +91,6 @@ def test_no_file_of_utils_has_more_than_420_lines():
     assert {module: length for module, length in lengths.items() if length > 420} == {}
 
 
-@pytest.mark.xfail(strict=True, reason="the house is being built")
 def test_no_line_has_more_than_120_characters():
     long = [f"{path.relative_to(ROOT)}:{number}" for path in (*UTILS, *SCRIPTS, *TESTS)
             for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1) if len(line) > 120]

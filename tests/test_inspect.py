@@ -381,8 +381,9 @@ def test_without_a_key_word_lists_inspect(run_script, tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("colour: [red]", "'colour' is no attribute"), ("", "holds no word lists"), ("color: 3", "each name needs a list of words"),
-    ("color: ['(']", "each name needs a list of words"), ("- red", "should hold 'option: value' lines")])
+    ("colour: [red]", "'colour' is no attribute"), ("", "holds no word lists"),
+    ("color: 3", "each name needs a list of words"), ("color: ['(']", "each name needs a list of words"),
+    ("- red", "should hold 'option: value' lines")])
 def test_word_lists_that_are_none_are_refused(refused, descriptions, tmp_path, content, message):
     (tmp_path / "w.yaml").write_text(content)
     assert message in refused("inspect", "--input_filepath", descriptions, "--words", tmp_path / "w.yaml")

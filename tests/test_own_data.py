@@ -1,4 +1,4 @@
-"""One's own data as people have them: hidden files, empty classes, missing rows, several images a sample, long strips."""
+"""One's own data as they come: hidden files, empty classes, missing rows, several images a sample, long strips."""
 import io
 import json
 import os
@@ -28,8 +28,8 @@ def put(path, seed=0, **options):
 
 
 def compute(folder, data, *more, dataset="imagefolder"):
-    call_script("compute_prs", "--model", "emojiclip", "--dataset", dataset, "--data_path", data, "--output_dir", folder,
-                "--num_workers", 0, *more)
+    call_script("compute_prs", "--model", "emojiclip", "--dataset", dataset, "--data_path", data,
+                "--output_dir", folder, "--num_workers", 0, *more)
     return Run.open(str(folder), dataset, "emojiclip")
 
 
@@ -54,7 +54,8 @@ def test_hidden_splits_masks_shards_and_members_are_no_data(tmp_path, capsys):
     for name in ("images/a.png", "images/._a.png", "masks/a.png", "masks/._a.png"):
         put(tmp_path / name)
     assert masks.MaskFolder(str(tmp_path)).names == ["a"]
-    write_shard(tmp_path / "0.tar", {"0.png": picture(), "0.cls": 1, "._0.png": b"x", "d/.c/1.cls": b"x", "._0.cls": b"x"})
+    write_shard(tmp_path / "0.tar", {"0.png": picture(), "0.cls": 1, "._0.png": b"x",
+                                    "d/.c/1.cls": b"x", "._0.cls": b"x"})
     (tmp_path / "._0.tar").write_bytes(b"x")
     found = datasets.load_images("webdataset", str(tmp_path))
     assert [name.rpartition("/")[2] for name in found.paths] == ["0.png"]

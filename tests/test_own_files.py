@@ -1,4 +1,4 @@
-"""Files as people hand them on: not UTF-8, JSON of another form, arrays with NaN, labels of no class, texts too long."""
+"""Files as people hand them on: not UTF-8, other JSON, arrays with NaN, labels of no class, texts too long."""
 import hashlib
 import json
 
@@ -146,7 +146,8 @@ def test_images_without_labels_have_no_accuracy(tmp_path, capsys):
         path.rename(tmp_path / text)
         if path.suffix == ".json":
             (tmp_path / text).write_text((tmp_path / text).read_text().replace('"x_', '"emoji_'))
-    with pytest.raises(UserError, match="emoji_labels.npy: no image has a label, and without labels there is no accuracy"):
+    with pytest.raises(UserError, match="emoji_labels.npy: no image has a label, and without labels there is no "
+                                        "accuracy"):
         call_script("compute_ablations", *common)
     (tmp_path / "pool.txt").write_text("a\nb\nc\n")
     write_pool(tmp_path, "pool", "m", ["a", "b", "c"], np.random.default_rng(1).normal(size=(3, 4)))
@@ -233,7 +234,8 @@ def test_lines_that_are_cut_are_named_and_two_that_become_one_refused(clip, tmp_
     call_script(*command)
     said = [line for line in capsys.readouterr().err.splitlines() if "pool.txt" in line]
     assert len(said) == 1
-    assert f"2 of 4 texts have more than the {length} tokens that the model reads, and are cut there: line 2, line 4" in said[0]
+    assert (f"2 of 4 texts have more than the {length} tokens that the model reads, and are cut there: "
+            "line 2, line 4") in said[0]
     pool.write_text(f"a dog\n{long_texts(length)} sea\na cat\n{long_texts(length)} land\n")
     with pytest.raises(UserError, match=f"pool.txt: line 2 and line 4 are the same in their first {length} tokens"):
         call_script(*command)

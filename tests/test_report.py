@@ -69,7 +69,8 @@ def test_the_page_says_what_textspan_found(made):
         assert f'{100 * head["variance"] / largest:.0f}% <span class="aside">of the largest' in part
         percentile = head["consistency"]["percentile"]
         assert ("one role" if percentile >= 95 else "no clear role") in part
-        assert f"more than {percentile:.0f}% of random heads" in part or percentile == 100 and "more than all random" in part
+        assert (f"more than {percentile:.0f}% of random heads" in part
+                or percentile == 100 and "more than all random" in part)
         rank = 1 + sum(other["variance"] > head["variance"] for other in found["heads"])
         assert f"rank {rank} of 12" in part
         index = re.search(rf'<a href="#head-{head["layer"]}-{head["head"]}"><b>.*?</a>', page).group()
@@ -94,20 +95,22 @@ def test_the_table_of_all_heads_is_on_the_page_and_in_a_file(made):
 def test_the_page_shows_the_ablations_and_how_it_was_made(made):
     found = json.loads((made / "out" / "imagefolder_ablations_emojiclip.json").read_text())
     page, manifest = page_of(made / "page"), json.loads((made / "out" / "imagefolder_emojiclip.json").read_text())
-    cells = re.findall(r'<th scope="row">(.*?)</th><td class="number">(.*?)</td>(?:<td class="number">(.*?)</td>)?', page)
+    cells = re.findall(r'<th scope="row">(.*?)</th><td class="number">(.*?)</td>'
+                       r'(?:<td class="number">(.*?)</td>)?', page)
     shown = {label: (value, difference) for label, value, difference in cells}
     whole, without = found["baseline"], found["mlp_ablated"]
     assert shown["whole model"] == (f"{whole:.1f}%", "")
     assert shown["all MLPs ablated"] == (f"{without:.1f}%", f"{without - whole:+.1f}".replace("-", "−"))
     texts = json.loads((made / "out" / TEXTS).read_text())
-    assert shown[f"heads of the last 2 layers reduced to {texts['number_of_texts']} texts, earlier ones ablated"][0] == \
-        f"{texts['accuracy']:.1f}%"
+    reduced = f"heads of the last 2 layers reduced to {texts['number_of_texts']} texts, earlier ones ablated"
+    assert shown[reduced][0] == f"{texts['accuracy']:.1f}%"
     assert [value for label, value, _ in cells if label in ("none", "all 6") or label.startswith("the first")] == \
         [f"{value:.1f}%" for value in found["attention_ablated"]]
     heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', page)]
     top = 20 * np.ceil(max(found["attention_ablated"]) / 20)
     assert heights == [pytest.approx(220 - 200 * value / top, abs=0.06) for value in found["attention_ablated"]]
-    for word in ("emojiclip on imagefolder", manifest["weights_sha256"], ">130<br>", "torch " + manifest["versions"]["torch"]):
+    for word in ("emojiclip on imagefolder", manifest["weights_sha256"], ">130<br>",
+                 "torch " + manifest["versions"]["torch"]):
         assert word in page
 
 
@@ -198,7 +201,8 @@ def test_pictures_are_stored_once_and_show_what_the_model_sees(made):
     page = page_of(made / "page")
     assert set(re.findall(r'<img src="(.*?)"', page)) == files - {"index.html", "report.json", "heads.csv"}
     for image in shown.values():
-        with Image.open(made / "images" / image["path"]) as original, Image.open(made / "page" / image["file"]) as stored:
+        with (Image.open(made / "images" / image["path"]) as original,
+              Image.open(made / "page" / image["file"]) as stored):
             assert stored.size == (192, 192)
             difference = np.asarray(stored.resize(original.size), int) - np.asarray(original.convert("RGB"), int)
             assert np.abs(difference).mean() < 10
@@ -214,7 +218,8 @@ def test_images_are_framed_as_the_model_sees_them(mode, size):
     from open_clip.transform import image_transform
 
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 255, (3, 4, 3), dtype=np.uint8)).resize((270, 180), Image.Resampling.BICUBIC)
+    small = Image.fromarray(rng.integers(0, 255, (3, 4, 3), dtype=np.uint8))
+    picture = small.resize((270, 180), Image.Resampling.BICUBIC)
     height, width = (size, size) if isinstance(size, int) else size
     seen = image_transform(size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode)(picture)
     errors = {}
@@ -234,7 +239,8 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
     run["labels"] = np.load(made / "out" / "imagefolder_labels.npy")[:37]
     classifier, pool = (np.load(made / "out" / f"{name}_emojiclip.npy") for name in ("imagefolder_classifier", "pool"))
     heads = [{"layer": layer, "head": head, "texts": [{"index": 7 * head}] if head else [],
-              "variance": float(run["attn"][:, layer, head].var(axis=0).sum())} for layer in (4, 5) for head in range(6)]
+              "variance": float(run["attn"][:, layer, head].var(axis=0).sum())}
+             for layer in (4, 5) for head in range(6)]
     whole = run["attn"].sum((1, 2)) + run["mlp"].sum(1)
     baseline = 100 * float(((whole @ classifier).argmax(1) == run["labels"]).mean())
     found = results.Results("pool", 3, {"baseline": baseline}, {"heads": heads}, None, {})
@@ -242,7 +248,8 @@ def test_scores_do_not_depend_on_the_blocks(monkeypatch, made, block):
     assert average.shape == (12,)
     assert scores.shape == (12, 37)
     for i, head in enumerate(heads):
-        expected = run["attn"][:, head["layer"], head["head"]] @ pool[7 * head["head"]] if head["texts"] else np.zeros(37)
+        term = run["attn"][:, head["layer"], head["head"]]
+        expected = term @ pool[7 * head["head"]] if head["texts"] else np.zeros(37)
         np.testing.assert_allclose(scores[i] + average[i], expected, atol=1e-5)
         assert abs(scores[i].mean()) < 1e-6
 
@@ -284,7 +291,8 @@ def test_what_others_wrote_is_escaped(own):
     pool.write_text("\n".join(lines) + "\n")
     change(own / "out" / "pool_emojiclip.json", lambda found: found.update(texts_sha256=files.texts_hash(lines)))
     analyse(own)
-    call_script("make_report", *report_options(own, "--heat_maps", 0, "--images_per_head", 65, "--output_dir", own / "page"))
+    call_script("make_report", *report_options(own, "--heat_maps", 0, "--images_per_head", 65,
+                                               "--output_dir", own / "page"))
     page = page_of(own / "page")
     assert "<b>x" not in page
     assert "alert(" in page
@@ -335,7 +343,8 @@ def test_the_commands_on_the_page_are_understood(made):
 def test_the_command_for_several_heads_computes_what_the_page_says_of_one(run_script, made, tmp_path):
     found = read_report(made / "page")
     words = shlex.split(found["command_for_several"].replace("{heads}", "5.4"))
-    code, out, err = run_script("compute_use_specific_heads", *words[2:], "--random_trials", 1, "--output_dir", tmp_path)
+    code, out, err = run_script("compute_use_specific_heads", *words[2:], "--random_trials", 1,
+                                "--output_dir", tmp_path)
     assert code == 0, err
     head = next(head for head in found["heads"] if head["name"] == "5.4")
     assert float(re.search(r"Replaced: ([\d.]+)", out)[1]) == pytest.approx(head["accuracy"])
@@ -478,8 +487,10 @@ def test_a_report_that_fails_leaves_the_old_one(run_script, refused, own):
 
 
 @pytest.mark.parametrize("name, made_by", [
-    ("imagefolder_attn_emojiclip.npy", "compute_prs"), ("imagefolder_classifier_emojiclip.npy", "compute_text_projection"),
-    ("pool_emojiclip.npy", "compute_text_set_projection"), ("imagefolder_ablations_emojiclip.json", "compute_ablations"),
+    ("imagefolder_attn_emojiclip.npy", "compute_prs"),
+    ("imagefolder_classifier_emojiclip.npy", "compute_text_projection"),
+    ("pool_emojiclip.npy", "compute_text_set_projection"),
+    ("imagefolder_ablations_emojiclip.json", "compute_ablations"),
     (TEXTS, "compute_complete_text_set")])
 def test_what_is_missing_is_named_with_its_command(refused, own, name, made_by):
     (own / "out" / name).unlink()
@@ -516,7 +527,8 @@ def test_texts_of_other_arrays_or_of_another_pool_are_refused(refused, own):
 
 def test_other_weights_are_refused_unless_no_model_is_needed(run_script, refused, own):
     for name in ("imagefolder", "imagefolder_classifier", "pool"):
-        change(own / "out" / f"{name}_emojiclip.json", lambda found: found.update(weights_sha256="0" * 64, pretrained="others"))
+        change(own / "out" / f"{name}_emojiclip.json",
+               lambda found: found.update(weights_sha256="0" * 64, pretrained="others"))
     assert "are not those of the arrays (others)" in refused("make_report", *report_options(own))
     # With a tag that does not go with the model, loading it would be refused.
     code, _, err = run_script("make_report", *report_options(

@@ -458,8 +458,8 @@ def test_attention_pooling_of_coca():
 
     torch.manual_seed(0)
     vision = VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
-    network = move(open_clip.CoCa(20, TEXT | {"layers": 1, "heads": 2}, TEXT | {"embed_cls": True, "output_tokens": True},
-                                  vision))
+    network = move(open_clip.CoCa(20, TEXT | {"layers": 1, "heads": 2},
+                                  TEXT | {"embed_cls": True, "output_tokens": True}, vision))
     model, images = as_model(network, "coca", "", torch.device("cpu")), random_images(32, 2)
     own = network.encode_image(images, normalize=False)
     assert not torch.allclose(own.norm(dim=-1), torch.ones(2))

@@ -39,7 +39,8 @@ def load(path, **settings):
 
 def options():
     """What training scripts keep beside weights."""
-    return {"args": argparse.Namespace(lr=1e-3, data="x"), "epoch": 3, "best": np.float64(0.5), "optimizer": {"state": {}}}
+    return {"args": argparse.Namespace(lr=1e-3, data="x"), "epoch": 3, "best": np.float64(0.5),
+            "optimizer": {"state": {}}}
 
 
 LAYOUTS = {
@@ -131,7 +132,8 @@ def test_a_companion_beside_the_file_is_read(network, tmp_path, capsys):
         "mean": [0.1] * 3, "quick_gelu": False}
     assert capsys.readouterr().err == ""
     about["model_cfg"] = config | {"vision_cfg": config["vision_cfg"] | {"image_size": 448}}
-    for content, message in ((about, r"another model \(vision_cfg.image_size differs\)"), ([1], "not as open_clip writes it"),
+    for content, message in ((about, r"another model \(vision_cfg.image_size differs\)"),
+                             ([1], "not as open_clip writes it"),
                              ({"preprocess_cfg": {"mean": "x"}}, "not as open_clip writes it")):
         (tmp_path / weights.COMPANION).write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
@@ -139,7 +141,7 @@ def test_a_companion_beside_the_file_is_read(network, tmp_path, capsys):
 
 
 def test_settings_travel_with_arrays_and_others_are_refused(tmp_path):
-    """A run says how its model was set; what loads the model again takes that; texts of another activation are refused."""
+    """A run says how its model was set, and what loads it again takes that; texts of another activation are refused."""
     from PIL import Image
 
     for name in "ab":

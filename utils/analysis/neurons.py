@@ -171,8 +171,8 @@ def rank_correlations(scores: np.ndarray, norms: np.ndarray, threshold: np.ndarr
 def describe(layer: int, fitted: dict[str, np.ndarray], arrays: dict[str, np.ndarray], heads: Sequence,
              texts: list[str], pool: np.ndarray, number: int, shown: int) -> list[dict]:
     """The `shown` neurons of a layer with the largest mean second-order effect, by name (layer.neuron): mean norm,
-    share of the first component, `number` texts with signs, the heads that most of it goes through, and the images of the
-    highest and of the lowest scores, by their place."""
+    share of the first component, `number` texts with signs, the heads that most of it goes through, and the images of
+    the highest and of the lowest scores, by their place."""
     norms = arrays["norms"].mean(axis=0)
     order = np.argsort(-norms)[:shown]
     coefficients, first = sparse_texts(fitted["direction"][order], pool, number), shares(arrays["scores"],

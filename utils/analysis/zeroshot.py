@@ -54,8 +54,8 @@ def check_texts(clip: "Model", texts: list[str], source: str, names: list[str]) 
     most, first = len(rows[0]), {}
     for index, row in enumerate(rows):
         if (other := first.setdefault(row, index)) != index and {index, other} & set(cut):
-            raise UserError(f"{source}: {names[other]} and {names[index]} are the same in their first {most} tokens, and "
-                            "the model reads no more; shorten them so that they differ there, or remove one")
+            raise UserError(f"{source}: {names[other]} and {names[index]} are the same in their first {most} tokens, "
+                            "and the model reads no more; shorten them so that they differ there, or remove one")
     listed = ", ".join(names[index] for index in cut[:20]) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
     note(f"{source}: {len(cut)} of {len(texts)} texts have more than the {most} tokens that the model reads, and are "
          f"cut there: {listed}")

@@ -175,7 +175,8 @@ def load_images(name: str, data_path: str | None = None, image_size: int = 224, 
     `empty_classes`, for a class folder without images.
     """
     known, split = REGISTRY[name], default_split(name) if split is None else split
-    for given, option, goes_with in ((streaming, "--streaming", "huggingface"), (image_key, "--image_key", "webdataset")):
+    for given, option, goes_with in ((streaming, "--streaming", "huggingface"),
+                                     (image_key, "--image_key", "webdataset")):
         if given and name != goes_with:
             raise UserError(f"{option} goes with --dataset {goes_with}, and not with {name}; leave it out")
     if reading and (known.scenes or name in layouts.HELD):

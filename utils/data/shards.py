@@ -218,8 +218,8 @@ def _classes(source: str, column: str, classes: list[str] | None,
         return list(classes), None, True
     given = {label for label in labels if label is not None and label != -1}
     if not all(isinstance(label, str) for label in given) and not all(type(label) in (int, bool) for label in given):
-        raise UserError(f"--data_path {source}: the labels in column {column} are neither whole numbers nor texts; give "
-                        "the column one kind of them")
+        raise UserError(f"--data_path {source}: the labels in column {column} are neither whole numbers nor texts; "
+                        "give the column one kind of them")
     if given and isinstance(next(iter(given)), str):
         names = sorted(given)
         return names, {name: number for number, name in enumerate(names)}, True

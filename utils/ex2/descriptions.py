@@ -169,7 +169,8 @@ def read(path: str, concepts: list[str] | None = None) -> tuple[list[dict], dict
     if not rows:
         raise UserError(f"{source} holds no descriptions; make it again with inference.py")
     manifest = source.with_suffix(".manifest.json")
-    return rows, read_json(manifest, dict, "delete it, or make it again with inference.py") if manifest.is_file() else {}
+    about = read_json(manifest, dict, "delete it, or make it again with inference.py") if manifest.is_file() else {}
+    return rows, about
 
 
 def read_published(path: str, concepts: list[str]) -> list[dict]:

@@ -115,8 +115,8 @@ def summarize(files: list[dict]) -> list[dict]:
 
 
 def read_labels(which: str = "labels") -> dict[tuple[str, str], dict]:
-    """Labels made by hand, by (concept, description), in the form of parsed answers; empty where there are none. `which` is
-    "labels", or "second_pass", which only some descriptions have."""
+    """Labels made by hand, by (concept, description), in the form of parsed answers; empty where there are none.
+    `which` is "labels", or "second_pass", which only some descriptions have."""
     labels = {}
     for number, line in enumerate(LABELS.read_bytes().splitlines() if LABELS.is_file() else [], 1):
         try:
@@ -169,7 +169,8 @@ def compare(both: list[tuple[bool, bool]]) -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a kappa without a meaning is not a number, and told as such
         kappa = float(cohen_kappa_score(*zip(*both), labels=[False, True]))
-    return {"used": len(both), "kappa": None if kappa != kappa else kappa, "kappa_interval": kappa_interval(*zip(*both)),
+    return {"used": len(both), "kappa": None if kappa != kappa else kappa,
+            "kappa_interval": kappa_interval(*zip(*both)),
             **share(sum(mine == label for mine, label in both), len(both))}
 
 

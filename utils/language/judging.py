@@ -7,8 +7,8 @@ WAYS = (("yes", " yes", "Yes", " Yes", "YES"), ("no", " no", "No", " No", "NO"))
 
 
 def yes_over_no(name: str, prompts: list[str], batch_size: int, device) -> list[float]:
-    """The log-probability of yes minus that of no as the next token of each prompt, in a chat turn where the language model
-    has a chat template; above 0 it says yes. Raises UserError as `loading.load_model` does."""
+    """The log-probability of yes minus that of no as the next token of each prompt, in a chat turn where the language
+    model has a chat template; above 0 it says yes. Raises UserError as `loading.load_model` does."""
     from tqdm import tqdm
 
     tokenizer = loading.load_tokenizer(name)

@@ -132,11 +132,11 @@ def check_name(name: str) -> None:
     if _gguf(name) or Path(name).is_dir():
         return
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
-        raise UserError(f"the language model {name} cannot be loaded (no such folder); name a hub name, a folder, a .gguf "
-                        f"file, or one of {', '.join(PACKAGES)}")
+        raise UserError(f"the language model {name} cannot be loaded (no such folder); name a hub name, a folder, a "
+                        f".gguf file, or one of {', '.join(PACKAGES)}")
     if "/" not in name and (closest := difflib.get_close_matches(name, PACKAGES, n=1)):
-        raise UserError(f"the language model {name} cannot be loaded (no such model); closest is {closest[0]}; hub names "
-                        "are owner/name")
+        raise UserError(f"the language model {name} cannot be loaded (no such model); closest is {closest[0]}; hub "
+                        "names are owner/name")
 
 
 def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
@@ -147,7 +147,8 @@ def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
         raise UserError(f"{option} needs a CUDA GPU; leave it out")
     missing = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", None: "vllm"}[quantization]
     if option and importlib.util.find_spec(missing) is None:
-        raise UserError(f"{option} needs {missing}, which is not installed; install it with: ALL=1 bash scripts/setup.sh")
+        raise UserError(f"{option} needs {missing}, which is not installed; install it with: ALL=1 bash "
+                        "scripts/setup.sh")
     if option and _gguf(name):
         raise UserError(f"{option} does not go with {name}, a .gguf file; leave it out, or write the model as a folder "
                         f"first: python -m scripts.export_model --model_name {name} --output_dir FOLDER")

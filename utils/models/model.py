@@ -30,7 +30,7 @@ class Model:
     cut: Callable[[list[str]], list[int]] = lambda texts: []  # the indices of texts that have more tokens than that
     own_tokenizer: Callable | None = None                     # gives the library's own, which knows words of token ids
     logit_scale: float | None = None
-    settings: dict = field(default_factory=dict)  # what belongs to the weights: mean, std, interpolation, quick_gelu, ...
+    settings: dict = field(default_factory=dict)  # of the weights: mean, std, interpolation, quick_gelu, ...
 
     @cached_property
     def weights_hash(self) -> str:

@@ -156,7 +156,8 @@ def _fill(network: nn.Module, found: dict, model: str, file: str) -> None:
             found[name] = found[name].reshape(own[name].shape)
     # Of the format of others: what is no weight.
     extra = ("text.transformer.embeddings.position_ids", "input_resolution", "context_length", "vocab_size")
-    weights.fit(network, {name: value for name, value in found.items() if name in own or name not in extra}, model, file)
+    weights.fit(network, {name: value for name, value in found.items() if name in own or name not in extra},
+                model, file)
 
 
 def _has_text_tower_of_transformers(name: str) -> bool:

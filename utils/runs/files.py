@@ -225,11 +225,12 @@ def verify(folder: str) -> list[str]:
             try:
                 array = open_array(file, manifest, f"the command in {path.name}")
                 if entry.get("sha256", found := checksum(file)) != found:
-                    raise UserError(f"{file}: differs from what was written (its checksum is another); copy it again, or "
-                                    f"make it again with the command in {path.name}")
+                    raise UserError(f"{file}: differs from what was written (its checksum is another); copy it again, "
+                                    f"or make it again with the command in {path.name}")
                 for block in blocks(len(array), description=file.name):
                     array[block]
-                good.append(f"{file}: as it was written" if "sha256" in entry else f"{file}: complete; no checksum known")
+                good.append(f"{file}: as it was written" if "sha256" in entry
+                            else f"{file}: complete; no checksum known")
             except UserError as error:
                 bad.append(str(error))
     if bad or not good:
@@ -290,8 +291,8 @@ class Stored:
         if not is_finite(found):
             rows = np.atleast_1d(np.arange(len(self.array))[key[0] if isinstance(key, tuple) else key]).ravel()
             row = rows[[not is_finite(np.ascontiguousarray(part)) for part in np.atleast_1d(found)].index(True)]
-            raise UserError(f"{self.array.filename}, row {row}: holds NaN or infinity, and every figure made of it would be "
-                            f"wrong; make it again with: {self.hint}")
+            raise UserError(f"{self.array.filename}, row {row}: holds NaN or infinity, and every figure made of it "
+                            f"would be wrong; make it again with: {self.hint}")
         return found
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -372,8 +373,8 @@ def same_settings(what: str, settings: dict | None, others: dict | None, hint: s
     """Refuse what was made with other settings of the model than the arrays that it goes with, as far as both say."""
     for name, value in (settings or {}).items():
         if others and others.get(name, value) != value:
-            raise UserError(f"{what}: was made with {name} {value}, and the terms with {others[name]}; make it again with "
-                            f"the same --{name}: {hint}")
+            raise UserError(f"{what}: was made with {name} {value}, and the terms with {others[name]}; make it again "
+                            f"with the same --{name}: {hint}")
 
 
 def open_text_terms(folder: str, pool: str, model: str, texts: list[str]) -> tuple[np.ndarray, dict]:

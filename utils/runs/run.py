@@ -196,7 +196,8 @@ class Run:
     def check_labelled(self) -> None:
         """Raises UserError where no image has a label, so that there is no accuracy."""
         if not self.is_labelled:
-            raise UserError(f"{self.place.path('labels')}: no image has a label, and without labels there is no accuracy")
+            raise UserError(f"{self.place.path('labels')}: no image has a label, and without labels there is "
+                            "no accuracy")
 
     def classifier(self) -> np.ndarray:
         """The zero-shot classifier [d, classes] of the data set, by the model whose texts go with the run. Raises
@@ -279,8 +280,8 @@ def _check_labels(place: Place, labels: np.ndarray, classes: list[str] | None) -
         wrong |= labels >= len(classes)
     if wrong.any():
         row = int(wrong.argmax())
-        raise UserError(f"{path}, row {row}: is label {labels[row]}, and there are {'no' if not classes else len(classes)} "
-                        f"classes; make it again with: {place.command()}")
+        raise UserError(f"{path}, row {row}: is label {labels[row]}, and there are "
+                        f"{'no' if not classes else len(classes)} classes; make it again with: {place.command()}")
 
 
 def _read_components(place: Place, arrays: dict[str, np.ndarray]) -> list[Component]:

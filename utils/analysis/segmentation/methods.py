@@ -103,11 +103,12 @@ class Explainer:
                             "of open_clip's own and class-token pooling, and no --maps")
 
     def take_neurons(self, folder: str, dataset: str, option: str) -> None:
-        """Read the directions of the neurons of the model, given as the `option`, that compute_second_order.py fitted to
-        a data set, for the method neurons. Raises UserError where there are none, or those of other weights."""
+        """Read the directions of the neurons of the model, given as the `option`, that compute_second_order.py fitted
+        to a data set, for the method neurons. Raises UserError where there are none, or those of other weights."""
         place = files.Place(folder, dataset, option)
         path = place.path("neurons_fit", ".json")
-        hint = f"python compute_second_order.py --dataset {dataset} --model {option} --output_dir {folder} --layers L ..."
+        hint = (f"python compute_second_order.py --dataset {dataset} --model {option} --output_dir {folder} "
+                "--layers L ...")
         if not path.is_file():
             raise UserError(f"{path} does not exist, which --method neurons reads; make it with: {hint}")
         manifest = files.read_manifest(path)
