@@ -47,7 +47,7 @@ def explain(run: Run, groups: Mapping[str, np.ndarray], sizes: Mapping[str, int]
     counts = np.stack([np.bincount(codes[rows, :len(sizes)].ravel(), minlength=ends[-1]) for rows in members])
     regression = _regression(codes[:, :len(sizes)], ends)
     found = [_of_some(run, codes, members, counts, offsets, regression, some)
-             for some in _chunks(run, columns, (len(members) + SHUFFLES) * ends[-1])]
+             for some in _chunks(run, columns, (2 + SHUFFLES) * ends[-1] + np.count_nonzero(counts))]
     stacked = [np.concatenate(parts, axis=-1) for parts in zip(*(entry[:5] for entry in found))]
     values = [np.concatenate(parts, axis=-1) for parts in zip(*(entry[5] for entry in found))]
     return Shares(list(sizes), *stacked, values, [own for entry in found for own in entry[6]])
@@ -113,14 +113,14 @@ def _second(offsets: np.ndarray) -> int | None:
     return offsets[1] if len(offsets) > 1 else None
 
 
-def _plain(sums: np.ndarray, squares: np.ndarray, counts: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray,
-                                                                                                    np.ndarray]:
-    """Epsilon squared [a, c] and variances [c], from `sums` [m, c, k] and `counts` [m] by group and `squares` [c]."""
+def _plain(of_sums: np.ndarray, whole: np.ndarray, squares: np.ndarray, counts: np.ndarray,
+           offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Epsilon squared [a, c] and variances [c], from the squared lengths `of_sums` [m, c] of sums by group, the sum
+    `whole` [c, k] and the `squares` [c] of all images, and the `counts` [m] of groups."""
     images = counts[:_second(offsets)].sum()
-    mean = sums[:_second(offsets)].sum(axis=0) / images
-    ground = images * np.square(mean).sum(axis=-1)
+    ground = np.square(whole).sum(axis=-1) / images
     total = np.maximum(squares - ground, 0)
-    of_groups = np.square(sums).sum(axis=-1) / np.maximum(counts, 1)[:, None]
+    of_groups = of_sums / np.maximum(counts, 1)[:, None]
     between = np.add.reduceat(of_groups, offsets, axis=0) - ground
     there = np.add.reduceat(counts > 0, offsets, dtype=int)[:, None]
     varies = total > 1e-12 * (squares + np.finfo(float).tiny)  # what is left of a constant one is rounding
@@ -136,30 +136,43 @@ def _of_some(run: Run, codes: np.ndarray, members: list[np.ndarray], counts: np.
     images, groups = len(run), counts.shape[1]
     origin = run.inner(slice(1), columns).astype(np.float64)  # taken off, so that squares keep their digits
     shape = origin.shape[1:]
-    sums, squares = np.zeros((len(members), groups, *shape)), np.zeros((len(members), shape[0]))
-    shuffled = np.zeros((SHUFFLES * groups, *shape))
+    first = slice(_second(offsets))
+    sums, squares = np.zeros(((1 + SHUFFLES) * groups, *shape)), np.zeros((len(members), shape[0]))
+    parts = []  # of each part of the images: the groups that it touches, and its sums by them
     for j, rows in enumerate(members):
+        of_part = np.zeros((groups, *shape))
         for start in range(0, len(rows), BLOCK):
             some = rows[start:start + BLOCK]
             x = run.inner(some, columns).astype(np.float64) - origin
             squares[j] += np.square(x).sum(axis=(0, 2))
             own = codes[some]
             design = scipy.sparse.csr_matrix((np.ones(own.size), own.ravel(), np.arange(0, own.size + 1, own.shape[1])),
-                                             shape=(len(some), (1 + SHUFFLES) * groups))
+                                             shape=(len(some), len(sums)))
             touched = np.unique(own)
             added = (design[:, touched].T @ x.reshape(len(some), -1)).reshape(-1, *shape)
+            sums[touched] += added
             true = touched < groups
-            sums[j, touched[true]] += added[true]
-            shuffled[touched[~true] - groups] += added[~true]
-    number_of, whole, all_squares = counts.sum(axis=0), sums.sum(axis=0), squares.sum(axis=0)
-    plain, variance = _plain(whole, all_squares, number_of, offsets)
-    without = np.stack([_plain(whole - sums[j], all_squares - squares[j], number_of - counts[j], offsets)[0]
-                        for j in range(len(members))]) if len(members) > 1 else plain[None]
+            of_part[touched[true]] += added[true]
+        touched = np.flatnonzero(counts[j])
+        parts.append((touched, of_part[touched], of_part[first].sum(axis=0)))
+    number_of, all_squares = counts.sum(axis=0), squares.sum(axis=0)
+    whole, *shuffled = np.split(sums, 1 + SHUFFLES)
+    of_sums, of_all = np.square(whole).sum(axis=-1), whole[first].sum(axis=0)
+    plain, variance = _plain(of_sums, of_all, all_squares, number_of, offsets)
+    without = [plain]
+    if len(members) > 1:
+        without = []
+        for j, (touched, of_part, sum_of_part) in enumerate(parts):
+            left = of_sums.copy()
+            left[touched] = np.square(whole[touched] - of_part).sum(axis=-1)
+            without.append(_plain(left, of_all - sum_of_part, all_squares - squares[j], number_of - counts[j],
+                                  offsets)[0])
+    without = np.stack(without)
     error = np.sqrt((len(without) - 1) * np.square(without - without.mean(axis=0)).mean(axis=0))
-    chance = np.max([_plain(part, all_squares, number_of, offsets)[0]
-                     for part in np.split(shuffled, SHUFFLES)], axis=0)
+    chance = np.max([_plain(np.square(part).sum(axis=-1), of_all, all_squares, number_of, offsets)[0]
+                     for part in shuffled], axis=0)
 
-    centred = whole - number_of[:, None, None] * whole[:_second(offsets)].sum(axis=0) / images
+    centred = whole - number_of[:, None, None] * of_all / images
     varies = variance > 0
     partial = np.where(varies, regression.partial(centred, np.where(varies, images * variance, 1), images), 0.0)
     means = centred / np.sqrt(np.maximum(number_of, 1))[:, None, None]            # root n_g times the group's mean
@@ -167,7 +180,7 @@ def _of_some(run: Run, codes: np.ndarray, members: list[np.ndarray], counts: np.
     positions = []
     for c, a in enumerate(plain.argmax(axis=0)):
         own = slice(offsets[a], [*offsets, groups][a + 1])
-        axis = np.linalg.eigh(means[own, c].T @ means[own, c])[1][:, -1]
+        axis = np.linalg.svd(means[own, c], full_matrices=False)[2][0]
         along = means[own, c] @ axis / np.sqrt(np.maximum(number_of[own], 1))
         positions.append(along * (np.sign(along[np.abs(along).argmax()]) or 1))
     return plain, partial, error, chance, variance, values, positions
