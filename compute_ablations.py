@@ -35,7 +35,7 @@ def main(args) -> None:
         print(f"+ CLS ablation: {found['cls_ablated']}")
         print(f"+ MLPs + CLS ablation: {found['mlp_and_cls_ablated']}")
     if "conv_ablated" in found:
-        print(f"+ Convolution blocks ablation: {found['conv_ablated']:.2f}")
+        print(f"+ Convolution blocks ablation: {found['conv_ablated']}")
     print(f"Attention ablations: {found['attention_ablated']}")
 
     path = run.place.path("ablations", ".json", args.figures_dir)

@@ -297,7 +297,7 @@ def test_missing_arrays_are_named_with_the_command_that_makes_them(refused, tmp_
 @pytest.mark.parametrize("change, message", [
     ({"weights": "bb"}, "made with other weights"),
     ({"classes": "abd"}, "has other classes than flowers; make both from"),
-    ({"run": random_run(30)}, "has other layers, heads or width than flowers")])
+    ({"run": random_run(30) | {"labels": np.arange(30) % 3}}, "has other layers, heads or width than flowers")])
 def test_splits_that_do_not_belong_together_are_refused(refused, tmp_path, split, change, message):
     for own in ("train", "val", "test"):
         write_run(tmp_path, own, **{"run": linear_run(30, 1), "classes": "abc"} | (change if own == split else {}))

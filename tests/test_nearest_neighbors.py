@@ -313,10 +313,10 @@ def test_a_single_head_of_a_settings_file_stands_in_quotes(refused, emoji_run, t
 def test_more_neighbors_than_images_are_refused(refused, run_with_a_bad_image, tmp_path):
     line = refused("compute_nearest_neighbors",
                    *arguments(run_with_a_bad_image, tmp_path, "--index", 1, "--neighbors", 12))
-    assert "--neighbors 12: there are 11 images to choose from" in line
+    assert "--neighbors is 12; choose from 1 to 11" in line
     line = refused("compute_nearest_neighbors",
                    *arguments(run_with_a_bad_image, tmp_path, "--image", "x", "--neighbors", 13))
-    assert "--neighbors 13: there are 12 images" in line
+    assert "--neighbors is 13; choose from 1 to 12" in line
 
 
 def test_other_images_than_those_of_the_run_are_refused(refused, emoji_run, run_with_a_bad_image, tmp_path):

@@ -504,7 +504,8 @@ def test_what_is_missing_is_named_with_its_command(refused, own, name, made_by):
     ("imagefolder_ablations_emojiclip.json", {"images": 12}, "is about 12 images, and the arrays hold 130"),
     ("imagefolder_ablations_emojiclip.json", {"baseline": 3.0}, "the ablations are about other arrays"),
     (TEXTS, {"num_of_last_layers": 1}, "is about other heads or texts"),
-    ("imagefolder_emojiclip.json", {"classes": ["a", "b"]}, "has other classes than the run")])
+    ("imagefolder_emojiclip.json", {"classes": [f"class {i}" for i in range(130)]},
+     "has other classes than the run")])
 def test_results_of_other_arrays_are_refused(refused, own, name, edit, message):
     change(own / "out" / name, lambda found: found.update(edit))
     assert message in refused("make_report", *report_options(own))

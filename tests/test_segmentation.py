@@ -379,11 +379,11 @@ def test_pictures_show_what_they_are_named_for(tmp_path):
     masks = torch.zeros(1, 16, 16, dtype=torch.bool)
     masks[0, :5] = True
     figures.save_pictures(tmp_path, ["a"], prepare, prepare(shown)[None], masks, {"rollout": heat})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["a_input.png", "a_mask.png", "a_rollout_heat.png", "a_rollout_mask.png", "a_rollout_overlay.png"])
-    assert (np.asarray(Image.open(tmp_path / "a_input.png")) == np.asarray(shown)).all()
-    assert (np.asarray(Image.open(tmp_path / "a_mask.png")) == masks[0].numpy()).all()
-    assert (np.asarray(Image.open(tmp_path / "a_rollout_mask.png")) == (heat[0] > 0.5).numpy()).all()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")) == sorted(
+        ["input/a.png", "mask/a.png", "rollout_heat/a.png", "rollout_mask/a.png", "rollout_overlay/a.png"])
+    assert (np.asarray(Image.open(tmp_path / "input" / "a.png")) == np.asarray(shown)).all()
+    assert (np.asarray(Image.open(tmp_path / "mask" / "a.png")) == masks[0].numpy()).all()
+    assert (np.asarray(Image.open(tmp_path / "rollout_mask" / "a.png")) == (heat[0] > 0.5).numpy()).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: maps and figures on a GPU were not covered")

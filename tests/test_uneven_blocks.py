@@ -152,7 +152,7 @@ def test_a_run_is_read_with_what_names_its_components(made, own):
 
 @pytest.mark.parametrize("content, message", [
     (None, "which names the components of the arrays; make it with: python compute_prs.py"),
-    ("{", "does not name the components"), ("[]", "does not name the components"),
+    ("{", "m.json: is not JSON"), ("[]", "m.json: holds a list, and should hold an object; it should name"),
     ({"attn": NAMES["attn"]}, "does not name the components"),
     (NAMES | {"attn": NAMES["attn"][1:]}, "names 5 components of attn, which has shape"),
     (NAMES | {"conv": NAMES["conv"] * 2}, "names 4 components of conv")])
@@ -173,13 +173,14 @@ def test_arrays_without_a_manifest_are_read_with_their_convolution_blocks(own, c
 
 
 @pytest.mark.parametrize("model, command", [
-    ("timm:local-dir:a/m", "compute_prs.py --dataset emoji --model timm:local-dir:a/m --output_dir {0} --split val"),
-    ("m-as-clip", "compute_alignment.py --dataset emoji --model m --clip clip --input_dir {0} --output_dir {0} "
-                  "--apply val")])
+    ("timm:local-dir:a/m", "make them with: python compute_prs.py --dataset emoji --model timm:local-dir:a/m "
+                           "--output_dir {0} --split val && "),
+    ("m-as-clip", "&& python compute_alignment.py --dataset emoji --model m --clip clip --input_dir {0} "
+                  "--output_dir {0} --apply val && ")])
 def test_the_command_that_makes_a_run_names_the_model_as_it_was_given(refused, tmp_path, model, command):
     line = refused("compute_ablations", "--model", model, "--dataset", "emoji", "--split", "val",
                    "--input_dir", tmp_path)
-    assert line.endswith("make it with: python " + command.format(tmp_path))
+    assert command.format(tmp_path) in line
 
 
 def test_ablations(run_script, made, tmp_path):
@@ -316,7 +317,7 @@ def test_heads_are_selected_by_texts(made):
 @pytest.mark.parametrize("more, message", [
     (("--heads", "3.0"),
      "no head 3.0; the model has layer 1 with heads 0 to 1, layer 2 with heads 0 to 2, layer 4 with head 0"),
-    (("--heads", "4.1"), "there is no head 4.1"), (("--keep_last_layers", 4, "--heads", "2.0"), "choose from 1 to 3"),
+    (("--heads", "4.1"), "there is no head 4.1"), (("--keep_last_layers", 5, "--heads", "2.0"), "choose from 1 to 3"),
     (("--heads", "1.0", "--keep_last_layers", 2), "keep its layer with --keep_last_layers 3"),
     (("--select", "auto", "--keep_last_layers", 2, "--number_of_heads", 5),
      "--number_of_heads is 5; choose from 1 to 4")])

@@ -144,7 +144,7 @@ def test_heads_come_from_the_list_of_the_data_set_another_or_the_command_line(ab
 
 def test_a_head_that_a_settings_file_reads_as_a_number_is_refused(refused, arrays, tmp_path):
     (tmp_path / "settings.yaml").write_text("heads: 5.10\n")
-    assert "heads is 5.1, and should be text; put it in quotes" in refused(
+    assert "settings.yaml, line 1: heads is 5.10, and should be text; put it in quotes" in refused(
         "compute_use_specific_heads", "--model", "emojiclip", "--dataset", "emoji_spurious", "--input_dir", arrays,
         "--config",
         tmp_path / "settings.yaml")

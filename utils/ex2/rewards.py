@@ -47,7 +47,7 @@ def kept_image_means(folder: str, dataset: str, vlm: Model, images: datasets.Ima
     drawn_from = images.paths or [str(scene) for scene in images.scenes]
     description = {"vlm_name": vlm.name, "dataset": dataset, "concepts": images.classes, "images": len(images.samples),
                    "images_sha256": files.texts_hash(drawn_from), **description}
-    if manifest.is_file() and description.items() <= files.read_manifest(manifest).items():
+    if manifest.is_file() and description.items() <= files.read_manifest(manifest, ("arrays",)).items():
         return np.load(path)
     means = image_means(vlm, images)
     files.write_arrays(manifest, {path: means}, description)
