@@ -352,8 +352,8 @@ def rloo(machine: "Machine", report: "Report") -> None:
                 machine.torch.cuda.reset_peak_memory_stats()
             numbers = ["--steps", "2", "--epochs_per_batch", "2"]
             if machine.small:
-                numbers += ["--batch_size", "4", "--per_device_batch_size", "4", "--num_generations", "2",
-                            "--max_new_tokens", "4"]
+                numbers += ["--batch_size", "4", "--minibatch_size", "4", "--per_device_batch_size", "4",
+                            "--num_generations", "2", "--max_new_tokens", "4"]
             with mock.patch.object(training.Log, "on_log", timed):
                 train.main(parse(train.get_args_parser(), [
                     "--model_name", str(Path(folder, "model")), "--dataset_name", "emoji", "--num_concepts", "8",
