@@ -8,6 +8,7 @@ import torch
 from builders import ROOT, WRITERS
 from PIL import Image
 
+from utils.cli import UserError
 from utils.data import datasets
 from utils.ex2 import descriptions, rewards
 from utils.language import generation, loading
@@ -255,15 +256,17 @@ def test_a_concept_without_images_is_refused_before_the_long_work(refused, optio
     WRITERS["stanford_cars"](tmp_path / "cars")
     line = refused("inference", *options, "--eval_dataset", "stanford_cars", "--data_root", tmp_path / "cars",
                    "--split", "test", "--score", JUDGE)
-    assert "no images of 'Ram C/V Van 2012' in the split 'test'; choose another --split" in line
+    assert "no images of '2012 Ram C/V Van' in the split 'test'; choose another --split" in line
     assert not generated
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_inference_did_not_write_is_refused(refused, tmp_path):
     judge = ["--score", JUDGE, "--num_concepts", 2, "--num_images_for_reward", 1, "--device", "cpu"]
-    (tmp_path / "d.json").write_text('[["a cat"]]')
-    assert "d.jsonl does not exist; descriptions are made with: python inference.py" in refused(
+    with pytest.raises(UserError, match="d.jsonl does not exist; descriptions are made with: python inference.py"):
+        descriptions.read(str(tmp_path / "d.json"), NAMES)
+    (tmp_path / "d.json").write_text('{"text": "a cat"}')  # alone: read as a published list
+    assert "expected is a JSON list (concepts) of lists (descriptions)" in refused(
         "inference", "--descriptions", tmp_path / "d.json", *judge)
     (tmp_path / "d.jsonl").write_text('{"text": "a cat"}\n')
     line = refused("inference", "--descriptions", tmp_path / "d.json", *judge)

@@ -155,7 +155,8 @@ def test_a_run_that_is_complete_is_recognised_and_a_changed_option_refused(run_s
     assert code == 0
     assert "is complete; nothing to do" in out
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").iterdir()}
-    assert "options was" in refused("compute_prs", *given, "--resume", "--save_dtype", "float16")
+    assert "but save_dtype was float32 and is float16; give the same" in refused(
+        "compute_prs", *given, "--resume", "--save_dtype", "float16")
     mlp = tmp_path / "o" / "imagefolder_mlp_emojiclip.npy"
     content = mlp.read_bytes()
     mlp.unlink()  # not complete: it begins anew
@@ -221,8 +222,8 @@ def test_a_read_only_folder_is_one_line(refused, folder_of_images, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path / "o"], check=False).returncode:
         pytest.skip("cannot mount a read-only folder here: it was not covered")
     try:
-        assert "Read-only file system" in refused("compute_prs",
-                                                  *arguments(folder_of_images, tmp_path / "o", "--num_workers", 0))
+        line = refused("compute_prs", *arguments(folder_of_images, tmp_path / "o", "--num_workers", 0))
+        assert f"nothing can be written to {tmp_path / 'o'}; choose another folder" in line
     finally:
         subprocess.run(["umount", tmp_path / "o"], check=True)
 
