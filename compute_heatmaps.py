@@ -40,7 +40,7 @@ def get_args_parser():
     cli.add_model_options(parser)
     cli.add_model_settings(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="a picture")
-    parser.add_argument("--text", type=cli.text, required=True, nargs="+", action=Texts, metavar="TEXT",
+    parser.add_argument("--text", required=True, nargs="+", action=Texts, metavar="TEXT",
                         help="one or more texts")
     parser.add_argument("--maps", metavar="FILE",
                         help="maps of compute_alignment.py from --model to a CLIP, for whose texts the heat maps then "

@@ -33,7 +33,7 @@ def get_args_parser():
     parser.add_argument("--data_path", metavar="FOLDER",
                         help="where the images are; the emoji sets need none (default: none)")
     cli.add_output_dir(parser, "picture and JSON go")
-    parser.add_argument("--text", type=cli.text, nargs="+", metavar="TEXT", help="queries: texts")
+    parser.add_argument("--text", nargs="+", metavar="TEXT", help="queries: texts")
     parser.add_argument("--index", type=cli.NATURAL, nargs="+", metavar="N",
                         help="queries: images of the run, counted from 0")
     parser.add_argument("--feature", nargs="+", required=True, metavar="NAME",

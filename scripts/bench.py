@@ -59,7 +59,7 @@ def get_args_parser():
     command = add(scale)
     command.add_argument("--images", type=cli.POSITIVE, nargs="+", default=[2000, 20000], metavar="N",
                          help="few, and many; one number is of processes alone (default: 2000 20000)")
-    command.add_argument("--processes", type=cli.POSITIVE, nargs="*", default=[1, 2, 3], metavar="N",
+    command.add_argument("--processes", type=cli.POSITIVE, nargs="+", default=[1, 2, 3], metavar="N",
                          help="of compute_prs.py (default: 1 2 3)")
     command.add_argument("--folder", metavar="FOLDER", help="for pictures and results (default: a temporary one)")
     return parser

@@ -481,7 +481,7 @@ BESIDE = {
     ("compute_component_repair", "--source_model"): "--classifier probe",
     }
 # Options that take any text, those that others read, and images of data sets that are drawn.
-FREE = {("scripts.export_model", "--base_model_name"), ("compute_component_repair", "--pretrained"),
+FREE = {("compute_component_repair", "--pretrained"),
         ("make_report", "--data_path"), ("make_report", "--pretrained"), ("make_report", "--device"),  # read last
         ("compute_retrieval", "--data_path"), ("compute_component_repair", "--data_path"),
         ("compute_use_specific_heads", "--data_path"), ("scripts.build_class_descriptions", "--data_path"),

@@ -202,6 +202,7 @@ def test_a_class_is_asked_about_once_where_names_repeat(run_script, options, tmp
 
 
 def test_a_library_that_is_not_there_is_named(refused, options, monkeypatch):
+    monkeypatch.delitem(sys.modules, "utils.light", raising=False)  # may have been imported by another test
     monkeypatch.setitem(sys.modules, "open_clip", None)
     assert "the class names of imagenet need open_clip, which is not in this environment" in refused(
         SCRIPT, *options, "--dataset", "imagenet")

@@ -186,7 +186,7 @@ def _truncated(path, photo):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda path, photo: None, "no such file"), (lambda path, photo: path.mkdir(), "no such file"),
+    (lambda path, photo: None, "no such file"), (lambda path, photo: path.mkdir(), "is a folder; give a file"),
     (lambda path, photo: path.write_text("<svg></svg>"), "in no format of Pillow's"),
     (lambda path, photo: path.write_bytes(b""), "in no format of Pillow's"), (_truncated, "cannot be read"),
     (lambda path, photo: photo.resize((410, 100)).save(path, "PNG"), "410 x 100 pixels; crop it")])

@@ -167,6 +167,8 @@ def test_the_base_of_an_adapter(tiny_lm, tiny_adapter, tmp_path):
 def test_a_name_is_a_language_model_s_or_an_adapter_s(tiny_lm, tiny_adapter, tmp_path):
     for name in (tiny_lm, "smollm2-135m", "owner/model", "model.gguf"):
         assert loading.resolve(name, None) == (name, None)
+        with pytest.raises(UserError, match=f"--base_model_name other: goes with .* {name} is a language model"):
+            loading.resolve(name, "other")
     for base in (None, tiny_lm):
         assert loading.resolve(tiny_adapter, base) == (tiny_lm, tiny_adapter)
     with pytest.raises(UserError, match="does not fit --base_model_name other; leave that out"):

@@ -41,13 +41,6 @@ PIXELS, THUMBNAIL, COLUMNS = Number(int, 1, 2048), Number(int, 1, 1024), Number(
 STEPS, CONNECTIONS, RANK = Number(int, 1, 100_000), Number(int, 1, 256), Number(int, 1, 1024)
 
 
-def text(value: str) -> str:
-    """The value of an option that is a text to look for."""
-    if not value.strip():
-        raise argparse.ArgumentTypeError(f"is {value!r}, which is empty; say what to look for")
-    return value
-
-
 def check_range(option: str, value: int, most: int, least: int = 1) -> None:
     """Raises UserError for a value that is out of a range that only the data tells."""
     if not least <= value <= most:

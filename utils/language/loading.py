@@ -216,9 +216,12 @@ def base_of(adapter: str, base: str | None) -> str:
 def resolve(name: str, base: str | None) -> tuple[str, str | None]:
     """The language model behind a name, and its adapter: the name itself where it is one, else None.
 
-    Raises UserError as `base_of` does.
+    Raises UserError as `base_of` does, and where a base is asked for of what is no adapter.
     """
     if (Path(name) / "config.json").is_file() or not Path(name).is_dir():
+        if base:
+            raise UserError(f"--base_model_name {base}: goes with an adapter's folder, and {name} is a language model; "
+                            "leave it out")
         return name, None
     return base_of(name, base), name
 
