@@ -23,12 +23,15 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 def pick_backend(wanted: str, base_url: str | None = None) -> str:
     """The backend of `--backend auto`: vllm where it can run, which is far faster, else hf.
 
-    Raises UserError for a backend that cannot run here, or not in several processes, and for a server without a URL.
+    Raises UserError for a backend that cannot run here, or not in several processes, and for a server without a URL,
+    or a URL without a server.
     """
     installed = importlib.util.find_spec("vllm") is not None
     runs = installed and (torch.cuda.is_available() or cpu_build())
     if wanted == "server" and not base_url:
         raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
+    if base_url and wanted != "server":
+        raise UserError(f"--base_url {base_url} goes with --backend server; give that too, or leave it out")
     if wanted == "vllm" and not runs:
         raise UserError("--backend vllm cannot run here: " + (
             "vLLM is not installed; ALL=1 bash scripts/setup.sh installs it"
