@@ -40,17 +40,20 @@ def get_args_parser():
 def main(args) -> None:
     from functools import partial
 
-    from utils.analysis import artefacts, heatmaps, neuron_runs
     from utils.data import datasets, pictures
-    from utils.decompose import registers
-    from utils.decompose.decomposer import Decomposer
-    from utils.models.loading import load
-    from utils.plots import tokens
     from utils.runs import files
 
     # The images and the model.
     picture = pictures.read_option(args.image) if args.image else None
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
+    cli.loading(args.model, args.pretrained)
+
+    from utils.analysis import artefacts, heatmaps, neuron_runs
+    from utils.decompose import registers
+    from utils.decompose.decomposer import Decomposer
+    from utils.models.loading import load
+    from utils.plots import tokens
+
     model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed,
                  settings=cli.model_settings(args))
     layers = len(artefacts.known(model).blocks)

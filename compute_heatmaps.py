@@ -58,8 +58,6 @@ def get_args_parser():
 
 def check_options(args) -> None:
     """Refuse what needs no model to be seen."""
-    from pathlib import Path
-
     if len(args.text) > MOST_TEXTS:
         raise UserError(f"--text: {len(args.text)} texts, and a picture has room for {MOST_TEXTS}; make several")
     if args.head is not None and args.layer is None:
@@ -68,10 +66,6 @@ def check_options(args) -> None:
         raise UserError("--names says what a single head is about; give --layer and --head too, or leave it out")
     if args.model.startswith("timm:") and not args.maps:
         raise UserError(f"--model {args.model} has no text side; give --maps, which compute_alignment.py makes")
-    if Path(args.output).suffix.lower() != ".png":
-        raise UserError(f"--output {args.output}: a PNG is written; let the name end in .png")
-    if Path(args.output).resolve() == Path(args.image).resolve():
-        raise UserError(f"--output {args.output}: would replace --image; choose another name")
 
 
 def main(args) -> None:
@@ -83,6 +77,7 @@ def main(args) -> None:
     # The picture, the model, and the texts; a wrong file is found before a large model is loaded.
     from utils.data import pictures
 
+    pictures.check_output(args.output, args.image)
     picture = pictures.read_option(args.image)
     cli.loading(args.model, args.pretrained)
 

@@ -18,7 +18,6 @@ rows, columns, pairs [rows, columns], and heads: pairs of a head of the image to
 given.
 """
 from utils import cli
-from utils.cli import UserError
 
 
 def get_args_parser():
@@ -38,40 +37,34 @@ def get_args_parser():
     return parser
 
 
-def check_options(args) -> None:
-    """Refuse what needs no model to be seen."""
-    from pathlib import Path
-
-    if Path(args.output).suffix.lower() != ".png":
-        raise UserError(f"--output {args.output}: a PNG is written; let the name end in .png")
-    if Path(args.output).resolve() == Path(args.image).resolve():
-        raise UserError(f"--output {args.output}: would replace --image; choose another name")
-
-
 def main(args) -> None:
     from pathlib import Path
 
-    args.output = args.output or f"./output_dir/{Path(args.image).stem}_pairs.png"
-    check_options(args)
-
-    from utils.analysis import heatmaps, pairs
     from utils.analysis.names import naming
     from utils.data import pictures
+
+    # The picture and the model; a wrong file is found before a large model is loaded.
+    args.output = args.output or f"./output_dir/{Path(args.image).stem}_pairs.png"
+    pictures.check_output(args.output, args.image)
+    picture = pictures.read_option(args.image)
+    named = naming.read_file(Path(args.names))[0] if args.names else {}
+    names = {str(head): row["role"] for head, row in named.items()}
+    cli.loading(args.model, args.pretrained)
+
+    from utils.analysis import heatmaps, pairs, zeroshot
     from utils.decompose.decomposer import Decomposer
     from utils.decompose.texts import TextDecomposer
     from utils.models.loading import load
     from utils.plots import sides
 
-    # The picture and the model; a wrong file is found before a large model is loaded.
-    picture = pictures.read_option(args.image)
-    named = naming.read_file(Path(args.names))[0] if args.names else {}
-    names = {str(head): row["role"] for head, row in named.items()}
     model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
     decomposer, texts = Decomposer(model), TextDecomposer(model)
+    said = [text for text in (args.text, args.against) if text is not None]
+    zeroshot.check_texts(model, said, "--text and --against", [repr(text) for text in said])
 
     # Every pair of a patch and a word.
     pixels, shown = heatmaps.prepare(picture, model, decomposer.patch_size)
-    found = [pairs.compute(decomposer, texts, pixels, text) for text in (args.text, args.against) if text is not None]
+    found = [pairs.compute(decomposer, texts, pixels, text) for text in said]
     records = []
     for one in found:
         print(f"{one.text}\n{pairs.table(one)}\n")

@@ -36,18 +36,18 @@ def main(args) -> None:
     from tqdm import tqdm
 
     from utils.analysis import zeroshot
-    from utils.data import datasets
-    from utils.decompose.texts import TextDecomposer
-    from utils.models.loading import load
     from utils.runs import files
 
     pool = Path(args.data_path)
-    if pool.stem in datasets.NAMES:
-        raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
-    texts = zeroshot.read_texts(pool)
+    texts = zeroshot.read_pool(pool)
+    cli.loading(args.model, args.pretrained)
 
     # The model, whose terms are compared with its own output.
+    from utils.decompose.texts import TextDecomposer
+    from utils.models.loading import load
+
     clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
+    zeroshot.check_lines(clip, texts, pool)
     decomposer = TextDecomposer(clip)
     error = decomposer.check(texts[:args.batch_size])
     if not error <= 1e-4:

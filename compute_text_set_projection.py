@@ -7,7 +7,6 @@
 Writes {pool}_{model}.npy [m, d] to --output_dir: the unit embedding of every line.
 """
 from utils import cli
-from utils.cli import UserError
 
 
 def get_args_parser():
@@ -28,20 +27,17 @@ def main(args) -> None:
     from tqdm import tqdm
 
     from utils.analysis import zeroshot
-    from utils.data import datasets
     from utils.runs import files
 
     pool = Path(args.data_path)
-    if pool.stem in datasets.NAMES:
-        raise UserError(f"{pool}: is called as a data set, whose files it would replace; give the pool another name")
-    texts = zeroshot.read_texts(pool)
+    texts = zeroshot.read_pool(pool)
     cli.loading(args.model, args.pretrained)
 
     from utils.models.loading import load
 
     state = cli.start_processes(args.device)
     clip = load(args.model, args.pretrained, state.device, args.seed, True, cli.model_settings(args))
-    zeroshot.check_texts(clip, texts, str(pool), [f"line {number}" for number in range(1, len(texts) + 1)])
+    zeroshot.check_lines(clip, texts, pool)
     batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     found = {number: clip.embed_texts(batches[number]).cpu().numpy()
              for number in tqdm(cli.own_batches(range(len(batches)), state), "texts", unit="batch")}

@@ -206,6 +206,11 @@ def test_what_is_wrong_is_said_in_a_line(session):
         assert "\n" not in str(error.value)
 
 
+def test_a_text_that_is_not_read_to_its_end_is_refused(session):
+    with pytest.raises(UserError, match="has more tokens than the model reads; shorten it"):
+        session.embed(("a dog", "a very " * 40 + "big dog"))
+
+
 def test_a_bomb_and_a_strip_are_refused(session, monkeypatch):
     buffer = io.BytesIO()
     Image.new("1", (3000, 3000)).save(buffer, "png")

@@ -85,6 +85,9 @@ def test_the_script_writes_pairs_and_a_picture(tmp_path, run_script, refused):
                               "--output", tmp_path / "p.png")
     assert code == 0
     assert "the first less the second" in out
+    long = "a very " * 40
+    _, _, err = run_script("compute_pairs", *common, "--text", f"{long}big dog", "--output", tmp_path / "q.png")
+    assert "1 of 1 texts have more than the 32 tokens that the model reads" in err
     found = json.loads((tmp_path / "p.json").read_text())
     for one in (found, found["against"]):
         values = np.array(one["pairs"])

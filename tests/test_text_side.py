@@ -150,3 +150,14 @@ def test_the_script_writes_terms_that_sum_to_the_representation(tmp_path, run_sc
                                atol=1e-5)
     assert "does not exist" in refused("compute_text_prs", "--model", "emojiclip", "--data_path", tmp_path / "no.txt")
     assert "no text side" in refused("compute_text_prs", "--model", "timm:vit_tiny_patch16_224", "--data_path", pool)
+
+
+def test_lines_that_the_model_does_not_read_to_their_end_are_named(tmp_path, run_script, refused):
+    pool, long = tmp_path / "pool.txt", "a very " * 40
+    pool.write_text(f"a cat\n{long}big dog\n")
+    given = ("--model", "emojiclip", "--data_path", pool, "--output_dir", tmp_path / "out", "--device", "cpu")
+    code, _, err = run_script("compute_text_prs", *given)
+    assert code == 0
+    assert "1 of 2 texts have more than the 32 tokens that the model reads, and are cut there: line 2" in err
+    pool.write_text(f"{long}big dog\n{long}small dog\n")
+    assert "line 1 and line 2 are the same in their first 32 tokens" in refused("compute_text_prs", *given)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError, note
+from utils.data import datasets
 from utils.inputs import read_text
 
 if TYPE_CHECKING:
@@ -59,6 +60,19 @@ def check_texts(clip: "Model", texts: list[str], source: str, names: list[str]) 
     listed = ", ".join(names[index] for index in cut[:20]) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
     note(f"{source}: {len(cut)} of {len(texts)} texts have more than the {most} tokens that the model reads, and are "
          f"cut there: {listed}")
+
+
+def read_pool(path: Path) -> list[str]:
+    """The texts of a pool whose arrays get its name. Raises UserError as `read_texts` does, and for the name of a data
+    set."""
+    if path.stem in datasets.NAMES:
+        raise UserError(f"{path}: is called as a data set, whose files it would replace; give the pool another name")
+    return read_texts(path)
+
+
+def check_lines(clip: "Model", texts: list[str], path: Path) -> None:
+    """`check_texts`, of the lines of a pool."""
+    check_texts(clip, texts, str(path), [f"line {number}" for number in range(1, len(texts) + 1)])
 
 
 def read_texts(path: Path) -> list[str]:

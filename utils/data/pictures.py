@@ -53,6 +53,14 @@ def read_option(path: str) -> Image.Image:
     return read_given(path, f"--image {path}")
 
 
+def check_output(output: str, image: str) -> None:
+    """Raises UserError for an --output that is no PNG, or that would replace the --image."""
+    if Path(output).suffix.lower() != ".png":
+        raise UserError(f"--output {output}: a PNG is written; let the name end in .png")
+    if Path(output).resolve() == Path(image).resolve():
+        raise UserError(f"--output {output}: would replace --image; choose another name")
+
+
 def read_given(file, name: str) -> Image.Image:
     """The picture of a file that a user gives, by its path or open, as seen. Raises UserError, which starts with the
     `name`, for what is no picture, or longer than LONGEST times its breadth."""

@@ -116,6 +116,8 @@ class Session:
 
     def _embed(self, texts: tuple[str, ...]) -> np.ndarray:
         with self.lock:
+            if cut := self.clip.cut(list(texts)):
+                raise UserError(f"{texts[cut[0]]!r} has more tokens than the model reads; shorten it")
             return self.clip.embed_texts(list(texts)).cpu().numpy()
 
     def _tokens(self, query: str, texts: tuple[str, ...]) -> TokenTerms:
