@@ -58,11 +58,8 @@ def main(args) -> None:
     from functools import partial
     from pathlib import Path
 
-    from utils.analysis import neuron_runs, neurons, truth, zeroshot
+    from utils.analysis import truth, zeroshot
     from utils.data import datasets
-    from utils.decompose.neurons import Neurons
-    from utils.models.loading import load
-    from utils.plots import charts
     from utils.runs import components, files
 
     # The data, the model, its classifier and pool.
@@ -71,6 +68,13 @@ def main(args) -> None:
     fit_images = datasets.load_images(args.dataset, args.data_path, split=fit_split)
     attributes = truth.read_attributes(args.text_attributes) if args.text_attributes else None
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
+    cli.loading(args.model, args.pretrained)
+
+    from utils.analysis import neuron_runs, neurons
+    from utils.decompose.neurons import Neurons
+    from utils.models.loading import load
+    from utils.plots import charts
+
     model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed,
                  settings=cli.model_settings(args))
     of_model = Neurons(model, args.layers)
@@ -103,11 +107,16 @@ def main(args) -> None:
         shares = neurons.shares(arrays["scores"], arrays["norms"])
         row["first_component_share"] = 100 * float(shares.mean())
         found["layers"][layer] = row
-        found["neurons"] += neurons.describe(layer, fitted, arrays, of_model.heads(layer), texts, pool,
-                                             args.texts_per_neuron[0], args.neurons)
+        found["neurons"] += neurons.describe(layer, fitted, arrays, run.representation,
+                                             of_model.heads(layer), texts, pool, args.texts_per_neuron[0],
+                                             args.neurons)
         print(f"layer {layer}: " + ", ".join(f"{name} {value:.1f}" for name, value in row.items() if name != "texts")
               + "".join(f", {number} texts {value:.1f}" for number, value in row["texts"].items()))
     found["neurons"] = sorted(found["neurons"], key=lambda entry: -entry["mean_norm"])[:args.neurons]
+    known = [entry["rank_correlation"] for entry in found["neurons"] if entry["rank_correlation"] is not None]
+    if known:
+        print(f"texts and scores of {len(known)} neurons, on the images where they are significant: mean rank "
+              f"correlation {sum(known) / len(known):.2f}")
     if args.indirect_images:
         largest = [tuple(map(int, entry["neuron"].split("."))) for entry in found["neurons"][:20]]
         chosen = neuron_runs.some_batches(images, args.batch_size, args.indirect_images)

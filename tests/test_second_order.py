@@ -116,6 +116,26 @@ def test_texts_of_a_direction_are_those_it_was_made_of():
     np.testing.assert_allclose(row[[5, 17]], [2, -1], atol=1e-6)
 
 
+def test_texts_are_compared_with_the_images_on_which_a_neuron_matters():
+    rng = np.random.default_rng(1)
+    scores, norms, representation = rng.normal(size=(60, 3)), rng.random((60, 3)), rng.normal(size=(60, 8))
+    threshold, texts = np.array([0.5, 0.0, 0.9]), rng.normal(size=(3, 8))
+    found = neurons.rank_correlations(scores, norms, threshold, representation, texts, least=10)
+
+    def ranks(values):
+        return np.array([sum(other < value for other in values) for value in values], float)
+
+    for neuron in range(3):
+        own = [i for i in range(60) if norms[i, neuron] >= threshold[neuron]]
+        if len(own) < 10:
+            assert np.isnan(found[neuron])
+            continue
+        one = ranks([scores[i, neuron] for i in own])
+        other = ranks([representation[i] @ texts[neuron] for i in own])
+        assert found[neuron] == pytest.approx(np.corrcoef(one, other)[0, 1])
+    assert np.isnan(found[2])
+
+
 def test_accuracies_are_those_of_representations_made_again():
     rng = np.random.default_rng(0)
     phi, direct = rng.normal(size=(40, 6, 8)), rng.normal(size=(40, 8))
@@ -152,6 +172,7 @@ def test_the_script_goes_on_where_it_was_cut_off(tmp_path, folder_of_images, run
     assert "layer 4: baseline" in said
     found = json.loads((out / "imagefolder_second_order_emojiclip.json").read_text())
     assert len(found["neurons"]) == 3
+    assert {"texts", "rank_correlation"} <= found["neurons"][0].keys()
     assert len(found["feeding"]["neurons"]) == 10
     assert (out / "imagefolder_second_order_emojiclip.png").is_file()
     scores = np.load(out / "imagefolder_neurons4_scores_emojiclip.npy")

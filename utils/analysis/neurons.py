@@ -168,21 +168,25 @@ def rank_correlations(scores: np.ndarray, norms: np.ndarray, threshold: np.ndarr
     return found
 
 
-def describe(layer: int, fitted: dict[str, np.ndarray], arrays: dict[str, np.ndarray], heads: Sequence,
-             texts: list[str], pool: np.ndarray, number: int, shown: int) -> list[dict]:
+def describe(layer: int, fitted: dict[str, np.ndarray], arrays: dict[str, np.ndarray], representation: np.ndarray,
+             heads: Sequence, texts: list[str], pool: np.ndarray, number: int, shown: int) -> list[dict]:
     """The `shown` neurons of a layer with the largest mean second-order effect, by name (layer.neuron): mean norm,
-    share of the first component, `number` texts with signs, the heads that most of it goes through, and the images of
-    the highest and of the lowest scores, by their place."""
+    share of the first component, `number` texts with signs, how well these predict the scores (`rank_correlations`;
+    None where it is not known), the heads that most of it goes through, and the images of the highest and of the lowest
+    scores, by their place."""
     norms = arrays["norms"].mean(axis=0)
     order = np.argsort(-norms)[:shown]
     coefficients, first = sparse_texts(fitted["direction"][order], pool, number), shares(arrays["scores"],
                                                                                          arrays["norms"])
+    predicted = rank_correlations(arrays["scores"][:, order], arrays["norms"][:, order], fitted["threshold"][order],
+                                  representation, coefficients @ atoms(pool))
     found = []
-    for neuron, row in zip(order, coefficients):
+    for neuron, row, correlation in zip(order, coefficients, predicted):
         ranked, power = np.argsort(arrays["scores"][:, neuron]), fitted["heads"][neuron]
         found.append({
             "neuron": f"{layer}.{neuron}", "mean_norm": float(norms[neuron]), "first_component": float(first[neuron]),
             "texts": [{"text": texts[i], "weight": float(row[i])} for i in np.argsort(-np.abs(row)) if row[i] != 0],
+            "rank_correlation": None if np.isnan(correlation) else float(correlation),
             "heads": [{"head": str(heads[j]), "share": float(power[j] / power.sum())}
                       for j in np.argsort(-power)[:3]],
             "highest": ranked[::-1][:10].tolist(), "lowest": ranked[:10].tolist()})
