@@ -47,7 +47,7 @@ def main(args) -> None:
              for name, paths in (("before", args.before or []), ("after", args.after or []))}
     answers = {path: inspection.read_answers(Path(path)) for path in args.answers}
 
-    from utils.data import datasets
+    from utils.data import concepts
     from utils.ex2 import rewards, truth
     from utils.models.loading import load_vlm
     from utils.plots import ex2
@@ -55,7 +55,7 @@ def main(args) -> None:
     # What the VLM prefers, by controlled texts.
     found = truth.concepts()
     vlm = load_vlm(args.vlm_name, cli.pick_device(args.device), args.vlm_16bit)
-    images = datasets.load_concepts("emoji_fixed", None, args.split, None, datasets.FIXED_IMAGES)
+    images = concepts.load_concepts("emoji_fixed", None, args.split, None, concepts.FIXED_IMAGES)
     means = rewards.kept_image_means(args.output_dir, "emoji_fixed", vlm, images,
                                      {"split": args.split, "vlm_16bit": args.vlm_16bit})
     score = partial(rewards.score, vlm, means)

@@ -85,7 +85,7 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from utils.data import datasets
+    from utils.data import datasets, loader
     from utils.models import names
     from utils.runs import files, writer
 
@@ -142,7 +142,7 @@ def main(args) -> None:
               "classes": images.classes, "registers": some and some.record(),
               "command": cli.command(__file__, get_args_parser(), args)}
     written = write_run(decomposer, images, args.output_dir, name, about, max(1.0, found["cost"]), state,
-                        datasets.worker_count(args.num_workers), args.skip_bad_images, args.resume)
+                        loader.worker_count(args.num_workers), args.skip_bad_images, args.resume)
     if written is None:
         print(f"{manifest}: is complete; nothing to do")
     elif state.is_main_process:

@@ -68,7 +68,7 @@ def get_args_parser():
 
 
 def main(args) -> None:
-    from utils.data import datasets, masks
+    from utils.data import datasets, loader, masks
 
     # Images with masks, the model, and the classifier whose logits are explained.
     data = datasets.load_masks(args.train_dataset, args.data_path)
@@ -102,9 +102,9 @@ def main(args) -> None:
     scores = {method: figures.Scores(args.thr, state.device, figures.CUTS.get(method)) for method in chosen}
     size = min(args.batch_size, len(data.names))
     numbers = cli.own_batches(range(-(-len(data.names) // size)), state)
-    workers = datasets.worker_count(args.num_workers)
-    datasets.check_memory(size, (image_size, image_size), workers)
-    batches = datasets.batches(data, prepare, size, workers, numbers=numbers,
+    workers = loader.worker_count(args.num_workers)
+    loader.check_memory(size, (image_size, image_size), workers)
+    batches = loader.batches(data, prepare, size, workers, numbers=numbers,
                                prepare_target=masks.mask_transform(prepare, image_size, mask_resize))
     for number, (pixels, covers, _) in zip(tqdm(numbers, "batches", disable=not state.is_main_process), batches):
         images = slice(number * size, number * size + len(covers))

@@ -55,7 +55,7 @@ def add_generation_options(parser) -> None:
 def main(args) -> None:
     import importlib.util
 
-    from utils.data import datasets
+    from utils.data import concepts
     from utils.ex2 import descriptions
     from utils.models import names as models
 
@@ -71,14 +71,14 @@ def main(args) -> None:
             raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then "
                             f"run: .venv/bin/python inference.py --score {args.score} --descriptions {output}")
         models.split_vlm_name(args.score)
-        images = datasets.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
+        images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
                                         args.num_images_for_reward, class_names=args.class_names)
 
     # Descriptions.
     if args.descriptions:
         rows, manifest = descriptions.read(args.descriptions, images.classes)
     else:
-        names = datasets.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts,
+        names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts,
                                        args.class_names)
         rows, manifest = generate(args, args.eval_dataset, names, output)
         if not cli.is_main_process():
@@ -167,6 +167,9 @@ def score(args, images, rows: list[dict], output: str) -> None:
     means = rewards.kept_image_means(str(Path(output).parent), args.eval_dataset, vlm, images,
                                      {"split": args.split, "vlm_16bit": args.vlm_16bit})
     texts, labels = [row["description"] for row in rows], [images.classes.index(row["concept"]) for row in rows]
+    if cut := len(vlm.cut(texts)):
+        cli.note(f"{cut} of {cli.counted(len(texts), 'description')} have more tokens than {args.score} reads; what "
+                 "comes after these does not count")
     for row, reward in zip(rows, rewards.score(vlm, means, texts, labels)):
         row["reward"] = reward
 

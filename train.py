@@ -84,7 +84,7 @@ def main(args) -> None:
     from functools import partial
     from pathlib import Path
 
-    from utils.data import datasets
+    from utils.data import concepts
     from utils.ex2 import descriptions
     from utils.language import loading
     from utils.models import names
@@ -126,7 +126,7 @@ def main(args) -> None:
     if cli.is_main_process():  # at once: what follows takes a while to import
         print(f"{args.model_name} learns what {args.vlm_name} prefers on {args.dataset_name} -> {folder}; loading ...",
               file=sys.stderr, flush=True)
-    images = datasets.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
+    images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
                                     args.num_images_for_reward, class_names=args.class_names)
     tokenizer = loading.load_tokenizer(args.model_name)
 

@@ -14,12 +14,12 @@
 """
 from functools import partial
 
+from scripts.bench_scripts import scale, start
 from utils import cli
 
 MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
           "vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
           "maxvit_tiny_rw_224"]
-TRAIN = 1000  # of scale: images of the train split, whatever that of test has
 
 
 def get_args_parser():
@@ -118,7 +118,7 @@ def prs(args) -> None:
     import torch
 
     from data.emoji.write import write_folders
-    from utils.data import datasets, scenes
+    from utils.data import datasets, loader, scenes
     from utils.runs.writer import RunWriter
 
     if args.images <= args.batch_size:
@@ -130,18 +130,18 @@ def prs(args) -> None:
                       [pictures / "scene" / f"{i:05d}.png" for i in range(args.images)])
         images = datasets.load_images("imagefolder", str(pictures), clip.image_size[0])
 
-        def loader():
-            return datasets.batches(images, clip.preprocess, args.batch_size, num_workers=0)
+        def every():
+            return loader.batches(images, clip.preprocess, args.batch_size, num_workers=0)
 
         def plain():
-            for pixels, *_ in loader():
+            for pixels, *_ in every():
                 with torch.inference_mode():
                     clip.encode_image(pixels.to(clip.device)).cpu()
                 yield
 
         def decomposed():
             with RunWriter(Path(folder, "manifest.json"), {}, args.images, args.batch_size) as writer:
-                for number, (pixels, labels, _) in enumerate(loader()):
+                for number, (pixels, labels, _) in enumerate(every()):
                     arrays = {Path(folder, f"{what}.npy"): (values.cpu().numpy(), "float32")
                               for what, values in decomposer.terms(pixels.to(clip.device)).arrays().items()}
                     writer.write(number, len(labels), {**arrays, Path(folder, "labels.npy"): (labels, "int64")}, [])
@@ -185,9 +185,8 @@ def coverage(args) -> None:
     """Which models are decomposed exactly, at what cost, and why others are refused.
 
     Every model that open_clip lists, and families of timm and transformers (scripts/coverage.py), with random weights
-    and two blocks, or one a stage. Models whose image towers differ in
-    image size, output width or the kind of GELU alone share a line. Exact: the terms sum to the model's
-    own output within 1e-5, and each block has a term.
+    and two blocks, or one a stage. Models whose image towers differ in image size, output width or the kind of GELU
+    alone share a line. Exact: the terms sum to the model's own output within 1e-5, and each block has a term.
     """
     from collections import Counter
     from itertools import chain
@@ -370,153 +369,6 @@ def names(args) -> None:
     cli.save_result(path, {"rows": rows})
     bench_names.write(rows, path.with_suffix(".csv"))
     print(f"-> {path.with_suffix('.csv')}")
-
-
-def start(args) -> None:
-    """What scripts take until they say something: processor time, and its ratio to that of `import torch`.
-
-    Each runs as a user starts it, on the embedded model and 40 pictures that are drawn beforehand; of its starts the
-    fastest counts, as other work on the machine only ever adds time. An error is that of a path that is not there.
-    """
-    import math
-    import tempfile
-    from pathlib import Path
-
-    roots = [Path(__file__).resolve().parent.parent, *([Path(args.beside).resolve()] if args.beside else [])]
-    with tempfile.TemporaryDirectory() as folder:
-        draw(f"{folder}/images/test", 40)
-        commands = script_commands(f"{folder}/images", f"{folder}/o")
-        for name in ("compute_prs", "compute_text_projection"):
-            measured(commands[name])
-        picture = next(Path(folder, "images").rglob("*.png"))
-        heat = f"compute_heatmaps.py --model emojiclip --text 'a dog' --output {folder}/x.png --image"
-        ways = {"import torch": "-c 'import torch'", "compute_ablations.py": commands["compute_ablations"],
-                "compute_ablations.py, an error": f"{commands['compute_ablations']} --input_dir {folder}/nowhere",
-                "compute_heatmaps.py": f"{heat} {picture}", "compute_heatmaps.py, an error": f"{heat} {folder}/nowhere"}
-        found = {(name, root): (math.inf, math.inf) for name in ways for root in roots}
-        for _ in range(args.repeats):
-            for name, root in found:
-                found[name, root] = tuple(map(min, found[name, root], processor_time(ways[name], root)))
-    print("| | checkout | to the first line of results, s | ratio | in all, s | ratio |\n"
-          "| --- | --- | --- | --- | --- | --- |")
-    for (name, root), (first, whole) in found.items():
-        plain = found["import torch", root][1]
-        print(f"| {name} | {'this' if root == roots[0] else 'other'} | {first:.1f} | {first / plain:.2f} | "
-              f"{whole:.1f} | {whole / plain:.2f} |")
-
-
-def processor_time(command: str, root) -> tuple[float, float]:
-    """Seconds of processor time of a command of Python in a checkout: until its first line on stdout (all, where there
-    is none), and in all, with its processes."""
-    import os
-    import shlex
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    process = subprocess.Popen([sys.executable, *shlex.split(command)], stdout=subprocess.PIPE, cwd=root,
-                               stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    first = None
-    if process.stdout.readline():
-        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        first = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-    process.stdout.read()
-    _, _, usage = os.wait4(process.pid, 0)
-    whole = usage.ru_utime + usage.ru_stime
-    return whole if first is None else first, whole
-
-
-def scale(args) -> None:
-    """Time and peak memory of every script against the number of images and of processes, as two tables.
-
-    Each script runs as a user starts it, on the embedded model and on pictures that are drawn beforehand: half an hour
-    as it stands. Peak memory is the resident memory of the largest of its processes, as the operating system counts it.
-    Processes share the larger number of images; each has one thread, and so has the one that they are compared with.
-    """
-    import multiprocessing
-    import tempfile
-
-    few, many = args.images[0], args.images[-1]
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        # In a process of its own: what starts a process lends it its own peak, and this one has to stay small.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            pool.starmap(draw, [(f"{folder}/{number}/{split}", images) for number in args.images
-                                for split, images in (("test", number), ("train", TRAIN))])
-        found: dict[int, dict] = {}
-        for number in args.images if few != many else ():
-            commands = script_commands(f"{folder}/{number}", f"{folder}/{number}/o")
-            measured(commands["compute_prs"].replace("--split test", "--split train"))
-            found[number] = {name: measured(command) for name, command in commands.items()}
-        if found:
-            print(f"| script | peak memory, {few} images (MiB) | {many} images (MiB) | ratio | seconds | seconds "
-                  "| ratio |\n| --- | --- | --- | --- | --- | --- | --- |")
-        for name in found.get(few, {}):
-            (seconds, peak), (longer, larger) = found[few][name], found[many][name]
-            print(f"| `{name}.py` | {peak:.0f} | {larger:.0f} | {larger / peak:.2f} | {seconds:.0f} | {longer:.0f} | "
-                  f"{longer / seconds:.1f} |")
-        print("\n| processes | seconds | images a second | ratio to one | peak memory (MiB) |\n"
-              "| --- | --- | --- | --- | --- |")
-        alone = None
-        for number in args.processes:
-            command = script_commands(f"{folder}/{many}", f"{folder}/p{number}")["compute_prs"]
-            launcher = f"-m torch.distributed.run --standalone --nproc_per_node {number} " if number > 1 else ""
-            seconds, peak = measured(f"{launcher}{command} --num_workers 0", threads="1")
-            alone = alone or seconds
-            print(f"| {number} | {seconds:.0f} | {many / seconds:.0f} | {alone / seconds:.2f} | {peak:.0f} |")
-
-
-def script_commands(data: str, output: str) -> dict[str, str]:
-    """The scripts with their options, in the order in which they need each other; `data` is a folder of images."""
-    model, dataset = "--model emojiclip", "--dataset imagefolder"
-    write, read = f"--output_dir {output}", f"--input_dir {output}"
-    run, pool = f"{model} {dataset} --split test", "--text_descriptions emoji_descriptions --texts_per_head 5"
-    images, features = f"{run} --data_path {data}", "--features configs/features_emoji.yaml"
-    options = {
-        "compute_prs": f"{images} --batch_size 32 {write}",
-        "compute_text_projection": f"{model} {dataset} --data_path {data}/test {write}",
-        "compute_text_set_projection": f"{model} --data_path text_descriptions/emoji_descriptions.txt {write}",
-        "compute_ablations": f"{run} {read}",
-        "compute_complete_text_set": f"{run} {pool} --num_of_last_layers 4 {read} {write}",
-        "compute_use_specific_heads": f"{images} --heads 5.3,5.4 {read}",
-        "compute_nearest_neighbors": f"{images} --index 5 --heads 5.3,5.4 {read} {write}",
-        "compute_linear_probe": f"{run} {read} {write}",
-        "compute_component_scores": f"{run} {features} {read} {write}",
-        "compute_component_ablation": f"{run} {read} {write}",
-        "compute_retrieval": f"{images} {features} --feature color --text 'a red background' {read} {write}",
-        "compute_alignment": f"{model} --clip emojiclip {dataset} --split train --apply test --epochs 1 {read} "
-                             f"--output_dir {output}/aligned",
-        "make_report": f"{images} {pool} --heat_maps 0 {read}"}
-    return {name: f"{name}.py {given}" for name, given in options.items()}
-
-
-def measured(command: str, threads: str | None = None) -> tuple[float, float]:
-    """Seconds, and peak memory in MiB, of a command of Python."""
-    import os
-    import shlex
-    import subprocess
-    import sys
-    import time
-
-    environment = {**os.environ, **({"OMP_NUM_THREADS": threads} if threads else {})}
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *shlex.split(command)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, env=environment)
-    errors = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command} failed:\n{errors[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
-
-
-def draw(root: str, number: int) -> None:
-    """Draw pictures, by the colour of their background: few classes, all of them full."""
-    from pathlib import Path
-
-    from data.emoji.write import write_folders
-    from utils.data import scenes
-
-    drawn = scenes.sample_scenes(number, seed=20)
-    write_folders(drawn, 64, [Path(root, scene.attributes()["color"], f"{i:06d}.png") for i, scene in enumerate(drawn)])
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ def scene_terms(run, drawn: list, model, maps):
     import torch
 
     from utils.analysis import alignment
-    from utils.data import datasets
+    from utils.data import datasets, loader
     from utils.decompose.decomposer import Decomposer
 
     decomposer, found = Decomposer(model), []
     images = datasets.Images(datasets.SceneImages(drawn, [0] * len(drawn), model.image_size[0]), ["scene"])
-    for pixels, *_ in datasets.batches(images, model.preprocess, 65, num_workers=0):
+    for pixels, *_ in loader.batches(images, model.preprocess, 65, num_workers=0):
         with torch.no_grad():
             terms = decomposer.terms(pixels.to(model.device)).values
             if maps:

@@ -68,9 +68,9 @@ def test_textspan(bench):
 
 
 def test_scale_runs_scripts_that_exist_with_options_that_they_take():
-    from scripts import bench
+    from scripts import bench_scripts
 
-    for name, command in bench.script_commands("/images", "/output").items():
+    for name, command in bench_scripts.script_commands("/images", "/output").items():
         words = shlex.split(command)
         assert words[0] == f"{name}.py"
         cli.parse(load_script(name).get_args_parser(), words[1:])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data import datasets
+from utils.data import datasets, loader
 from utils.models import loading
 
 
@@ -29,7 +29,7 @@ def test_arrays_equal_the_definition_and_sum_to_the_models_output(run_script, fo
     assert "15 images -> " in out
     clip = loading.load("emojiclip", None, torch.device("cpu"))
     images = datasets.load_images("imagefolder", str(folder_of_images))
-    pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, clip.preprocess, 15, 0)])
+    pixels = torch.cat([pixels for pixels, *_ in loader.batches(images, clip.preprocess, 15, 0)])
     slow = literal.decompose(clip.network.visual, pixels)
     for what, expected in (("attn", slow["attn"].sum(2)), ("mlp", slow["mlp"]),
                            ("cls_attn", slow["attn"][:, :, 0].sum(2))):

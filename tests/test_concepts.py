@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from utils import cli
 from utils.cli import UserError
-from utils.data import datasets, scenes
+from utils.data import concepts, datasets, scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,10 +41,10 @@ def test_aircraft_and_dogs_are_called_so(tmp_path):
     names = ["n1-Chihuahua/1.jpg", "n2-African_hunting_dog/1.jpg", "n3-Bulldog/1.jpg", "n4-Dogo/1.jpg"]
     savemat(tmp_path / "train_list.mat", {"file_list": cells(*names), "labels": np.array([[1], [2], [3], [4]])})
     (tmp_path / "Images").mkdir()
-    assert datasets.concept_names("stanford_dogs", str(tmp_path), "train", None) == [
+    assert concepts.concept_names("stanford_dogs", str(tmp_path), "train", None) == [
         "Chihuahua dog", "African hunting dog", "Bulldog", "Dogo"]
     WRITERS["fgvc_aircraft"](tmp_path)
-    assert datasets.concept_names("fgvc_aircraft", str(tmp_path), "test", None) == [
+    assert concepts.concept_names("fgvc_aircraft", str(tmp_path), "test", None) == [
         "Boeing 747-400 aircraft", "Canadair Challenger 600 aircraft", "McDonnell Douglas F/A-18 aircraft"]
 
 
@@ -53,7 +53,7 @@ def test_aircraft_and_dogs_are_called_so(tmp_path):
     ("stanford_cars", ["2000 AM General Hummer SUV", "2012 Ram C/V Van"]), ("imagefolder", ["A", "b b"])])
 def test_names_are_as_published(tmp_path, name, names):
     WRITERS[name](tmp_path)
-    assert datasets.concept_names(name, str(tmp_path), "train", None) == names
+    assert concepts.concept_names(name, str(tmp_path), "train", None) == names
 
 
 def test_names_of_birds_have_their_hyphens_and_no_flower_is_a_question():
@@ -73,25 +73,25 @@ def test_names_of_a_file_of_the_user_s(tmp_path):
     WRITERS["pets"](tmp_path)
     names = tmp_path / "names.txt"
     names.write_text("a cat\n\n a dog \n")
-    assert datasets.concept_names("pets", str(tmp_path), "train", None, str(names)) == ["a cat", "a dog"]
-    found = datasets.load_concepts("pets", str(tmp_path), "trainval", None, 9, class_names=str(names))
+    assert concepts.concept_names("pets", str(tmp_path), "train", None, str(names)) == ["a cat", "a dog"]
+    found = concepts.load_concepts("pets", str(tmp_path), "trainval", None, 9, class_names=str(names))
     assert found.classes == ["a cat", "a dog"]
-    assert found.paths == datasets.load_concepts("pets", str(tmp_path), "train", None, 9).paths
+    assert found.paths == concepts.load_concepts("pets", str(tmp_path), "train", None, 9).paths
     names.write_text("a cat\n")
     with pytest.raises(UserError, match="names.txt holds 1 names, and pets has 2 classes; write one a line"):
-        datasets.concept_names("pets", str(tmp_path), "train", None, str(names))
+        concepts.concept_names("pets", str(tmp_path), "train", None, str(names))
 
 
 def test_concepts_are_evenly_spaced():
     every = [concept["name"] for concept in scenes.concepts()]
-    assert datasets.concept_names("emoji", None, "train", None) == every
+    assert concepts.concept_names("emoji", None, "train", None) == every
     assert len(every) == 260
-    assert datasets.concept_names("emoji", None, "train", 4) == [every[k] for k in (0, 65, 130, 195)]
-    assert datasets.concept_names("emoji", None, "train", 3) == [every[k] for k in (0, 86, 173)]
-    assert datasets.concept_names("emoji", None, "train", 260) == every
+    assert concepts.concept_names("emoji", None, "train", 4) == [every[k] for k in (0, 65, 130, 195)]
+    assert concepts.concept_names("emoji", None, "train", 3) == [every[k] for k in (0, 86, 173)]
+    assert concepts.concept_names("emoji", None, "train", 260) == every
     for number in (261, 0, -1):
         with pytest.raises(UserError, match=f"--num_concepts {number}: there are 260 concepts; choose from 1 to 260"):
-            datasets.concept_names("emoji", None, "train", number)
+            concepts.concept_names("emoji", None, "train", number)
 
 
 def of_concept(images, name):
@@ -103,8 +103,8 @@ def of_concept(images, name):
 def test_images_are_sorted_by_file_name_and_limited(tmp_path):
     root = folder(tmp_path, big_owl=["b.png", "z/a.png", "c.png", "z/c.png"], cat=["1.png"], elk=["2.png"])
     Image.new("RGB", (9, 5)).save(tmp_path / "big_owl" / "b.png")
-    found = datasets.load_concepts("imagefolder", root, "train", 2, 3)
-    assert found.classes == ["big owl", "cat"] == datasets.concept_names("imagefolder", root, "train", 2)
+    found = concepts.load_concepts("imagefolder", root, "train", 2, 3)
+    assert found.classes == ["big owl", "cat"] == concepts.concept_names("imagefolder", root, "train", 2)
     names = ("big_owl/z/a.png", "big_owl/b.png", "big_owl/c.png", "cat/1.png")
     assert found.paths == [f"{root}/{name}" for name in names]
     assert found.scenes is None
@@ -114,19 +114,19 @@ def test_images_are_sorted_by_file_name_and_limited(tmp_path):
 
 def test_images_of_the_split_asked_for(tmp_path):
     WRITERS["stanford_cars"](tmp_path)
-    train = datasets.load_concepts("stanford_cars", str(tmp_path), "train", None, 256)
+    train = concepts.load_concepts("stanford_cars", str(tmp_path), "train", None, 256)
     assert train.classes == ["2000 AM General Hummer SUV", "2012 Ram C/V Van"]
     assert [(Path(path).name, label) for path, label in train.samples.samples] == [
         ("00003.jpg", 0), ("00001.jpg", 1), ("00002.jpg", 1)]
     with pytest.raises(UserError, match="no images of '2012 Ram C/V Van' in the split 'test'"):
-        datasets.load_concepts("stanford_cars", str(tmp_path), "test", None, 256)
-    first = datasets.load_concepts("stanford_cars", str(tmp_path), "test", 1, 256)  # the empty one is not among these
+        concepts.load_concepts("stanford_cars", str(tmp_path), "test", None, 256)
+    first = concepts.load_concepts("stanford_cars", str(tmp_path), "test", 1, 256)  # the empty one is not among these
     assert first.paths == [str(tmp_path / "cars_test" / "00001.jpg")]
 
 
 def test_emoji_concepts_show_their_object():
-    found = datasets.load_concepts("emoji", None, "train", 4, 5, 48)
-    again = datasets.load_concepts("emoji", "ignored", "train", None, 3, 48)
+    found = concepts.load_concepts("emoji", None, "train", 4, 5, 48)
+    again = concepts.load_concepts("emoji", "ignored", "train", None, 3, 48)
     assert len(again.classes) == 260
     assert len(again.samples) == 780
     assert len(set(found.scenes)) == 20
@@ -146,14 +146,14 @@ def test_emoji_concepts_show_their_object():
 
 def test_emoji_splits_differ_from_each_other_and_from_the_data_sets():
     drawn = [scene for split in ("train", "val", "test")
-             for scene in datasets.load_concepts("emoji", None, split, 20, 4).scenes]
+             for scene in concepts.load_concepts("emoji", None, split, 20, 4).scenes]
     assert len(set(drawn)) == 240
     of_sets = [scene for name in datasets.EMBEDDED for scene in datasets.embedded_scenes(name)[0]]
     # A seed without its trailing zeros is the same to numpy: (seed, k) of a data set and (seed, k, 0) of a concept.
     assert not {scene.noise for scene in drawn} & {scene.noise for scene in of_sets}
     used = [seed for name in datasets.EMBEDDED for _, seed in datasets.REGISTRY[name].scenes.values()]
-    concepts = [*datasets.CONCEPT_SEEDS.values(), *datasets.FIXED_SEEDS.values()]
-    assert len({*used, *concepts}) == len(used) + len(concepts)
+    shown = [*datasets.CONCEPT_SEEDS.values(), *datasets.FIXED_SEEDS.values()]
+    assert len({*used, *shown}) == len(used) + len(shown)
 
 
 def test_concepts_of_emoji_fixed_share_their_attribute_and_no_other():
@@ -161,11 +161,11 @@ def test_concepts_of_emoji_fixed_share_their_attribute_and_no_other():
     every = [concept["name"] for concept in scenes.concepts()]
     assert [kind for _, kind, _ in known].count(None) == 8
     assert all([kind for _, kind, _ in known].count(name) == 8 for name in scenes.FIXED)
-    names = datasets.concept_names("emoji_fixed", None, "train", None)
+    names = concepts.concept_names("emoji_fixed", None, "train", None)
     assert names == [every[k] for k, _, _ in known]
     assert len(set(names)) == 40
     for split in ("train", "val"):
-        found = datasets.load_concepts("emoji_fixed", None, split, None, 256)
+        found = concepts.load_concepts("emoji_fixed", None, split, None, 256)
         assert len(found.samples) == 40 * 64
         for label, (k, kind, value) in enumerate(known):
             own = found.scenes[64 * label:64 * label + 64]
@@ -174,24 +174,24 @@ def test_concepts_of_emoji_fixed_share_their_attribute_and_no_other():
             for name in ("style", "count", "color", "size", "texture", "position"):
                 values = {getattr(scene, name) for scene in own}
                 assert values == {value} if name == kind else len(values) > 2
-    some = datasets.load_concepts("emoji_fixed", None, "val", 10, 5)
+    some = concepts.load_concepts("emoji_fixed", None, "val", 10, 5)
     assert some.scenes[5:10] == found.scenes[64 * 4:64 * 4 + 5]
     with pytest.raises(UserError, match="emoji_fixed has no split 'test'; there are train, val"):
-        datasets.load_concepts("emoji_fixed", None, "test", None, 1)
+        concepts.load_concepts("emoji_fixed", None, "test", None, 1)
 
 
 def test_what_the_user_can_mend(tmp_path):
     with pytest.raises(UserError, match="emoji has no split 'all'; there are train, val, test"):
-        datasets.load_concepts("emoji", None, "all", 1, 1)
+        concepts.load_concepts("emoji", None, "all", 1, 1)
     with pytest.raises(UserError, match="cub needs --data_root"):
-        datasets.concept_names("cub", None, "train", None)
+        concepts.concept_names("cub", None, "train", None)
     with pytest.raises(UserError, match="--data_root .*nowhere: no such folder"):
-        datasets.concept_names("cub", str(tmp_path / "nowhere"), "train", None)
+        concepts.concept_names("cub", str(tmp_path / "nowhere"), "train", None)
     with pytest.raises(UserError, match="images.txt does not exist; get CUB_200_2011.tgz"):
-        datasets.concept_names("cub", str(tmp_path), "train", None)
+        concepts.concept_names("cub", str(tmp_path), "train", None)
     root = folder(tmp_path / "twice", big_owl=["1.png"], **{"big owl": ["1.png"]}, cat=["1.png"])
     with pytest.raises(UserError, match="two classes of imagefolder are both called 'big owl'"):
-        datasets.concept_names("imagefolder", root, "train", 1)
+        concepts.concept_names("imagefolder", root, "train", 1)
 
 
 def test_names_need_neither_torch_nor_torchvision_nor_open_clip(tmp_path):
@@ -200,9 +200,9 @@ def test_names_need_neither_torch_nor_torchvision_nor_open_clip(tmp_path):
 import sys
 for name in ("torch", "torchvision", "open_clip"):
     sys.modules[name] = None
-from utils.data import datasets, layouts
-print(datasets.concept_names("imagefolder", {root!r}, "train", None))
-print(datasets.concept_names("emoji", None, "test", 2))
+from utils.data import concepts, datasets, layouts
+print(concepts.concept_names("imagefolder", {root!r}, "train", None))
+print(concepts.concept_names("emoji", None, "test", 2))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from utils.cli import UserError
-from utils.data import captions, datasets, scenes
+from utils.data import captions, datasets, loader, scenes
 
 
 def to_tensor(image):
@@ -12,7 +12,7 @@ def to_tensor(image):
 
 
 def read(images, batch_size=4, **options):
-    return list(datasets.batches(images, to_tensor, batch_size, num_workers=0, **options))
+    return list(loader.batches(images, to_tensor, batch_size, num_workers=0, **options))
 
 
 def test_a_folder_of_class_folders(folder_of_images):
@@ -26,7 +26,7 @@ def test_a_folder_of_class_folders(folder_of_images):
 
 def test_worker_processes_keep_the_order(folder_of_images):
     images = datasets.load_images("imagefolder", str(folder_of_images))
-    alone, shared = read(images), list(datasets.batches(images, to_tensor, 4, num_workers=2))
+    alone, shared = read(images), list(loader.batches(images, to_tensor, 4, num_workers=2))
     assert all(torch.equal(a, b) for (a, *_), (b, *_) in zip(alone, shared))
 
 
@@ -159,6 +159,6 @@ def test_templates():
 
 def test_workers_as_many_as_cores_at_most_ten(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert datasets.worker_count(None) == 10
-    assert datasets.worker_count(0) == 0
-    assert datasets.worker_count(32) == 32
+    assert loader.worker_count(None) == 10
+    assert loader.worker_count(0) == 0
+    assert loader.worker_count(32) == 32

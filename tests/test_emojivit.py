@@ -9,7 +9,7 @@ import torch
 from builders import ROOT
 from timm.data import create_transform, resolve_model_data_config
 
-from utils.data import datasets, scenes
+from utils.data import datasets, loader, scenes
 
 FOLDER = ROOT / "models" / "emojivit"
 
@@ -60,7 +60,7 @@ def scores(model, name: str, number: int) -> tuple[torch.Tensor, datasets.Images
     images = datasets.load_images(name, image_size=64)
     images.samples.drawn = images.samples.drawn[:number]
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    return torch.cat([model(pixels) for pixels, *_ in datasets.batches(images, transform, 130, num_workers=0)]), images
+    return torch.cat([model(pixels) for pixels, *_ in loader.batches(images, transform, 130, num_workers=0)]), images
 
 
 def test_it_names_objects_as_well_as_its_card_says(model):

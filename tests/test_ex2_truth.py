@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from utils.data import datasets, scenes
+from utils.data import concepts, scenes
 from utils.ex2 import rewards, truth
 from utils.models import loading
 
@@ -40,7 +40,7 @@ def test_the_words_are_those_of_the_scenes():
 
 def test_effects_are_differences_of_rewards():
     vlm = loading.load_vlm("r-open-clip:emojiclip", torch.device("cpu"))
-    means = rewards.image_means(vlm, datasets.load_concepts("emoji_fixed", None, "val", None, 2), num_workers=0)
+    means = rewards.image_means(vlm, concepts.load_concepts("emoji_fixed", None, "val", None, 2), num_workers=0)
 
     def score(texts, numbers):
         return rewards.score(vlm, means, texts, numbers)

@@ -8,10 +8,11 @@ from builders import ROOT, WRITERS, load_script, write_caltech, write_flat_image
 
 from utils import cli
 from utils.data import downloads
+from utils.inputs import read_yaml
 from utils.report import experiments, tables
 
 LOADED = {name: experiments.read(name) for name in experiments.names()}
-DATA = {name: f"/data/{name}" for name in cli.read_yaml(str(downloads.LIST))}
+DATA = {name: f"/data/{name}" for name in read_yaml(str(downloads.LIST))}
 VALUES = DATA | {"out": "out", "inspector": ""}
 WORLDS = [(name, embedded) for name in LOADED for embedded in (False, True)]
 

@@ -9,7 +9,7 @@ from builders import ROOT, WRITERS
 from PIL import Image
 
 from utils.cli import UserError
-from utils.data import datasets
+from utils.data import concepts
 from utils.ex2 import descriptions, rewards
 from utils.language import generation, loading
 from utils.models.loading import load_vlm
@@ -17,7 +17,7 @@ from utils.models.loading import load_vlm
 QUESTIONS = ["What is {concept}?", "Describe the colors of {concept} to a careful painter.", "Where?  {concept}!"]
 JUDGE = "r-open-clip:emojiclip"
 FILES = ("d.json", "d.jsonl", "d.manifest.json")
-NAMES = datasets.concept_names("emoji", None, "train", 2)
+NAMES = concepts.concept_names("emoji", None, "train", 2)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def keep(path, manifest, texts):
 
 def score(rows, number=3, split="train"):
     vlm = load_vlm(JUDGE, torch.device("cpu"))
-    images = datasets.load_concepts("emoji", None, split, 2, number)
+    images = concepts.load_concepts("emoji", None, split, 2, number)
     return rewards.score(vlm, rewards.image_means(vlm, images, num_workers=0), [row["description"] for row in rows],
                          [images.classes.index(row["concept"]) for row in rows])
 
@@ -317,7 +317,13 @@ def test_published_descriptions_are_scored_as_they_are(run_script, refused, tmp_
     assert [row["concept"] for row in rows] == [NAMES[0], NAMES[0], NAMES[1]]
     assert [row["reward"] for row in rows] == pytest.approx(score(rows), abs=1e-4)
     assert json.loads(path.read_text()) == texts
+    assert "have more tokens than" not in err
     (tmp_path / "published.jsonl").unlink()
+    path.write_text(json.dumps([[f"a {NAMES[0]}", "a very " * 40], ["a cat"]]))
+    assert "1 of 3 descriptions have more tokens than r-open-clip:emojiclip reads" in run_script(
+        "inference", *arguments, "--num_concepts", 2)[2]
+    (tmp_path / "published.jsonl").unlink()
+    path.write_text(json.dumps(texts))
     assert "holds descriptions of 2 concepts, and the data set has 260" in refused("inference", *arguments)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from utils.cli import UserError
-from utils.data import datasets, pictures
+from utils.data import concepts, datasets, pictures
 
 # A pixel's levels in 16 bits: the ends, those that cut at 255 would make white, and some between.
 LEVELS = np.array([[0, 200, 255, 300, 20000, 32896], [40000, 50000, 60000, 65000, 65400, 65535]], np.uint16)
@@ -309,7 +309,7 @@ def test_published_data_sets_are_read_as_published_but_for_16_bits(tmp_path, odd
 
 def test_concepts_are_read_as_their_data_sets_are(tmp_path, odd):
     write_folder(tmp_path, odd)
-    same(datasets.load_concepts("imagefolder", str(tmp_path), "train", None, 9), [seen for _, seen, _ in odd])
+    same(concepts.load_concepts("imagefolder", str(tmp_path), "train", None, 9), [seen for _, seen, _ in odd])
 
 
 def test_one_s_own_is_seen_and_all_else_published():

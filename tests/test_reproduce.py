@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from utils.cli import read_yaml
 from utils.data import datasets
 from utils.data.downloads import LIST
+from utils.inputs import read_yaml
 from utils.report import experiments
 
 pytestmark = pytest.mark.long

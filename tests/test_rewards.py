@@ -1,4 +1,5 @@
 """The reward of a description: equal to its literal definition, and images looked at only once."""
+import copy
 import dataclasses
 import json
 import shutil
@@ -11,7 +12,7 @@ from builders import ROOT, model_of
 from PIL import Image
 
 from utils.cli import UserError
-from utils.data import datasets, scenes
+from utils.data import concepts, scenes
 from utils.ex2 import rewards
 from utils.models import loading
 
@@ -40,7 +41,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def images(root):
-    return datasets.load_concepts("imagefolder", root, "train", None, 256)
+    return concepts.load_concepts("imagefolder", root, "train", None, 256)
 
 
 def counting(vlm):
@@ -77,7 +78,7 @@ def test_rewards_equal_their_definition(vlm, images):
 
 
 def test_scenes_are_drawn_at_the_size_of_the_vlm(vlm):
-    large, own = (datasets.load_concepts("emoji", None, "train", 2, 3, size) for size in (96, 64))
+    large, own = (concepts.load_concepts("emoji", None, "train", 2, 3, size) for size in (96, 64))
     assert np.array_equal(rewards.image_means(vlm, large, num_workers=0), rewards.image_means(vlm, own, num_workers=0))
 
 
@@ -120,7 +121,7 @@ def test_an_image_embedding_that_overflowed_is_named(vlm, images, value):
 def test_an_image_that_cannot_be_read_is_named(vlm, root, tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "0.png").write_bytes(b"no image")
-    broken = datasets.load_concepts("imagefolder", str(tmp_path), "train", None, 256)
+    broken = concepts.load_concepts("imagefolder", str(tmp_path), "train", None, 256)
     with pytest.raises(UserError, match="cannot read .*cat/0.png") as problem:
         rewards.image_means(vlm, broken, num_workers=0)
     assert "--skip_bad_images" not in str(problem.value)  # train.py and inference.py have no such option
@@ -151,7 +152,7 @@ def test_many_texts_come_in_batches_and_look_at_no_image():
 def kept(folder, vlm, number_of_concepts=2, number=3, **description):
     """Kept means of emoji concepts, and how many images were looked at for them."""
     counted, passes = counting(vlm)
-    found = datasets.load_concepts("emoji", None, "train", number_of_concepts, number)
+    found = concepts.load_concepts("emoji", None, "train", number_of_concepts, number)
     description = {"split": "train", "vlm_16bit": None} | description
     return rewards.kept_image_means(str(folder), "emoji", counted, found, description), sum(passes)
 
@@ -167,7 +168,7 @@ def test_means_are_computed_once_and_kept(vlm, tmp_path):
     assert manifest["vlm_name"] == "r-open-clip:emojiclip"
     assert manifest["images"] == 6
     assert len(manifest["concepts"]) == 2
-    expected = rewards.image_means(vlm, datasets.load_concepts("emoji", None, "train", 2, 3, 64), num_workers=0)
+    expected = rewards.image_means(vlm, concepts.load_concepts("emoji", None, "train", 2, 3, 64), num_workers=0)
     assert np.array_equal(first, expected)
     assert not np.allclose(first[0], first[1], atol=0.1)
 
@@ -181,7 +182,7 @@ def test_means_of_anything_else_are_computed_again(vlm, tmp_path, changes, looke
     assert np.array_equal(kept(tmp_path, vlm, **changes)[0], found)
     assert kept(tmp_path, vlm, **changes)[1] == 0
     number = {"number": changes.get("number", 3), "number_of_concepts": changes.get("number_of_concepts", 2)}
-    same = datasets.load_concepts("emoji", None, "train", number["number_of_concepts"], number["number"], 64)
+    same = concepts.load_concepts("emoji", None, "train", number["number_of_concepts"], number["number"], 64)
     assert np.array_equal(found, rewards.image_means(vlm, same, num_workers=0))
 
 
@@ -190,7 +191,7 @@ def test_means_of_other_files_are_computed_again(vlm, tmp_path, root):
     copy = shutil.copytree(root, tmp_path / "copy")
 
     def keep(number):
-        found = datasets.load_concepts("imagefolder", str(copy), "train", None, number)
+        found = concepts.load_concepts("imagefolder", str(copy), "train", None, number)
         return rewards.kept_image_means(str(tmp_path), "imagefolder", counted, found, {})
 
     first = keep(256)
@@ -207,6 +208,18 @@ def test_means_of_other_files_are_computed_again(vlm, tmp_path, root):
     (copy / "snail" / "9.png").rename(copy / "snail" / "1a.png")  # as many again
     assert not np.array_equal(keep(2), before)
     assert sum(passes) == 10 + 9 + 5 + 5
+
+
+def test_means_of_other_weights_are_computed_again(vlm, tmp_path):
+    kept(tmp_path, vlm)
+    network = copy.deepcopy(vlm.network)
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    trained = dataclasses.replace(vlm, network=network)
+    assert trained.weights_hash != vlm.weights_hash
+    assert kept(tmp_path, trained)[1] == 6
+    assert kept(tmp_path, trained)[1] == 0
+    assert dataclasses.replace(vlm, network=network.bfloat16()).weights_hash != trained.weights_hash
 
 
 def test_means_of_another_vlm_have_a_file_of_their_own(vlm, tmp_path):

@@ -9,7 +9,7 @@ from utils.analysis.alignment import Maps, mapped
 from utils.analysis.segmentation import figures
 from utils.analysis.segmentation.methods import Batch, Explainer, transform
 from utils.cli import UserError
-from utils.data import datasets, scenes
+from utils.data import datasets, loader, scenes
 from utils.data.masks import mask_transform, true_classes
 from utils.decompose.decomposer import Decomposer
 from utils.models import loading
@@ -23,7 +23,7 @@ def random_classifier(classes=7, seed=2):
 def batches(data_path, prepare, side, mask_resize, batch_size=4, numbers=None):
     """Images and masks of a folder, in batches."""
     data, prepare_mask = datasets.load_masks("masks_folder", str(data_path)), mask_transform(prepare, side, mask_resize)
-    for pixels, masks, _ in datasets.batches(data, prepare, batch_size, 0, numbers=numbers,
+    for pixels, masks, _ in loader.batches(data, prepare, batch_size, 0, numbers=numbers,
                                              prepare_target=prepare_mask):
         yield pixels, torch.from_numpy(masks)
 

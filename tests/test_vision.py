@@ -8,7 +8,7 @@ import torch
 from builders import model_of, random_clip, save_timm, walked
 
 from utils.cli import UserError
-from utils.data import datasets
+from utils.data import datasets, loader
 from utils.decompose.decomposer import Decomposer
 from utils.models import loading
 
@@ -30,7 +30,7 @@ def test_a_model_of_timm_works_where_a_clip_does(run_script, folder_of_images, t
     assert ("conv" in found) == (family == "maxvit")
     vision = loading.load(f"timm:local-dir:{folder}", None, torch.device("cpu"))
     images = datasets.load_images("imagefolder", str(folder_of_images))
-    pixels = torch.cat([pixels for pixels, *_ in datasets.batches(images, vision.preprocess, 15, 0)])
+    pixels = torch.cat([pixels for pixels, *_ in loader.batches(images, vision.preprocess, 15, 0)])
     own = torch.nn.functional.normalize(vision.encode_image(pixels), dim=-1).numpy()
     total = sum(terms.reshape(15, -1, terms.shape[-1]).sum(axis=1) for what, terms in found.items()
                 if what != "cls_attn")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from utils import options
 from utils.inputs import UserError, describe
-from utils.inputs import read_yaml as read_yaml
 from utils.options import Number, boolean, filled
 
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-H-14", "laion2b_s32b_b79k"

@@ -54,7 +54,7 @@ def main(args) -> None:
 
     import torch
 
-    from utils.data import captions, datasets, scenes
+    from utils.data import captions, datasets, loader, scenes
     from utils.models.loading import load
 
     clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
@@ -64,7 +64,7 @@ def main(args) -> None:
         images = datasets.load_images(dataset, None, clip.image_size[0])
         with torch.inference_mode():
             features = torch.cat([clip.encode_image(pixels.to(clip.device))
-                                  for pixels, *_ in datasets.batches(images, clip.preprocess, 64, num_workers=0)])
+                                  for pixels, *_ in loader.batches(images, clip.preprocess, 64, num_workers=0)])
         truth = [scene.object for scene in images.scenes]
         rows[f"object, {dataset}"] = (naming_accuracy(clip.network, clip.tokenizer, features, names, truth), len(names))
         if dataset == "emoji":

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.analysis import alignment, zeroshot
-from utils.cli import UserError, read_yaml
+from utils.inputs import UserError, read_yaml
 from utils.models.loading import load_text_side
 from utils.models.names import TIMM
 from utils.runs.files import Place, blocks

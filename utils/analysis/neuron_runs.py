@@ -11,7 +11,7 @@ from torch import Tensor
 from utils.analysis import groups, neurons, truth
 from utils.analysis.neurons import Fit, Prepared
 from utils.cli import UserError
-from utils.data import datasets
+from utils.data import datasets, loader
 from utils.data.datasets import Images
 from utils.decompose.neurons import Neurons
 from utils.models.model import Model
@@ -28,7 +28,7 @@ KEPT = ("scores", "norms", "sum", "significant", "direct", "picked")  # of each 
 def read(model: Model, batch_size: int, num_workers: int, images: Images,
          numbers: Sequence[int] | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Images [b, 3, height, width] and labels: all batches, or those of these numbers."""
-    for pixels, labels, _ in datasets.batches(images, model.preprocess, batch_size, num_workers, numbers=numbers):
+    for pixels, labels, _ in loader.batches(images, model.preprocess, batch_size, num_workers, numbers=numbers):
         yield pixels.to(model.device), labels
 
 

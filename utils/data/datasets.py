@@ -6,10 +6,8 @@ scenes with known truth, drawn at the model's image size, need no --data_path.
 """
 import hashlib
 import json
-import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,7 @@ SPURIOUS_CLASSES = ("land animal", "sea animal")
 # Of the scenes that show concepts, by split: others than those of data sets.
 CONCEPT_SEEDS = {"train": 11, "val": 12, "test": 13}
 FIXED_SEEDS = {"train": 14, "val": 15}
-FIXED_CONCEPTS, FIXED_IMAGES = 40, 64  # of emoji_fixed: concepts, and images of each in a split
+FIXED_CONCEPTS = 40  # of emoji_fixed
 AGREEMENT = {"train": 0.95, "val": 0.5, "test": 0.5}  # how often an animal stands before its own background
 
 
@@ -234,174 +232,6 @@ def class_names(name: str, data_path: str | None = None) -> list[str]:
     if len(classes) == 1:
         note(f"{name} has one class, {classes[0]}: every accuracy is 100%")
     return classes
-
-
-def concept_names(name: str, data_root: str | None, split: str, num_concepts: int | None,
-                  class_names: str | None = None) -> list[str]:
-    """Names of `num_concepts` concepts that EX2 describes (None: all), evenly spaced over a data set's classes.
-
-    Names are those of the file `class_names`, one a line, else the published ones, of DataSet.concepts. Raises
-    UserError for missing files, an unknown split, more concepts than there are, and two of the same name.
-    """
-    _, names = _concepts(name, data_root, split, class_names)
-    return [names[k] for k in _spaced_evenly(num_concepts, len(names))]
-
-
-def load_concepts(name: str, data_root: str | None, split: str, num_concepts: int | None, num_images: int,
-                  image_size: int = 224, class_names: str | None = None) -> Images:
-    """The concepts of `concept_names` as classes, each with its first `num_images` images, sorted by file name.
-
-    Images of `emoji` and `emoji_fixed` are scenes drawn at `image_size`, others for each split. The concepts of
-    emoji_fixed share an attribute each (`scenes.fixed_concepts`), and have 64 images.
-    Raises UserError as `concept_names` does, and for a concept without images.
-    """
-    files, names = _concepts(name, data_root, split, class_names)
-    chosen = _spaced_evenly(num_concepts, len(names))
-    concepts = [names[k] for k in chosen]
-    if name in DRAWN:
-        import numpy as np
-
-        from utils.data.scenes import fixed_concepts, sample_scene
-
-        # Scene i of a concept depends on the split's seed, the concept and i alone.
-        seed, shown = DRAWN[name][split], [{"object": k} for k in chosen]
-        if name == "emoji_fixed":
-            num_images, known = min(num_images, FIXED_IMAGES), fixed_concepts()
-            shown = [{"object": known[k][0]} | ({known[k][1]: known[k][2]} if known[k][1] else {}) for k in chosen]
-        drawn = [sample_scene(np.random.default_rng((seed, scene["object"], i)), **scene)
-                 for scene in shown for i in range(num_images)]
-        labels = [label for label in range(len(chosen)) for _ in range(num_images)]
-        return Images(SceneImages(drawn, labels, image_size), concepts, scenes=drawn)
-    paths_of: dict[int, list[str]] = {k: [] for k in range(len(names))}
-    for path, k in files:
-        paths_of[k].append(path)
-    samples = []
-    for label, k in enumerate(chosen):
-        paths = sorted(paths_of[k], key=lambda path: (Path(path).name, path))[:num_images]
-        if not paths:
-            raise UserError(f"{data_root}: no images of {names[k]!r} in the split {split!r}; choose another --split")
-        samples += [(path, label) for path in paths]
-    return Images(ImageFiles(samples, REGISTRY[name].reading), concepts, [path for path, _ in samples])
-
-
-def _concepts(name: str, data_root: str | None, split: str,
-              class_names: str | None = None) -> tuple[list[tuple[str, int]], list[str]]:
-    """Image files with labels (none for those of DRAWN), and the name of every concept."""
-    known = REGISTRY[name]
-    if name in DRAWN:
-        layouts.check_split(name, split, DRAWN[name])
-        files, classes = [], known.classes()
-    elif data_root is None:
-        raise UserError(f"the data set {name} needs --data_root, the folder of its images")
-    elif not Path(data_root).is_dir():
-        raise UserError(f"--data_root {data_root}: no such folder")
-    else:
-        files, classes = known.read(Path(data_root), split)
-    names = known.concepts(classes, data_root and Path(data_root))
-    if class_names:
-        try:
-            lines = Path(class_names).read_text(encoding="utf-8").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"--class_names {class_names} is not UTF-8 text; save it as such") from error
-        if len(names) != len(classes):
-            raise UserError(f"--class_names {class_names} holds {len(names)} names, and {name} has {len(classes)} "
-                            "classes; write one a line")
-    twice = sorted({concept for concept in names if names.count(concept) > 1})
-    if twice:
-        raise UserError(f"two classes of {name} are both called {twice[0]!r}; rename one of them")
-    return files, names
-
-
-def _spaced_evenly(number: int | None, total: int) -> list[int]:
-    """`number` indices of `total`, the first among them; None is all."""
-    if number is None:
-        return list(range(total))
-    if not 1 <= number <= total:
-        raise UserError(f"--num_concepts {number}: there are {total} concepts; choose from 1 to {total}")
-    return [i * total // number for i in range(number)]
-
-
-class _Prepared:
-    """Samples through the model's preprocessing. One that cannot be read comes as its index and its error."""
-
-    def __init__(self, images: Images, preprocess: Callable, prepare_target: Callable | None):
-        self.images, self.preprocess, self.prepare_target = images, preprocess, prepare_target
-
-    def __len__(self) -> int:
-        return len(self.images.samples)
-
-    def _prepare(self, index: int, read: Callable):
-        try:
-            image, target = read()
-            return self.preprocess(image), self.prepare_target(target) if self.prepare_target else target
-        except pictures.BROKEN as error:
-            return index, f"{self.images.name(index)} ({describe(error) if not isinstance(error, OSError) else error})"
-
-    def __getitem__(self, index: int):
-        return self._prepare(index, lambda: self.images.samples[index])
-
-    def __getitems__(self, indices: list[int]) -> list:
-        if not hasattr(self.images.samples, "__getitems__"):
-            return [self[index] for index in indices]
-        samples = self.images.samples.__getitems__(indices)
-        return [self._prepare(index, lambda sample=sample: sample) for index, sample in zip(indices, samples)]
-
-
-def _collate(samples: list) -> tuple:
-    import torch
-    from torch.utils.data import default_collate
-
-    good = [sample for sample in samples if not isinstance(sample[1], str)]
-    images, targets = default_collate(good) if good else (torch.empty(0), torch.empty(0, dtype=torch.int64))
-    return images, targets, [sample for sample in samples if isinstance(sample[1], str)]
-
-
-def worker_count(wanted: int | None) -> int:
-    """As many workers as are wanted, and at most as many as there are cores, with a line that says so; where none are
-    asked for, one a core, and at most ten."""
-    cores = os.cpu_count() or 1
-    if wanted is not None and wanted > cores:
-        print(f"--num_workers {wanted}: this machine has {cores} cores, so that {cores} processes read images",
-              file=sys.stderr)
-    return min(cores, 10 if wanted is None else wanted)
-
-
-def check_memory(batch_size: int, image_size: tuple[int, int], num_workers: int) -> None:
-    """Refuse batches of images that do not fit this machine's memory: each worker prepares two beforehand."""
-    needed = batch_size * 3 * math.prod(image_size) * 4 * (2 * num_workers + 2)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there / 2:
-        raise UserError(f"--batch_size {batch_size}: batches of images of {image_size[0]} x {image_size[1]} pixels in "
-                        f"{num_workers} workers take {needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f}; "
-                        "give a smaller one")
-
-
-def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,
-            skip_bad_images: bool | None = None, numbers: Sequence[int] | None = None,
-            prepare_target: Callable | None = None) -> Iterator[tuple]:
-    """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images
-    [b, 3, height, width], labels [b] (or masks [b, ...], through `prepare_target`), and the index and error of those
-    left out.
-
-    Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such
-    option).
-    """
-    import torch
-    from torch.utils.data import DataLoader
-
-    total = len(images.samples)
-    chosen = [list(range(number * batch_size, min((number + 1) * batch_size, total)))
-              for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
-    if isinstance(images.samples, shards.StreamedImages):
-        num_workers = 0  # the library would share a stream out over them
-    loader = DataLoader(_Prepared(images, preprocess, prepare_target), batch_sampler=chosen, num_workers=num_workers,
-                        collate_fn=_collate, pin_memory=torch.cuda.is_available())
-    for pixels, targets, bad in loader:
-        if bad and not skip_bad_images:
-            raise UserError(f"cannot read {bad[0][1]}; mend or remove it"
-                            + (", or leave such images out with --skip_bad_images" if skip_bad_images is False else ""))
-        yield pixels, targets.numpy(), bad
 
 
 def fingerprint(images: Images) -> str:

@@ -2,8 +2,8 @@
 missing (configs/datasets.yaml)."""
 from pathlib import Path
 
-from utils.cli import UserError, read_yaml
 from utils.data.datasets import REGISTRY
+from utils.inputs import UserError, read_yaml
 
 LIST = Path(__file__).resolve().parents[2] / "configs" / "datasets.yaml"
 

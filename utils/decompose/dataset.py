@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from utils import cli
 from utils.cli import UserError
-from utils.data import datasets
+from utils.data import datasets, loader
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import Terms
@@ -104,7 +104,7 @@ class Moved:
 
 def compute(decomposer: Decomposer, batches: Iterable, storage: str, save_dtype: str, moments: MomentSums | None,
             clock: Clock) -> Iterator[tuple]:
-    """Decompose batches, pairs of a number and what `datasets.batches` gives. Of each comes its number, labels, images
+    """Decompose batches, pairs of a number and what `loader.batches` gives. Of each comes its number, labels, images
     left out, and its arrays on their way from the device, with "finite" [arrays, b]; None in place of those where no
     image was read. With `moments` they are added there, and "finite" alone comes."""
     for number, (pixels, labels, bad) in batches:
@@ -147,7 +147,7 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
     options, model = about["options"], decomposer.model
     storage, save_dtype = options["storage"], options["save_dtype"]
     batch_size = min(options["batch_size"] or default_batch_size(model), len(images.samples) or 1)
-    datasets.check_memory(batch_size, model.image_size, num_workers)
+    loader.check_memory(batch_size, model.image_size, num_workers)
     about = {**about, "options": {**options, "batch_size": batch_size}}
     clock, fingerprint = Clock(state.device), datasets.fingerprint(images)
     whole = {} if storage == "full" else {"readout": decomposer.readout().cpu().numpy()}  # arrays without images
@@ -163,7 +163,7 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
         if writer.complete:
             return None
         numbers, begun = cli.own_batches(writer.left, state), time.perf_counter()
-        batches = datasets.batches(images, model.preprocess, batch_size, num_workers, skip_bad_images, numbers)
+        batches = loader.batches(images, model.preprocess, batch_size, num_workers, skip_bad_images, numbers)
         computed = compute(decomposer, zip(numbers, clock.over(batches, "decode")), storage, save_dtype, moments, clock)
         for number, labels, bad, moved in tqdm(behind(computed, by=int(state.device.type == "cuda")), "batches",
                                                len(numbers), unit="batch", disable=not state.is_main_process):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.cli import UserError, read_yaml
+from utils.inputs import UserError, read_yaml
 from utils.language import jsonl
 
 QUESTIONS = ("knowledge", "attributes")

@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from utils.cli import UserError
-from utils.data import datasets
+from utils.data import datasets, loader
 from utils.models.model import Model
 from utils.models.names import file_name
 from utils.runs import files
@@ -22,7 +22,7 @@ def image_means(vlm: Model, images: datasets.Images, batch_size: int = 64,
 
     images.draw_at(vlm.image_size[0])
     sums, counts = None, np.zeros(len(images.classes), dtype=int)
-    batches = datasets.batches(images, vlm.preprocess, batch_size, datasets.worker_count(num_workers))
+    batches = loader.batches(images, vlm.preprocess, batch_size, loader.worker_count(num_workers))
     with tqdm(total=len(images.samples), desc="images of the concepts", unit="image", delay=1) as progress:
         for pixels, labels, _ in batches:
             embeddings = vlm.embed_images(pixels).cpu().double().numpy()
@@ -45,7 +45,8 @@ def kept_image_means(folder: str, dataset: str, vlm: Model, images: datasets.Ima
     path = files.term_path(folder, dataset, "image_means", name)
     manifest = files.manifest_path(folder, dataset, "image_means", name)
     drawn_from = images.paths or [str(scene) for scene in images.scenes]
-    description = {"vlm_name": vlm.name, "dataset": dataset, "concepts": images.classes, "images": len(images.samples),
+    description = {"vlm_name": vlm.name, "weights_sha256": vlm.weights_hash, "dataset": dataset,
+                   "concepts": images.classes, "images": len(images.samples),
                    "images_sha256": files.texts_hash(drawn_from), **description}
     if manifest.is_file() and description.items() <= files.read_manifest(manifest, ("arrays",)).items():
         return np.load(path)

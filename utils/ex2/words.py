@@ -1,8 +1,8 @@
 """An inspector without a model: word lists find the attributes that a description uses (EX2, section 4)."""
 import re
 
-from utils.cli import UserError, read_yaml
 from utils.ex2.inspection import KINDS
+from utils.inputs import UserError, read_yaml
 
 
 def read_lists(path: str, sheet: dict) -> dict[str, re.Pattern]:

@@ -13,9 +13,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import cli
 from utils.cli import UserError
 from utils.data import downloads
+from utils.inputs import read_yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "experiments"
 TOLERANCE = 0.5  # points, where a figure names none: ours, not the papers'
@@ -49,7 +49,7 @@ def read(name: str, folder: Path = FOLDER) -> dict:
     """A table's file. Raises UserError for an unknown name or key."""
     if name not in names(folder):
         raise UserError(f"no table {name}; there are {', '.join(names(folder))}")
-    found = cli.read_yaml(str(Path(folder) / f"{name}.yaml"))
+    found = read_yaml(str(Path(folder) / f"{name}.yaml"))
     unknown = sorted(set(found) - KEYS)
     if unknown:
         raise UserError(f"{name}.yaml: unknown key {', '.join(unknown)}; known are {', '.join(sorted(KEYS))}")

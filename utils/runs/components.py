@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import UserError, read_yaml
+from utils.inputs import UserError, read_yaml
 
 ARRAYS = {"attn": ("attn",), "mlp": ("embed", "mlp"), "conv": ("conv",)}  # in which components are stored: their kinds
 HEAD_LISTS = Path(__file__).resolve().parents[2] / "configs" / "heads"
