@@ -39,7 +39,7 @@ def main(args) -> None:
     import torch
 
     from utils.analysis import text_heads, zeroshot
-    from utils.data import datasets, pictures
+    from utils.data import captions, datasets, pictures
     from utils.decompose.texts import TextDecomposer
     from utils.models.loading import load_same
     from utils.plots import sides
@@ -66,7 +66,7 @@ def main(args) -> None:
                                for kind in ("attn", "mlp") for layer in sorted({part.layer for part in parts} - {-1})}
     sets |= {head: [column] for head, column in heads.items()}
     representations = run.whole(slice(None))
-    of_classes = text_heads.class_terms(decomposer, classes, datasets.templates(args.dataset), args.batch_size)
+    of_classes = text_heads.class_terms(decomposer, classes, captions.templates(args.dataset), args.batch_size)
     found = text_heads.accuracies(of_classes, terms.mean(axis=0), representations, run.labels, sets)
 
     # What each head reads, and which texts it parts.

@@ -137,4 +137,4 @@ def test_processes_share_the_images_with_masks(run_script, segmentations, tmp_pa
     assert "Warning" not in many.stderr
     assert many.stdout == out.replace(str(tmp_path / "one"), str(tmp_path / "many"))
     assert result(tmp_path / "one") == result(tmp_path / "many")
-    assert len(result(tmp_path / "one")) == 3 + 11 * pictures
+    assert len(result(tmp_path / "one")) == 4 + 11 * pictures  # the arrays, the sheet, the figures

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from utils.data import datasets
+from utils.data import captions, datasets, loader
 from utils.data.downloads import LIST
 from utils.inputs import read_yaml
 from utils.report import experiments
@@ -168,9 +168,9 @@ def test_every_table_passes_from_nothing_to_its_page(name, downloads, models, ru
         return 0
 
     monkeypatch.setattr(script, "start", start)
-    monkeypatch.setattr(datasets, "worker_count", lambda wanted: 0)
-    templates = datasets.templates("imagenet")[:2]
-    monkeypatch.setattr(datasets, "templates", lambda dataset: templates)
+    monkeypatch.setattr(loader, "worker_count", lambda wanted: 0)
+    templates = captions.templates("imagenet")[:2]
+    monkeypatch.setattr(captions, "templates", lambda dataset: templates)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)  # these are not the real files
     monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
 """The text tower taken apart: literal definitions, every kind of tower, words, and the scripts."""
+import json
 from dataclasses import replace
 
 import literal
@@ -6,10 +7,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from builders import VISION, model_of, move
+from builders import VISION, call_script, model_of, move
 
 from utils.cli import UserError
+from utils.data import captions, datasets
 from utils.decompose.texts import END, PADDING, START, TextDecomposer, group
+from utils.models.loading import load
+from utils.runs.run import Run
 
 TEXTS = ["a cat", "three striped owls on a blue background", "unbelievable tyrannosaurus"]
 TOWER = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 3, "layers": 3}
@@ -161,3 +165,41 @@ def test_lines_that_the_model_does_not_read_to_their_end_are_named(tmp_path, run
     assert "1 of 2 texts have more than the 32 tokens that the model reads, and are cut there: line 2" in err
     pool.write_text(f"{long}big dog\n{long}small dog\n")
     assert "line 1 and line 2 are the same in their first 32 tokens" in refused("compute_text_prs", *given)
+
+
+def test_heads_of_the_text_side_are_ablated_and_described(tmp_path, run_script, monkeypatch):
+    monkeypatch.setitem(datasets.REGISTRY["emoji"].scenes, "test", (40, 1))
+    pool = tmp_path / "pool.txt"
+    pool.write_text("\n".join(TEXTS) + "\n")
+    to = ("--output_dir", tmp_path, "--device", "cpu")
+    call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji", "--num_workers", 0, *to)
+    call_script("compute_text_prs", "--model", "emojiclip", "--data_path", pool, *to)
+    call_script("compute_text_projection", "--model", "emojiclip", "--dataset", "emoji", *to)
+    datasets.load_images("emoji").read(5)[0].save(tmp_path / "scene.png")
+    code, out, err = run_script("compute_text_heads", "--model", "emojiclip", "--dataset", "emoji",
+                                "--text_descriptions", "pool", "--text_dir", tmp_path, "--input_dir", tmp_path,
+                                "--image", tmp_path / "scene.png", "--head", "3.1", "--device", "cpu")
+    assert code == 0, err
+    found = json.loads((tmp_path / "emoji_text_heads_pool_emojiclip.json").read_text())
+    run = Run.open(tmp_path, "emoji", "emojiclip")
+    scores = run.whole(slice(None)) @ np.load(tmp_path / "emoji_classifier_emojiclip.npy")
+    assert found["layers"]["baseline"] == pytest.approx(100 * (scores.argmax(axis=1) == run.labels).mean())
+    assert list(found["heads"]) == [f"{layer}.{head}" for layer in range(4) for head in range(4)]
+    head = found["heads"]["3.1"]
+    assert out.startswith(f"3.1: accuracy without it {head['accuracy_without']:.1f}; ")
+    # One head ablated, a prompt at a time: its contribution to each prompt goes, and its mean over the pool comes.
+    clip = load("emojiclip", None, torch.device("cpu"), text_side=True)
+    decomposer = TextDecomposer(clip)
+    column = [str(part) for part in decomposer.components].index("3.1")
+    mean = np.load(tmp_path / "pool_text_attn_emojiclip.npy")[:, 3, 1].mean(axis=0)
+    columns = []
+    for name in datasets.class_names("emoji"):
+        changed = []
+        for prompt in [template(name) for template in captions.templates("emoji")]:
+            terms = decomposer.terms([prompt]).values[0].cpu().numpy()
+            changed.append(terms.sum(axis=0) - terms[column] + mean)
+        columns.append(np.mean(changed, axis=0) / np.linalg.norm(np.mean(changed, axis=0)))
+    scores = run.whole(slice(None)) @ np.stack(columns).T
+    assert head["accuracy_without"] == pytest.approx(100 * (scores.argmax(axis=1) == run.labels).mean())
+    assert head["texts_of_image"][0]["text"] in TEXTS
+    assert (tmp_path / "emoji_text_heads_pool_emojiclip.png").is_file()
