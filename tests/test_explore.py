@@ -89,6 +89,48 @@ def test_a_contrast_is_the_difference_of_two_texts(session):
     np.testing.assert_allclose(answer.patches[0], answer.patches[1] - answer.patches[2], atol=1e-6)
 
 
+@pytest.mark.parametrize("query", ["7", "given"])
+def test_words_are_paired_with_patches_as_the_script_pairs_them(session, query):
+    from utils.analysis import pairs
+    from utils.decompose.texts import TextDecomposer
+    from utils.explore import words
+
+    if query == "given":
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(buffer, "png")
+        query = session.take(buffer.getvalue(), "noise.png")
+    pixels, _ = heatmaps.prepare(session.picture(query), session.model, session.decomposer.patch_size)
+    slow = pairs.compute(session.decomposer, TextDecomposer(session.clip), pixels, "a red apple")
+    table = rows(words.save(session, "csv", query, TEXTS, "2 a red apple")[1])
+    assert table[0] == ["", *slow.columns]
+    assert [row[0] for row in table[1:]] == slow.rows
+    np.testing.assert_allclose(np.array([row[1:] for row in table[1:]], float), slow.values, atol=1e-6)
+    page = words.view(session, query, TEXTS, "2 a red apple")
+    value, patches = slow.values[:, 2].sum(), slow.maps()[2].sum()
+    minus = "\N{MINUS SIGN}"
+    assert f"<b>red</b> {value:+.3f}".replace("-", minus) in page
+    assert f"through these patches {patches:+.3f}".replace("-", minus) in page
+    assert f"{np.abs(slow.maps()[:slow.words]).max():.2g}" in page  # one scale over the words
+    options = parsed(words.command(session, "a red apple"))
+    assert (options.model, options.text) == ("emojiclip", "a red apple")
+    assert words.save(session, "png", query, TEXTS, "2 a red apple")[0] == "words.png"
+
+
+@pytest.mark.parametrize("word", ["", "9 a red apple", "2 another text", "x a red apple"])
+def test_a_word_that_is_not_there_is_not_open(session, word):
+    from utils.explore import words
+
+    assert "Click a word" in words.view(session, "7", TEXTS, word)
+    with pytest.raises(UserError, match="click a word first"):
+        words.save(session, "csv", "7", TEXTS, word)
+
+
+def test_words_of_models_without_pairs_are_a_line(session):
+    from utils.explore import words
+
+    assert "the arrays of this run were mapped" in words.view(replace(session, model=None), "7", TEXTS, "")
+
+
 def test_heads_switched_off_are_mean_ablated(session):
     off = [31, 34]
     right, = ablation.right(session.run, session.means, session.classifier, 0, [off])
@@ -387,6 +429,12 @@ def test_a_picture_is_uploaded_a_text_typed_and_a_bar_clicked(opened, session, a
     head = page.execute_script("return document.querySelector('#picture-view .bars button').dataset.value")
     click(page, "#picture-view .bars button")
     wait_for(lambda: f"Heat maps of head {head} alone" in text_of(page, "#picture-view"))
+    click(page, "#picture-view [data-set=word][data-value='2 a red background']")
+    wait_for(lambda: "through these patches" in text_of(page, "#picture-view figure.word"))
+    value = float(session.pairs("<b>${1}{{value}}.png", "a red background").values[:, 2].sum())
+    assert f"red {value:+.3f}".replace("-", "\N{MINUS SIGN}") in text_of(page, "#picture-view figure.word")
+    assert len(find(page, "#picture-view .words img")) == 5  # start, three words, end
+    wait_for(lambda: "word=2+a+red+background" in page.current_url)
     (tmp_path / "bad.png").write_bytes(b"no picture")
     find(page, "#drop input[type=file]")[0].send_keys(str(tmp_path / "bad.png"))
     wait_for(lambda: "bad.png: cannot be read" in text_of(page, "#drop .wrong"))
@@ -424,7 +472,7 @@ def test_the_address_brings_a_view_back(opened, address):
     quiet(page, address)
 
 
-@pytest.mark.parametrize("query", ["?image=7", "?view=Heads&head=5.4&off=5.4", "?view=Search&image=7"])
+@pytest.mark.parametrize("query", ["?image=7&word=1+a+red+apple", "?view=Heads&head=5.4&off=5.4", "?view=Search&image=7"])
 def test_nothing_is_cut_off_on_a_phone(opened, query):
     page = opened(query)
     resize(page, 400)
@@ -436,9 +484,10 @@ def test_nothing_is_cut_off_on_a_phone(opened, query):
 
 
 def test_what_is_saved_arrives(opened, tmp_path):
-    page = opened("?image=7")
+    page = opened("?image=7&word=1+a+red+apple")
     page.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    for kind, name in (("csv", "picture.csv"), ("png", "picture.png")):
+    for kind, name in (("csv", "picture.csv"), ("png", "picture.png"), ("words-csv", "words.csv"),
+                       ("words-png", "words.png")):
         click(page, f"#picture-view [data-value={kind}]")
         wait_for(lambda name=name: (tmp_path / name).is_file() and (tmp_path / name).stat().st_size)
     assert (tmp_path / "picture.csv").read_text().startswith("text,cosine,0.0,")

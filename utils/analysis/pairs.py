@@ -83,12 +83,11 @@ def of_columns(decomposer: Decomposer, texts: TextDecomposer, pixels: Tensor, te
                   if part.kind == kind and not (kind == "attn" and part.layer in found.scores)]
         if chosen:
             add(label, found.parts[:, 0, chosen].sum(dim=1))
-    terms = decomposer.terms(pixels)
-    of_heads = [i for i, part in enumerate(terms.components) if part.kind == "attn"]
-    own = terms.values[0, of_heads]                                                   # [image heads, d]
+    of_heads = [i for i, part in enumerate(found.components) if part.kind == "attn"]
+    own = found.terms[0, of_heads]                                                    # [image heads, d]
     return Pairs(text, float(found.representation[0] @ vectors.sum(dim=0)), rows, names,
                  torch.cat(values).cpu().numpy(), tuple(patches.shape[1:]),
-                 [str(terms.components[i]) for i in of_heads],
+                 [str(found.components[i]) for i in of_heads],
                  [str(part) for part in texts.components if part.kind == "attn"], (own @ heads.T).cpu().numpy(),
                  torch.einsum("id,wtd->wit", own, by_head).cpu().numpy())
 

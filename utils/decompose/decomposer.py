@@ -108,7 +108,7 @@ class Decomposer:
             constant = parts[:, :, columns] - some.sum(dim=-1)
             scores[layer] = some + constant[..., None] / some.shape[-1]
             grids[layer] = grid_of(some.shape[-1] - prefix, images.shape[-2:], self.patch_size)
-        return TokenTerms(terms.components, parts, scores, grids, prefix, representation)
+        return TokenTerms(terms.components, parts, scores, grids, prefix, representation, terms.values)
 
     def check(self, images: Tensor, repeats: int = 3) -> dict[str, float]:
         """Compare the decomposition of images with the model's own output.

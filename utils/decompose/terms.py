@@ -46,6 +46,7 @@ class TokenTerms:
     grids: dict[int, tuple[int, int]]  # layer -> rows and columns of its patches, the last of its n tokens
     prefix_tokens: int             # tokens before the patches: class tokens and registers
     representation: Tensor         # [b, d]: unit length, in the space of the directions
+    terms: Tensor                  # [b, c, k]: the components' terms, in the model's own space
 
     def patches(self, layer: int | None = None, head: int | None = None) -> Tensor:
         """What each patch adds through all heads, or those of one `layer`, or one `head` of it: [m, b, rows, columns].

@@ -10,16 +10,17 @@ import gradio as gr
 
 from utils import cli
 from utils.cli import UserError
-from utils.explore import compare, heads, html, picture, search
+from utils.explore import compare, heads, html, picture, search, words
 from utils.explore.session import MOST_BYTES, Session, command_of, is_small, make
 
 VIEWS = ("A picture", "Heads", "Search", "Compare")
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif")
 TEXTS = "a red apple\na dog\na blue background"
 # What is asked, by its name in the address, and where it is empty.
-EMPTY = {"view": VIEWS[0], "image": "0", "texts": TEXTS, "part": "", "contrast": False, "find": "", "sort": "layer",
+EMPTY = {"view": VIEWS[0], "image": "0", "texts": TEXTS, "part": "", "word": "", "contrast": False,
+         "find": "", "sort": "layer",
          "head": "", "head_text": "", "off": "", "by": "whole", "heads": "", "search_text": ""}
-NEEDS = {"A picture": ("image", "texts", "part", "contrast"), "Search": ("image", "by", "heads", "search_text"),
+NEEDS = {"A picture": ("image", "texts", "part", "contrast", "word"), "Search": ("image", "by", "heads", "search_text"),
          "Compare": ("image", "texts")}
 # Files of the page and its questions; nothing of a path, and no file is uploaded.
 OPEN = ("/assets/", "/static/", "/theme.css", "/config", "/picture", "/favicon", "/manifest.json",
@@ -89,8 +90,10 @@ def build(sessions: list[Session], again: Callable[[], Session]) -> gr.Blocks:
             names = ("find", "sort", "head", "head_text", "off")
             return heads.save(first(), kind, *(asked[name] for name in names))
         values = [asked[name] for name in NEEDS[view]]
+        if kind.startswith("words-"):
+            return words.save(first(), kind.removeprefix("words-"), asked["image"], asked["texts"], asked["word"])
         if view == "A picture":
-            return picture.save(first(), kind, *values)
+            return picture.save(first(), kind, *values[:-1])
         return search.save(first(), kind, *values) if view == "Search" else compare.save(sessions, kind, *values)
 
     script = (html.HERE / "page.js").read_text(encoding="utf-8")
@@ -101,7 +104,7 @@ def build(sessions: list[Session], again: Callable[[], Session]) -> gr.Blocks:
     with gr.Blocks(title=f"Ask {first().title}", analytics_enabled=False) as page:
         title = part(top())
         asked, out = {}, {}
-        for name in ("view", "image", "part", "head"):
+        for name in ("view", "image", "part", "word", "head"):
             asked[name] = gr.Textbox(EMPTY[name], visible="hidden", elem_id=f"asked-{name}")
         saved = gr.Textbox("", visible="hidden", elem_id="saved")
         with gr.Row(elem_id="asked"):
@@ -198,7 +201,7 @@ def build(sessions: list[Session], again: Callable[[], Session]) -> gr.Blocks:
         keep = {"fn": None, "inputs": inputs,
                 "js": KEEP_STATE % (json.dumps(list(EMPTY)), json.dumps(EMPTY)), "api_visibility": "private"}
         once = [asked[name].change for name in (
-            "view", "image", "part", "contrast", "sort", "head", "off", "by", "find")]
+            "view", "image", "part", "word", "contrast", "sort", "head", "off", "by", "find")]
         typed = [event for name in ("head_text", "heads", "search_text") for event in (
             asked[name].submit, asked[name].blur)]
         gr.on([*once, *typed, go.click, asked["texts"].submit], answer, inputs, outputs, trigger_mode="always_last",

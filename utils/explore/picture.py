@@ -2,9 +2,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
-from utils.explore import html
+from utils.explore import html, words
 from utils.explore.session import Session, read_lines
 from utils.plots import charts
 from utils.report.page import overlay
@@ -56,8 +57,8 @@ def bars(session: Session, answer: Answer, row: int) -> list[dict]:
     return sorted(found, key=lambda bar: -abs(bar["value"]))
 
 
-def view(session: Session, query: str, texts: str, part: str, contrast: bool) -> str:
-    """The view, as HTML."""
+def view(session: Session, query: str, texts: str, part: str, contrast: bool, word: str = "") -> str:
+    """The view, as HTML, with the texts' words (utils/explore/words.py), of which `word` is open."""
     answer = ask(session, query, texts, part, contrast)
     limit = float(np.abs(answer.patches).max())
     rows = [{"title": title, "similarity": float(answer.parts[row].sum()),
@@ -66,15 +67,14 @@ def view(session: Session, query: str, texts: str, part: str, contrast: bool) ->
             for row, title in enumerate(answer.titles)]
     largest = max(abs(bar["value"]) for row in rows for bar in row["bars"]) or 1.0
     return html.render("picture", picture=html.image(answer.picture), query=query, label=session.caption(query),
-                       rows=rows, largest=largest, limit=limit, part=part, command=command(session, texts, part))
+                       rows=rows, largest=largest, limit=limit, part=part, command=command(session, texts, part),
+                       words=Markup(words.view(session, query, texts, word)))
 
 
 def command(session: Session, texts: str, part: str) -> str:
     """The command line that draws the same heat maps of a file."""
-    manifest, place = session.run.manifest or {}, session.run.place
-    head = Component.parse(part) if part else None
-    model = {"model": manifest["source_model"], "maps": session.maps.path} if session.maps else {
-        "model": place.model, "pretrained": session.pretrained}
+    manifest, head = session.run.manifest or {}, Component.parse(part) if part else None
+    model = {"model": manifest["source_model"], "maps": session.maps.path} if session.maps else session.of_model
     return commands.line("compute_heatmaps", {**model, "image": "PICTURE.png", "layer": head and head.layer,
                                               "head": head and head.head, "text": list(read_lines(texts))})
 

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.analysis import ablation, alignment, groups, heatmaps, retrieval, truth, zeroshot
+from utils.analysis import ablation, alignment, groups, heatmaps, pairs, retrieval, truth, zeroshot
 from utils.analysis.names import naming
 from utils.cli import UserError
 from utils.data import pictures
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import TokenTerms
+from utils.decompose.texts import TextDecomposer
 from utils.models.loading import load_text_side
 from utils.models.model import Model
 from utils.report import results
@@ -60,6 +61,8 @@ class Session:
     def __post_init__(self):
         self.tokens = functools.lru_cache(8)(self._tokens)
         self.embed = functools.lru_cache(64)(self._embed)
+        self.words = functools.lru_cache(16)(self._words)
+        self.pairs = functools.lru_cache(4)(self._pairs)
         self.decomposer = self.model and Decomposer(self.model)
 
     # Pictures. A query is the number of an image of the run, or the name of one that was given.
@@ -130,6 +133,26 @@ class Session:
             patch_size = None if self.maps else self.decomposer.patch_size
             pixels, _ = heatmaps.prepare(self.picture(query), self.model, patch_size)
             return self.decomposer.tokens(pixels, directions, self.maps and (self.maps.weight, self.maps.bias))
+
+    @functools.cached_property
+    def speller(self) -> TextDecomposer:
+        """What takes texts apart. Raises UserError where pictures or texts of the run cannot be paired."""
+        if self.maps or self.model is None:
+            raise UserError("words are paired with patches for CLIPs alone, and the arrays of this run were mapped")
+        return TextDecomposer(self.clip)
+
+    def _words(self, text: str) -> pairs.Columns:
+        """What a text is the sum of, its words first."""
+        self.embed((text,))  # refuses a text that is not read to its end
+        with self.lock:
+            return pairs.text_columns(self.speller, text)
+
+    def _pairs(self, query: str, text: str) -> pairs.Pairs:
+        """The cosine of a picture and a text, pair by pair of a patch and a word."""
+        columns = self.words(text)
+        with self.lock:
+            pixels, _ = heatmaps.prepare(self.picture(query), self.model, self.decomposer.patch_size)
+            return pairs.of_columns(self.decomposer, self.speller, pixels, text, columns)
 
     def seen(self, query: str) -> Image.Image:
         """What the model sees of a picture, at a size for the page."""
@@ -235,6 +258,12 @@ class Session:
                      if (entry["layer"], entry["head"]) == (head.layer, head.head)), [])
 
     # Command lines
+
+    @property
+    def of_model(self) -> dict:
+        """The options of the run's model, for scripts that load it, as it was made or is opened here."""
+        known = commands.remembered(self.run.place.folder, self.run.place.model)
+        return {"model": self.run.place.model, **known} | ({"pretrained": self.pretrained} if self.pretrained else {})
 
     def line(self, script: str, **more) -> str:
         """The command of another script on this run."""

@@ -1,6 +1,7 @@
 """Pictures of the text side, and of an image and a text together."""
 import textwrap
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,7 +40,8 @@ def text_heads(layers: dict[str, float], heads: dict[str, float], title: str, pa
     save(figure, path)
 
 
-def pairs(picture, rows: list[tuple[str, list[tuple[str, float, np.ndarray | None]]]], title: str, path: Path) -> None:
+def pairs(picture, rows: list[tuple[str, list[tuple[str, float, np.ndarray | None]]]], title: str,
+          path: Path | BinaryIO) -> None:
     """A picture (PIL, RGB), and for each of a few texts a row of its words under their heat maps, on a pale copy.
 
     `rows` hold a text's title and its words: name, contribution to the cosine, and that of patches [rows, columns]. All
