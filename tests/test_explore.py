@@ -472,7 +472,8 @@ def test_the_address_brings_a_view_back(opened, address):
     quiet(page, address)
 
 
-@pytest.mark.parametrize("query", ["?image=7&word=1+a+red+apple", "?view=Heads&head=5.4&off=5.4", "?view=Search&image=7"])
+@pytest.mark.parametrize("query", ["?image=7&word=1+a+red+apple", "?view=Heads&head=5.4&off=5.4",
+                                   "?view=Search&image=7"])
 def test_nothing_is_cut_off_on_a_phone(opened, query):
     page = opened(query)
     resize(page, 400)
