@@ -238,7 +238,7 @@ def completions(monkeypatch):
         time.sleep(0.02 * (seed % 3))  # so that answers come in another order
         handler.reply(200, {"id": "1", "object": "text_completion", "created": 0, "model": "judge",
                             "choices": [{"index": 0, "finish_reason": "length", "logprobs": None,
-                                         "text": f"  said {seed}\n"}]})
+                                         "text": f"<think>what? {seed}</think>  said {seed}\n"}]})
 
     return answer
 

@@ -30,6 +30,7 @@ def rows():
 @pytest.mark.parametrize("text, role", [
     ('{"role": "background colour"}', "background colour"),
     ('<think>{"role": "wrong"}</think> Sure: {"role": "No role."}', "No role"),
+    ('{"role": "wrong"}[/THINK]{"role": "shape"}', "shape"), ('<think>{"role": "wrong"}', None),
     ('{"role": "one two three four five six seven"}', "one two three four five"),
     ('{"role": 3}', None), ("the colour", None), ('{"role": ""}', None)])
 def test_a_role_is_read_in_at_most_five_words(text, role):

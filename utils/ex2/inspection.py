@@ -14,23 +14,15 @@ question about one description; where an (index, question) comes twice, the late
 import asyncio
 import functools
 import hashlib
-import itertools
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from utils.inputs import UserError, read_yaml
-from utils.language import jsonl
+from utils.language import jsonl, replies
 
 QUESTIONS = ("knowledge", "attributes")
 KINDS = ("visual", "nonvisual", "spurious")
-MOST_OBJECTS = 50  # that are read from either end of an answer
-# How reasoning models mark their thoughts: <think>, <thinking>, [THINK], ...
-_TAG = r"(?:think|thinking|thought|thoughts|reasoning|reflection)"
-THOUGHTS, THOUGHTS_END = (re.compile(rf"[<\[◁]{mark}{_TAG}[>\]▷]", re.IGNORECASE) for mark in ("", "/"))
 
 
 def read_sheet(path: str) -> dict:
@@ -90,20 +82,13 @@ def read_answer(text: str, question: str, sheet: dict) -> dict | None:
     names, "spurious": names, "unknown": names that are not in the lists, which count for nothing}.
     """
     answer, end = None, 0
-    for found, start, stop in _objects(without_thoughts(text)):
+    for found, start, stop in replies.objects(text):
         if start < end:  # inside an object that is an answer
             continue
         fits = _fitting(found, question, sheet)
         if fits is not None:
             answer, end = fits, stop
     return answer
-
-
-def without_thoughts(text: str) -> str:
-    """What a model says after its thoughts: what follows the last closing tag, whether or not one opens them; nothing
-    where they are never closed."""
-    text = THOUGHTS_END.split(text)[-1]
-    return "" if THOUGHTS.match(text.lstrip()) else text
 
 
 def _fitting(found: dict, question: str, sheet: dict) -> dict | None:
@@ -125,28 +110,6 @@ def _fitting(found: dict, question: str, sheet: dict) -> dict | None:
             "spurious": [name for name in spurious if name in sheet["spurious"]],
             "unknown": [name for name in used if name not in known]
             + [name for name in spurious if name not in sheet["spurious"]]}
-
-
-def _objects(text: str) -> Iterator[tuple[dict, int, int]]:
-    """JSON objects in a text, whatever stands around them, each with where it begins and ends; YAML reads single
-    quotes, trailing commas and bare words."""
-    starts = [match.start() for match in re.finditer("{", text)]
-    # A model that is stuck may write thousands.
-    for start in starts if len(starts) <= 2 * MOST_OBJECTS else starts[:MOST_OBJECTS] + starts[-MOST_OBJECTS:]:
-        piece = text[start:]
-        try:
-            found, end = json.JSONDecoder(strict=False).raw_decode(piece)
-            yield found, start, start + end
-            continue
-        except (ValueError, RecursionError):
-            depths = itertools.accumulate((character == "{") - (character == "}") for character in piece)
-            end = next((i for i, depth in enumerate(depths, 1) if depth == 0), 0)
-        try:
-            found = yaml.safe_load(piece[:end])
-        except Exception:  # PyYAML raises much besides its own errors on what a model may write
-            continue
-        if isinstance(found, dict):
-            yield found, start, start + end
 
 
 def _plain(text: str) -> str:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from utils import cli
 from utils.ex2 import descriptions
 from utils.language import jsonl, loading
+from utils.language.replies import without_thoughts
 
 TOP = 10  # best-rewarded descriptions that are kept at every log step
 COLUMNS = ("step", "reward", "reward_std", "kl", "beta", "clipped", "entropy", "loss", "mean_words", "duplicates",
@@ -47,7 +48,7 @@ def reward_function(score: Callable[[list[str], list[int]], list], concepts: lis
     Every call logs the signs of collapse, and leaves its descriptions in `recent` for the log of the best.
     """
     def vlm_reward(completions, query, concept, log_metric, **_):
-        said = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+        said = [without_thoughts(text if isinstance(text, str) else text[0]["content"]) for text in completions]
         rewards = score(said, concept)
         for name, value in descriptions.measures(said, query).items():
             log_metric(name, value)

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from utils import cli
 from utils.cli import UserError, describe
 from utils.language import loading
+from utils.language.replies import without_thoughts
 
 CPU_CONTEXT = 512  # tokens of a prompt and its answer that vLLM reserves memory for on a CPU
 IN_FLIGHT = 16     # requests to a server
@@ -107,7 +108,7 @@ def with_transformers(base: str, adapter: str | None, prompts: list[list[int]], 
         with torch.inference_mode():
             tokens = model.generate(**batch, logits_processor=[GumbelNoise(seeds[start:start + batch_size], device)])
         new = tokens[:, batch["input_ids"].shape[1]:]
-        yield [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        yield [without_thoughts(text).strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def with_vllm(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
@@ -133,7 +134,7 @@ def with_vllm(base: str, adapter: str | None, prompts: list[list[int]], seeds: l
                 [{"prompt_token_ids": ids} for ids in prompts[start:start + batch_size]],
                 [SamplingParams(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=max_new_tokens, seed=seed)
                  for seed in seeds[start:start + batch_size]], use_tqdm=False, lora_request=request)
-            yield [answer.outputs[0].text.strip() for answer in answers]
+            yield [without_thoughts(answer.outputs[0].text).strip() for answer in answers]
 
 
 def served_model(base_url: str) -> str:
@@ -166,7 +167,7 @@ def with_server(base_url: str, model: str, prompts: list[list[int]], seeds: list
         answer = client.completions.create(model=model, prompt=prompt, seed=seed, temperature=1.0, top_p=1.0,
                                            max_tokens=max_new_tokens, extra_body={"top_k": -1})
         text = answer.choices[0].text.encode(errors="replace").decode()  # it may end with half a character
-        return text.strip()
+        return without_thoughts(text).strip()
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for start in range(0, len(prompts), batch_size):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.cli import UserError
-from utils.language import chat, jsonl
+from utils.language import chat, jsonl, replies
 from utils.runs.run import Run
 
 NO_ROLE, MOST_WORDS = "no role", 5
@@ -55,13 +55,9 @@ def schema(name: str, content: dict) -> dict:
 
 def read_object(text: str, name: str, kind: type):
     """The property of the last JSON object in a text that has it; None where there is none of that kind."""
-    text, found = text.rpartition("</think>")[2], None
-    for start in (place for place, letter in enumerate(text) if letter == "{"):
-        try:
-            value = json.JSONDecoder(strict=False).raw_decode(text[start:])[0].get(name)
-        except ValueError:
-            continue
-        found = value if isinstance(value, kind) else found
+    found = None
+    for entry, *_ in replies.objects(text):
+        found = entry[name] if isinstance(entry.get(name), kind) else found
     return found
 
 
