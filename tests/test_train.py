@@ -93,7 +93,7 @@ def test_the_reward_function_scores_logs_and_remembers():
     more = {"prompts": [], "completion_ids": [], "log_metric": lambda name, value: logged.update({name: value})}
     queries = ["What is dog?", "What is cat?"]
     assert reward(completions=[" It barks. ", "cat"], query=queries, concept=[1, 0], **more) == [1.5, None]
-    chat = [[{"role": "assistant", "content": "Is it so? </think> It barks. "}], [{"role": "assistant", "content": "cat"}]]
+    chat = [[{"role": "assistant", "content": "Hm.</think> It barks. "}], [{"role": "assistant", "content": "cat"}]]
     assert reward(completions=chat, query=queries, concept=[1, 0], **more) == [1.5, None]
     assert asked == [([" It barks. ", "cat"], [1, 0])] * 2
     assert logged == descriptions.measures(["It barks.", "cat"], queries) | {"unscored": 0.5}
