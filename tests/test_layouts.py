@@ -157,6 +157,7 @@ def test_flat_imagenet_has_the_classes_of_its_development_kit(tmp_path):
     assert [(Path(path).name[-6:-5], label) for path, label in files] == [("3", 0), ("1", 3), ("4", 3), ("2", 999)]
     assert len(classes) == 1000
     assert layouts.imagenet(tmp_path / "val", "val")[0] == files
+    assert datasets.load_images("imagenet", str(tmp_path), empty_classes=False).empty is None  # there are no folders
     (tmp_path / "val" / "ILSVRC2012_val_00000004.JPEG").unlink()
     with pytest.raises(UserError, match="00000004.JPEG does not exist; unpack ILSVRC2012_img_val.tar again"):
         layouts.imagenet(tmp_path, "val")

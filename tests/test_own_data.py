@@ -76,6 +76,14 @@ def test_an_empty_class_folder_is_named_or_left_out_and_listed(tmp_path, capsys)
     assert datasets.class_names("imagefolder", str(tmp_path / "data")) == ["a", "of nothing"]
 
 
+def test_of_many_empty_class_folders_five_are_named(tmp_path):
+    put(tmp_path / "0" / "0.png")
+    for name in "abcdefg":
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="no images in the class folders a, b, c, d, e and 2 more; remove"):
+        datasets.load_images("imagefolder", str(tmp_path), empty_classes=False)
+
+
 def test_names_that_are_not_utf8(tmp_path, capsys):
     """A file of such a name is an image like others; a class needs a name that can be read."""
     put(tmp_path / "data" / "a" / "0.png")

@@ -375,6 +375,11 @@ def counted(number: int, one: str, several: str = "") -> str:
     return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def command(script: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """The command of a script, a file, as a manifest keeps it: with the options that are not at their defaults, but for
     those that do not change what is made."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.cli import UserError, note
+from utils.cli import UserError, note, some
 from utils.data import datasets
 from utils.inputs import read_text
 
@@ -57,7 +57,7 @@ def check_texts(clip: "Model", texts: list[str], source: str, names: list[str]) 
         if (other := first.setdefault(row, index)) != index and {index, other} & set(cut):
             raise UserError(f"{source}: {names[other]} and {names[index]} are the same in their first {most} tokens, "
                             "and the model reads no more; shorten them so that they differ there, or remove one")
-    listed = ", ".join(names[index] for index in cut[:20]) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
+    listed = some([names[index] for index in cut], 20)
     note(f"{source}: {len(cut)} of {len(texts)} texts have more than the {most} tokens that the model reads, and are "
          f"cut there: {listed}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.cli import UserError, describe, note
+from utils.cli import UserError, describe, note, some
 from utils.data import layouts, masks, pictures, shards
 from utils.data.layouts import DataSet
 
@@ -203,11 +203,12 @@ def load_images(name: str, data_path: str | None = None, image_size: int = 224, 
     images = Images(ImageFiles(found, reading), classes, [path for path, _ in found], reading=reading,
                     places=known.read_places and known.read_places(root, split))
     if name in layouts.OF_FOLDERS:
-        there = set(images.samples.labels)
-        images.empty = [folder for label, folder in enumerate(classes) if label not in there]
+        there, folders = set(images.samples.labels), {os.path.dirname(path) for path in images.paths}
+        if len(folders) >= len(there):  # else classes share one, as flat images of ImageNet do
+            images.empty = [folder for label, folder in enumerate(classes) if label not in there]
     if images.empty and not empty_classes:
         raise UserError(f"--data_path {root}: no images in the class folder{'s' * (len(images.empty) > 1)} "
-                        f"{', '.join(images.empty)}; remove or fill them, or go on with --skip_bad_images")
+                        f"{some(images.empty)}; remove or fill them, or go on with --skip_bad_images")
     return images
 
 

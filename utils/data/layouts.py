@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils.cli import UserError, describe, note
+from utils.cli import UserError, describe, note, some
 from utils.inputs import read_text
 
 # torchvision, scipy and open_clip are imported where they are used: names of class folders need none of them.
@@ -377,8 +377,7 @@ def say_hidden(place, hidden: list[str]) -> None:
     """Say once which names in a folder or archive are left out because they begin with a dot: programs leave such files
     and folders beside data (.ipynb_checkpoints, ._0.png)."""
     if hidden:
-        more = f" and {len(hidden) - 5} more" if len(hidden) > 5 else ""
-        note(f"{place}: left out, as its name begins with a dot: {', '.join(sorted(hidden)[:5])}{more}")
+        note(f"{place}: left out, as its name begins with a dot: {some(sorted(hidden))}")
 
 
 def _folders(root: Path) -> list[str]:
