@@ -11,9 +11,10 @@ Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir; -
 split that heads are chosen on (compute_prs.py --split val), and never those of the split that is reported (--split).
 auto ranks the heads by their share of what the place does to the logits, minus their share of what the class does;
 texts by how far their scores for the texts of the cue go along with the whole model's, minus the same for the core
-texts; names takes the heads that go with the attributes of the cue before all others, by
-compute_head_names.py on that split; describe those whose role a language model on a chat server calls spurious for the
---task, the role as compute_head_names.py --describe said it, or else their name.
+texts; textspan and sith by how much of what they write goes to the cue's attributes, by that method of
+utils/analysis/names (SITH reads weights alone); names takes the heads that go with the attributes of the cue before all
+others, by compute_head_names.py on that split; describe those whose role a language model on a chat server calls
+spurious for the --task, the role as compute_head_names.py --describe said it, or else their name.
 
 The heads are mean-ablated together with all MLPs and all attention layers but the last four, as published (paper
 section 4.3), convolution blocks kept; each mean is over the split at hand. Prints, in percent, the overall accuracy
@@ -30,6 +31,7 @@ from utils import cli
 from utils.cli import UserError
 from utils.data.datasets import NAMES, PLACES, default_split
 
+METHODS = ("textspan", "sith")  # of utils/analysis/names, by which heads may be chosen
 COLUMNS = {"baseline": "before", "no_heads": "no head ablated", "heads_ablated": "heads ablated",
            "random_best": "best random", "random_mean": "mean random"}
 
@@ -45,16 +47,21 @@ def get_args_parser():
     parser.add_argument("--heads_file", metavar="FILE.yaml",
                         help="list of heads to ablate (default: configs/heads/{dataset}_{model}.yaml)")
     parser.add_argument("--roles", nargs="+", metavar="ROLE", help="take these roles of the list (default: all)")
-    parser.add_argument("--select", choices=("auto", "texts", "names", "describe"),
-                        help="choose heads: auto, by their effect on the logits; texts, by two sets of texts; names, "
-                             "those that go with --attribute; describe, those whose role a language model calls "
+    parser.add_argument("--select", choices=("auto", "texts", *METHODS, "names", "describe"),
+                        help="choose heads: auto, by their effect on the logits; texts, by two sets of texts; textspan "
+                             "and sith, by their share for --attribute in that method; names, those that go with "
+                             "--attribute, as they were named; describe, those whose role a language model calls "
                              "spurious for --task (default: none of these)")
     parser.add_argument("--select_split", metavar="NAME", help="split that --select chooses on (default: val)")
     parser.add_argument("--number_of_heads", type=cli.POSITIVE, metavar="N",
                         help="heads that --select chooses (default: auto, the best worst group on --select_split; "
-                             "texts, 10, or all where there are fewer; names and describe, all that are so found)")
+                             "texts, textspan and sith, 10, or all where there are fewer; names and describe, all "
+                             "that are so found)")
     parser.add_argument("--attribute", nargs="+", metavar="NAME",
-                        help="of --select names: attributes, as compute_head_names.py named heads of --select_split")
+                        help="of --select textspan, sith and names: attributes of the cue, for names those that "
+                             "compute_head_names.py named heads of --select_split by")
+    parser.add_argument("--attributes", metavar="FILE.yaml",
+                        help="of --select textspan and sith: all attributes, each with its texts")
     parser.add_argument("--task", metavar="TEXT",
                         help="of --select describe: the classes, such as 'land animals against sea animals'")
     cli.add_server_options(parser)
@@ -77,12 +84,13 @@ def check_options(args) -> None:
         raise UserError(f"{' and '.join(ways)} both choose heads; give one of them")
     if args.roles and ways in (["--heads"], ["--select"]):
         raise UserError(f"--roles goes with a list of heads, and not with {ways[0]}; leave one of the two out")
-    needed = {"select_split": None, "number_of_heads": None, "spurious_texts": "texts", "core_texts": "texts",
-              "attribute": "names", "task": "describe", "base_url": "describe"}
-    for name, way in needed.items():
-        if getattr(args, name) is not None and (args.select is None or way not in (None, args.select)):
-            raise UserError(f"--{name} goes with --select {way or 'auto, texts, names or describe'}; leave it out, or "
-                            "give that too")
+    every = ("auto", "texts", *METHODS, "names", "describe")
+    needed = {"select_split": every, "number_of_heads": every, "spurious_texts": ("texts",), "core_texts": ("texts",),
+              "attribute": (*METHODS, "names"), "attributes": METHODS, "task": ("describe",), "base_url": ("describe",)}
+    for name, ways in needed.items():
+        if getattr(args, name) is not None and args.select not in ways:
+            raise UserError(f"--{name} goes with --select {', '.join(ways[:-1])}{' or ' * (len(ways) > 1)}{ways[-1]}; "
+                            "leave it out, or give that too")
     if args.select is None:
         return
     if args.dataset not in PLACES:
@@ -92,22 +100,28 @@ def check_options(args) -> None:
         raise UserError("--select texts needs --spurious_texts and --core_texts, files with one text a line")
     if args.select == "describe" and not args.task:
         raise UserError("--select describe needs --task, such as --task 'land animals against sea animals'")
-    if args.select == "names" and not args.attribute:
-        raise UserError("--select names needs --attribute, such as --attribute color texture")
+    if args.select in (*METHODS, "names") and not args.attribute:
+        raise UserError(f"--select {args.select} needs --attribute, such as --attribute color texture")
+    if args.select in METHODS and not args.attributes:
+        raise UserError(f"--select {args.select} needs --attributes, such as --attributes "
+                        "configs/attributes/general.yaml")
     args.select_split = args.select_split or "val"
 
 
 def select(args, reported, classifier) -> tuple[list[int], dict]:
     """The heads that --select chooses on the arrays of --select_split, by their columns, and how."""
+    import importlib
+
     from utils.analysis import component_scores, groups, selection, zeroshot
-    from utils.analysis.names import describe, naming
+    from utils.analysis.names import attributes, describe, naming
     from utils.runs.components import Component
     from utils.runs.run import Run
 
     run = Run.open(args.input_dir, args.dataset, args.model, args.select_split)
     run.same_weights(reported)
     kept = range(len(run.heads))[run.last(args.keep_last_layers)]
-    number = min(10, len(kept)) if args.select == "texts" and args.number_of_heads is None else args.number_of_heads
+    ten = args.select in ("texts", *METHODS) and args.number_of_heads is None
+    number = min(10, len(kept)) if ten else args.number_of_heads
     if number is not None and not 1 <= number <= len(kept):
         raise UserError(f"--number_of_heads is {number}; choose from 1 to {len(kept)}, the heads of the last "
                         f"{args.keep_last_layers} layers")
@@ -115,6 +129,11 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
         group = groups.of_images(run, args.data_path)
         chosen, how = selection.by_effects(run, classifier, group, groups.names(args.dataset), args.keep_last_layers,
                                            args.keep_mlps, number)
+    elif args.select in METHODS:
+        texts = attributes.read(args.attributes)
+        embeddings, = attributes.embed(run, texts, args.pretrained, cli.pick_device(args.device), args.seed)
+        shares = importlib.import_module(f"utils.analysis.names.{args.select}").scores(run, embeddings, kept, args.seed)
+        chosen, how = selection.by_shares(run, shares, list(texts), args.attribute, kept, number)
     elif args.select == "names":
         chosen, how = selection.by_names(run, naming.read(run), args.attribute, args.keep_last_layers, number)
     elif args.select == "describe":
@@ -176,8 +195,8 @@ def main(args) -> None:
     print(f"{len(chosen)} heads ablated, by {how['by']}: {' '.join(chosen)}\n")
     print(groups.table(found, sizes, COLUMNS))
     path = run.place.path("specific_heads", ".json", args.output_dir)
-    options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "attribute", "task",
-               "random_trials", "seed")
+    options = ("keep_last_layers", "keep_mlps", "number_of_heads", "spurious_texts", "core_texts", "attribute",
+               "attributes", "task", "random_trials", "seed")
     cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split or default_split(args.dataset),
         "images": len(run), "images_of_groups": sizes, "heads": chosen, "chosen": how,

@@ -134,8 +134,8 @@ def cut_down(name: str, models: dict) -> dict:
         variants["CLIP"] = table["variants"]["CLIP"] | {"weights": own["of_clip"], "of_clip": own["of_clip"],
                                                         "reads": own["of_clip"], "mapped": "tinyclip", "cue": "",
                                                         "reload": ""}
-    elif name == "probe":
-        variants = {variant: own | clip for variant, own in table["variants"].items()}
+    elif name in ("probe", "sith"):
+        variants = {variant: own | clip | {"reload": ""} for variant, own in table["variants"].items()}
     elif name == "ex2":
         small = {"training": f"--config {models['training']} --questions {models['question']}", "short": "tinyclip",
                  "generating": f"--num_concepts 2 --questions {models['question']} --max_new_tokens 8 --backend hf "
@@ -150,7 +150,7 @@ def cut_down(name: str, models: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", ["ablation", "beyond_segmentation", "beyond_waterbirds", "component_ablation",
-                                  "component_scores", "ex2", "probe", "segmentation", "textspan", "waterbirds"])
+                                  "component_scores", "ex2", "probe", "segmentation", "sith", "textspan", "waterbirds"])
 def test_every_table_passes_from_nothing_to_its_page(name, downloads, models, run_script, tmp_path, monkeypatch):
     (tmp_path / "tables").mkdir()
     table = cut_down(name, models)

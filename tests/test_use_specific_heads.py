@@ -9,9 +9,12 @@ from builders import ROOT, call_script
 from PIL import Image
 
 from utils.analysis import selection, zeroshot
+from utils.analysis.names import sith, textspan
 from utils.data import datasets
+from utils.inputs import read_yaml
 from utils.models import loading
 from utils.runs.components import head_list_path, read_head_list
+from utils.runs.run import Run
 
 GROUPS = ["land animal on land", "land animal on sea", "sea animal on land", "sea animal on sea"]
 TEXTS = ("--select", "texts", "--spurious_texts", ROOT / "text_descriptions" / "spurious_backgrounds_emoji.txt",
@@ -118,6 +121,22 @@ def test_selection_by_texts_takes_the_heads_with_the_highest_literal_difference(
     assert found["heads_ablated"]["worst_group"] >= found["baseline"]["worst_group"] + 5
     fewer, _ = ablate(*TEXTS, "--random_trials", 1, "--number_of_heads", 3)
     assert fewer["heads"] == found["heads"][:3]
+
+
+def test_selection_by_textspan_and_sith_takes_the_heads_with_the_largest_share_for_the_attributes(ablate, arrays):
+    texts = read_yaml(str(ROOT / "configs" / "attributes" / "emoji.yaml"))
+    clip, run = loading.load("emojiclip", None, "cpu"), Run.open(arrays, "emoji_spurious", "emojiclip", "val")
+    embedded = {name: zeroshot.embed_texts(clip, own, 99) for name, own in texts.items()}
+    for way, method in (("textspan", textspan), ("sith", sith)):
+        found, _ = ablate("--select", way, "--attribute", "color", "texture", "--attributes",
+                          "configs/attributes/emoji.yaml", "--random_trials", 1, "--device", "cpu")
+        shares = dict(zip(texts, method.scores(run, embedded, range(12, 36))))
+        own = {(2 + i // 6, i % 6): (shares["color"][i] + shares["texture"][i]) / sum(row[i] for row in shares.values())
+               for i in range(24)}
+        assert read(found["heads"]) == sorted(own, key=lambda head: -own[head])[:10]
+        assert {read([name])[0]: entry["share"] for name, entry in found["chosen"]["heads"].items()} == \
+            pytest.approx(own, abs=1e-6)
+        assert found["chosen"]["by"] == f"--select {way}"
 
 
 def test_heads_come_from_the_list_of_the_data_set_another_or_the_command_line(ablate, tmp_path):

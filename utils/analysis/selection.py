@@ -113,6 +113,19 @@ def by_names(run: Run, names: Mapping[Component, dict], attributes: Sequence[str
     return [run.heads.index(head) for head in ranked], {"attributes": list(attributes), "heads": details}
 
 
+def by_shares(run: Run, shares: np.ndarray, names: Sequence[str], attributes: Sequence[str], pool: Sequence[int],
+              number: int) -> tuple[list[int], dict]:
+    """The `number` heads of a pool whose share for some attributes is the largest, and how they were found; `shares`
+    [a, c] are those of all attributes, by `names`, for the pool's heads. Raises UserError for another attribute."""
+    for name in attributes:
+        if name not in names:
+            raise UserError(f"--attribute {name}: --attributes has {', '.join(names)}")
+    own = shares[[names.index(name) for name in attributes]].sum(axis=0) / np.maximum(shares.sum(axis=0), 1e-30)
+    details = {str(run.heads[column]): {"share": float(share)} for column, share in zip(pool, own)}
+    return ([pool[i] for i in np.argsort(-own, kind="stable")[:number]],
+            {"attributes": list(attributes), "heads": details})
+
+
 def listed(run: Run, heads: str | None, file: str | None, roles: Sequence[str] | None,
            last_layers: int) -> tuple[list[int], dict]:
     """The heads of a text such as `22.12,23.1`, or else of some roles (None: all) of a list in a file (None: that of
