@@ -98,7 +98,7 @@ def figures(experiment: dict, values: dict) -> list[Figure]:
             here = values | dict(zip(each, map(str, chosen)))
             key, step = filled(entry["key"], here), filled(entry.get("step", ""), here)
             found.append(Figure(
-                key, filled(entry["name"], here), values["variant"], filled(entry["file"], here),
+                key, filled(entry["name"], here).replace("_", " "), values["variant"], filled(entry["file"], here),
                 tuple(filled(entry["value"], here)), entry.get("times", 1), entry.get("tolerance", TOLERANCE),
                 next((line for line in reversed(lines) if step in line), lines[-1]),
                 at(published, key), published.get("from", ""), bool(published.get("verified"))))

@@ -66,7 +66,9 @@ def write(folder: Path, every: list[str]) -> None:
     found = read(folder, every)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("tables.html.j2").render(tables=found, number=number, columns=pivot)
+    page = environment.get_template("tables.html.j2").render(
+        title="Figures of the embedded models" if all(table["embedded"] for table in found) else
+        "Published, ours, difference", tables=found, number=number, columns=pivot)
     cli.write_text(folder / "index.html", page)
     cli.write_text(folder / "index.md", "\n".join(line for table in found for line in markdown(table)) + "\n")
 
@@ -110,7 +112,7 @@ def origin(table: dict) -> list[str]:
     lines += [f"- failed: `{step['step']}`: {step['failed']}" for step in table["steps"] if "failed" in step]
     done = sum("seconds" in step for step in table["steps"])
     versions = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
-    return [*lines, f"- {done} steps, {table['seconds'] / 60:.0f} minutes on {table['device']}; {versions}"]
+    return [*lines, f"- {done} steps, {table['seconds'] / 60:.0f} min on {table['device']}; {versions}"]
 
 
 def write_results(folder: Path, every: list[str], docs: Path) -> None:
