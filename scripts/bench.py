@@ -5,6 +5,7 @@
     python -m scripts.bench components --models vit_base_patch14_dinov2 --batch_size 2 --threads 1
     python -m scripts.bench segmentation --model emojiclip --batch_size 64
     python -m scripts.bench inside --model ViT-B-16                 # neurons beside images, terms of texts beside texts
+    python -m scripts.bench page --model ViT-B-16                   # answers of the page of explore.py
     python -m scripts.bench textspan
     python -m scripts.bench names --input_dir output_dir/beyond_clip  # names of heads, every method
     python -m scripts.bench start                                   # until a script says something
@@ -14,7 +15,7 @@
 """
 from functools import partial
 
-from scripts.bench_scripts import scale, start
+from scripts.bench_scripts import page, scale, start
 from utils import cli
 
 MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
@@ -54,6 +55,7 @@ def get_args_parser():
     command.add_argument("--methods", nargs="+", metavar="NAME", help="ways of naming (default: all)")
     cli.add_input_dir(command)
     cli.add_output_dir(command, "the leaderboard, CSV and JSON, goes")
+    cli.add_model_options(add(page, repeats=(5, "pictures that are asked about")), "ViT-B-16")
     command = add(start, repeats=(3, "starts of each, of which the fastest counts"))
     command.add_argument("--beside", metavar="FOLDER", help="another checkout, whose scripts take turns with these")
     command = add(scale)

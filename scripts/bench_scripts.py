@@ -1,5 +1,5 @@
-"""What whole scripts take, run as a user starts them: until they say something, and with few and many images. The
-benchmarks `start` and `scale` of scripts/bench.py."""
+"""What whole scripts take, run as a user starts them: until they say something, and with few and many images; and
+what the page of explore.py takes to answer. The benchmarks `start`, `scale` and `page` of scripts/bench.py."""
 TRAIN = 1000  # of scale: images of the train split, whatever that of test has
 
 
@@ -34,6 +34,53 @@ def start(args) -> None:
         plain = found["import torch", root][1]
         print(f"| {name} | {'this' if root == roots[0] else 'other'} | {first:.1f} | {first / plain:.2f} | "
               f"{whole:.1f} | {whole / plain:.2f} |")
+
+
+def page(args) -> None:
+    """What the page of explore.py takes to answer: a new picture with three new texts, then a bar and a word clicked.
+
+    Calls the function that the page calls, with pictures that are drawn beforehand; the median of all answers but the
+    first, which warms up. A model other than emojiclip has random weights where none are asked for.
+    """
+    import statistics
+    import tempfile
+
+    import torch
+
+    from scripts.bench import turns
+    from utils import cli
+    from utils.explore import picture
+    from utils.explore.session import open_session
+    from utils.runs.files import Place
+
+    pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
+    with tempfile.TemporaryDirectory() as folder:
+        draw(f"{folder}/images", args.repeats + 1)
+        weights = f" --pretrained {pretrained}" if pretrained else ""
+        measured(f"compute_prs.py --model {args.model}{weights} --seed {args.seed} --dataset imagefolder --data_path "
+                 f"{folder}/images --output_dir {folder}/o --batch_size 4")
+        session = open_session(Place(f"{folder}/o", "imagefolder", args.model), f"{folder}/images", "none", 1, folder,
+                               pretrained, cli.pick_device(args.device), args.seed)
+        asked = iter(range(args.repeats + 1))
+        last = {}
+
+        def ask() -> None:
+            row = next(asked)
+            last.update(query=str(row), texts=f"picture {row} of owls\na red apple of {row}\n{row} blue backgrounds")
+            picture.view(session, **last, part="", contrast=False)
+
+        def bar() -> None:
+            picture.view(session, **last, part=str(session.run.heads[-1]), contrast=False)
+
+        def word() -> None:
+            picture.view(session, **last, part="", contrast=False, word=f"1 {last['texts'].splitlines()[0]}")
+
+        found = turns({"a picture and three texts": ask, "a bar clicked": bar, "a word clicked": word}, args.repeats)
+    print(f"{args.model}, {torch.get_num_threads()} threads\n| asked | seconds | of processor time |")
+    print("| --- | --- | --- |")
+    for name, seconds in found.items():
+        wall, processor = map(statistics.median, zip(*seconds))
+        print(f"| {name} | {wall:.2f} | {processor:.2f} |")
 
 
 def processor_time(command: str, root) -> tuple[float, float]:

@@ -41,6 +41,13 @@ def test_inside(bench):
     assert re.search(r"terms of texts +\d+\.\d\d ms an image\n  ratio +\d+\.\d{3}\n", out)
 
 
+def test_page(bench):
+    out = bench("page", "--model", "emojiclip", "--device", "cpu", "--repeats", 1)
+    assert out.startswith("emojiclip, ")
+    assert [re.match(r"\| ([a-z ]+) \| \d+\.\d\d \| \d+\.\d\d \|", line)[1] for line in out.splitlines()[3:]] == [
+        "a picture and three texts", "a bar clicked", "a word clicked"]
+
+
 def test_components(bench):
     out = bench("components", "--models", "vit_tiny_patch16_224", "--batch_size", 1, "--repeats", 1, "--threads", 1)
     row = out.splitlines()[1].split()

@@ -108,8 +108,7 @@ def test_words_are_paired_with_patches_as_the_script_pairs_them(session, query):
     page = words.view(session, query, TEXTS, "2 a red apple")
     value, patches = slow.values[:, 2].sum(), slow.maps()[2].sum()
     minus = "\N{MINUS SIGN}"
-    assert f"<b>red</b> {value:+.3f}".replace("-", minus) in page
-    assert f"through these patches {patches:+.3f}".replace("-", minus) in page
+    assert f"<b>red</b> {value:+.3f}: these patches {patches:+.3f}".replace("-", minus) in page
     assert f"{np.abs(slow.maps()[:slow.words]).max():.2g}" in page  # one scale over the words
     options = parsed(words.command(session, "a red apple"))
     assert (options.model, options.text) == ("emojiclip", "a red apple")
@@ -430,9 +429,9 @@ def test_a_picture_is_uploaded_a_text_typed_and_a_bar_clicked(opened, session, a
     click(page, "#picture-view .bars button")
     wait_for(lambda: f"Heat maps of head {head} alone" in text_of(page, "#picture-view"))
     click(page, "#picture-view [data-set=word][data-value='2 a red background']")
-    wait_for(lambda: "through these patches" in text_of(page, "#picture-view figure.word"))
+    wait_for(lambda: "these patches" in text_of(page, "#picture-view .word figure"))
     value = float(session.pairs("<b>${1}{{value}}.png", "a red background").values[:, 2].sum())
-    assert f"red {value:+.3f}".replace("-", "\N{MINUS SIGN}") in text_of(page, "#picture-view figure.word")
+    assert f"red {value:+.3f}".replace("-", "\N{MINUS SIGN}") in text_of(page, "#picture-view .word figure")
     assert len(find(page, "#picture-view .words img")) == 5  # start, three words, end
     wait_for(lambda: "word=2+a+red+background" in page.current_url)
     (tmp_path / "bad.png").write_bytes(b"no picture")

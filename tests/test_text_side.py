@@ -68,6 +68,7 @@ def test_every_term_of_a_text_equals_its_definition(kind):
     arrays, words = decomposer.arrays(TEXTS), decomposer.words(TEXTS)[1]
     own = torch.nn.functional.normalize(clip.encode_text(TEXTS), dim=-1).numpy()
     np.testing.assert_allclose(arrays["attn"].sum((1, 2)) + arrays["mlp"].sum(1), own, atol=1e-5)
+    assert [decomposer.names(text) for text in TEXTS] == [one.names for one in words]
     for i, slow in enumerate(slow_terms(clip, kind)):
         np.testing.assert_allclose(own[i], slow["representation"], atol=1e-5)
         np.testing.assert_allclose(arrays["attn"][i], slow["attn"].sum(1), atol=1e-5)

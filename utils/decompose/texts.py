@@ -80,6 +80,15 @@ class TextDecomposer:
         return None if self.bias is None else self.bias * terms.scalars[:, 2:]
 
     @torch.no_grad()
+    def names(self, text: str) -> list[str]:
+        """The names of a text's words, as `words` gives them, without a pass through the tower."""
+        ids = self.model.tokenizer([text]).to(self.model.device)
+        tokens = self._tower.embed(ids)
+        _, seen = readable(tokens)
+        pieces = self._pieces(ids, tokens.x.shape[1])[0]
+        return group([pieces[place] for place in seen[0].nonzero()[:, 0].tolist()])[0]
+
+    @torch.no_grad()
     def words(self, texts: list[str]) -> tuple[Terms, list[Words]]:
         """The terms of texts, and of each text what its words contribute through all heads.
 
@@ -135,11 +144,7 @@ def decompose(text_tower: Tower, ids, bias: Tensor | None = None, inside: Inside
     tokens = text_tower.embed(ids)
     x, place, rows = tokens.x, tokens.place, torch.arange(len(tokens.x), device=tokens.x.device)
     mlp, heads, own = [x[rows, place]], [], []
-    read_mask, seen = None, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if tokens.mask is not None:
-        whole = tokens.mask.expand(len(x), 1, -1, -1) if tokens.mask.ndim == 2 else tokens.mask
-        read_mask = whole[rows, :, place]                                                     # [m, 1 or h, n]
-        seen = read_mask.isfinite().any(dim=1)
+    read_mask, seen = readable(tokens)
     for index, block in enumerate(text_tower.blocks):
         last = index == len(text_tower.blocks) - 1
         q, k, v = _heads(block, x)
@@ -162,6 +167,16 @@ def decompose(text_tower: Tower, ids, bias: Tensor | None = None, inside: Inside
         mlp.append(added if last else added[rows, place])
     return tower.project(text_tower, x, torch.stack(mlp, 1), torch.stack(heads, 1), torch.stack(own, 1),
                          seen.sum(dim=1)[:, None, None], bias)
+
+
+def readable(tokens: Tokens) -> tuple[Tensor | None, Tensor]:
+    """What is added to the attention of each text's read token, [m, 1 or h, n], and which tokens it may read [m, n]."""
+    x, rows = tokens.x, torch.arange(len(tokens.x), device=tokens.x.device)
+    if tokens.mask is None:
+        return None, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    whole = tokens.mask.expand(len(x), 1, -1, -1) if tokens.mask.ndim == 2 else tokens.mask
+    mask = whole[rows, :, tokens.place]
+    return mask, mask.isfinite().any(dim=1)
 
 
 def _heads(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -141,18 +141,16 @@ class Session:
             raise UserError("words are paired with patches for CLIPs alone, and the arrays of this run were mapped")
         return TextDecomposer(self.clip)
 
-    def _words(self, text: str) -> pairs.Columns:
-        """What a text is the sum of, its words first."""
-        self.embed((text,))  # refuses a text that is not read to its end
+    def _words(self, text: str) -> list[str]:
+        """The names of a text's words."""
         with self.lock:
-            return pairs.text_columns(self.speller, text)
+            return self.speller.names(text)
 
     def _pairs(self, query: str, text: str) -> pairs.Pairs:
         """The cosine of a picture and a text, pair by pair of a patch and a word."""
-        columns = self.words(text)
         with self.lock:
             pixels, _ = heatmaps.prepare(self.picture(query), self.model, self.decomposer.patch_size)
-            return pairs.of_columns(self.decomposer, self.speller, pixels, text, columns)
+            return pairs.compute(self.decomposer, self.speller, pixels, text)
 
     def seen(self, query: str) -> Image.Image:
         """What the model sees of a picture, at a size for the page."""
@@ -259,7 +257,7 @@ class Session:
 
     # Command lines
 
-    @property
+    @functools.cached_property
     def of_model(self) -> dict:
         """The options of the run's model, for scripts that load it, as it was made or is opened here."""
         known = commands.remembered(self.run.place.folder, self.run.place.model)

@@ -9,14 +9,14 @@ from utils.plots import sides
 from utils.report.page import overlay
 from utils.runs import commands
 
-SHOWN = {"<start>": "start of the text", "<end>": "end of the text"}
+SHOWN = {"<start>": "(start)", "<end>": "(end)"}
 
 
 def chosen(session: Session, texts: str, word: str) -> tuple[str, int] | None:
     """The text and the place of the word that `word` names, such as `2 a red apple`; None for one that is not among the
     texts, one a line."""
     place, _, text = word.partition(" ")
-    if text not in read_lines(texts) or not place.isdecimal() or int(place) >= len(session.words(text)[-1]):
+    if text not in read_lines(texts) or not place.isdecimal() or int(place) >= len(session.words(text)):
         return None
     return text, int(place)
 
@@ -27,10 +27,9 @@ def view(session: Session, query: str, texts: str, word: str) -> str:
     try:
         opened, lines = chosen(session, texts, word), []
         for text in read_lines(texts):
-            names, *_, by_head = session.words(text)
             lines.append({"title": text, "words": [
                 {"name": SHOWN.get(name, name), "key": f"{place} {text}", "map": None}
-                for place, name in enumerate(names[:len(by_head)])]})
+                for place, name in enumerate(session.words(text))]})
     except UserError as error:
         return html.render("note", text=describe(error))
     if opened is None:
@@ -45,7 +44,7 @@ def view(session: Session, query: str, texts: str, word: str) -> str:
     _, value, patches = panels[place]
     return html.render("words", texts=lines, open=words[place]["key"], limit=limit, command=command(session, text),
                        picture=html.image(overlay(picture, patches, limit)),
-                       caption=(words[place]["name"], value, float(patches.sum()),
+                       caption=(words[place]["name"], value, float(patches.sum()), found.cosine,
                                 found.cosine - sum(value for _, value, _ in panels)))
 
 
