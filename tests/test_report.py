@@ -402,16 +402,24 @@ def test_names_are_the_headings_of_heads(run_script, truth_run, tmp_path):
     code, _, err = run_script("make_report", *arguments, "--output_dir", tmp_path / "page")
     assert code == 0, err
     for article in articles(page_of(tmp_path / "page")).values():
-        assert "color: red ... &lt;blue&gt;" in article
-        assert "Explained by color" in article
+        assert "colour: red ... &lt;blue&gt;" in article
+        assert "Explained by colour" in article
         assert "63%" in article
+    assert page_of(tmp_path / "page").count("<td>colour: red ... &lt;blue&gt;</td>") == 6
     code, out_text, err = run_script("make_report", *arguments, "--text")
     assert code == 0, err
-    assert ", color: red ... <blue>: " in out_text
+    assert ", colour: red ... <blue>: " in out_text
     path.write_text(json.dumps({"images": 61, "heads": names}))
     code, _, err = run_script("make_report", *arguments, "--output_dir", tmp_path / "page")
     assert code == 2
     assert "is about other arrays; make it again with: python compute_head_names.py" in err
+
+
+@pytest.mark.parametrize(("role", "shown"), [
+    ("color", "colour"), ("size", "size"), ("mixed: object and color", "mixed: object and colour"),
+    ("color: a color photo ... red", "colour: a color photo ... red"), ("none", "none")])
+def test_roles_are_spelled_as_pages_spell_attributes(role, shown):
+    assert results.spelled(role) == shown
 
 
 def test_truth_about_other_texts_is_left_out_with_a_warning(run_script, truth_run, tmp_path):

@@ -16,7 +16,7 @@
 
   // A word is found at the beginning of words; in scripts that write no spaces, anywhere.
   const pattern = (word) => "(?<![\\p{Script=Latin}\\p{Script=Greek}\\p{Script=Cyrillic}\\p{N}])" +
-    word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+    word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&").replace(/colou?r/g, "colou?r");  // either spelling finds both
 
   const highlight = (element, text, found) => {
     const parts = [];

@@ -22,6 +22,7 @@ from utils.data import pictures
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.models.model import Model
+from utils.report.results import spelled
 
 HERE = Path(__file__).resolve().parent
 RECORD = "report.json"  # by which a folder is known as a report
@@ -163,15 +164,11 @@ def save_page(content: dict, folder: Path) -> int:
 def _table(heads: list[dict]) -> Iterator[list]:
     """Rows of the figures of all heads, a line of names first."""
     figures = ("layer", "head", "variance", "explained", "accuracy", "change", "lost", "gained")
-    yield [*figures, "change_from", "change_to", "truth", "texts"]
+    yield [*figures, "change_from", "change_to", "truth", "name", "texts"]
     for head in heads:
         yield [*(head[name] for name in figures), *head["interval"], head["truth"]["truth"] if head["truth"] else "",
+               head["named"]["role"] if head["named"] else "",
                "; ".join(entry["text"] for entry in head["texts"])]
-
-
-def spelled(attribute: str) -> str:
-    """An attribute of the embedded scenes as pages spell it."""
-    return "colour" if attribute == "color" else attribute
 
 
 def _percent(value: float, digits: int = 1) -> str:
