@@ -156,6 +156,22 @@ def test_the_list_of_heads_is_one_that_scripts_read(session, tmp_path):
         heads.save(session, "list", "", "layer", "", "", "")
 
 
+def test_what_heads_add_and_what_is_lost_is_saved(session):
+    from utils.explore import heads
+
+    table = rows(heads.save(session, "head-csv", "", "layer", "5.4", "a dog", "")[1])
+    scores = heads.ends(session, "5.4", "a dog")[2]
+    assert table[0][2] == "added to the cosine with: a dog"
+    np.testing.assert_allclose([float(row[2]) for row in table[1:]], scores, atol=1e-6)
+    table = rows(heads.save(session, "switches-csv", "", "layer", "", "", "5.1 4.0")[1])
+    assert table[0] == ["accuracy", "before", "without 5.1 4.0"]
+    assert list(map(float, table[1][1:])) == [session.accuracy(session.columns(off))["overall"]
+                                              for off in ("", "5.1 4.0")]
+    options = parsed(session.report)
+    assert (options.text_descriptions, options.texts_per_head, options.model) == ("pool", 3, "emojiclip")
+    assert "make_report.py" in heads.table(session, "", "layer", "", "")
+
+
 @pytest.mark.parametrize(("words", "fits"), [
     ("5.4", lambda row: row["head"] == "5.4"), ("layer 5", lambda row: row["layer"] == 5),
     ("head 4", lambda row: row["head"].endswith(".4")), ("layer 4 head 2", lambda row: row["head"] == "4.2"),

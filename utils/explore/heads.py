@@ -48,16 +48,13 @@ def table(session: Session, find: str, sort: str, head: str, off: str) -> str:
     chosen = {str(session.run.heads[column]) for column in session.columns(off)}
     return html.render("head_table", rows=table_rows(session, find, sort), open=head, off=chosen,
                        total=len(session.run.heads), shares_are=session.shares_are,
-                       with_accuracy=session.classifier is not None, one=100 / len(session.run))
+                       with_accuracy=session.classifier is not None, one=100 / len(session.run),
+                       command=session.report)
 
 
 def switches(session: Session, query: str, off: str) -> str:
     """What is lost with heads switched off, over the run and of the picture, as HTML."""
-    columns = session.columns(off)
-    before, after = session.accuracy([]), session.accuracy(columns)
-    names = ["overall", *(["average of groups", "worst group"] if session.group is not None else []), *before["groups"]]
-    rows = [(name, *(figures["groups"].get(name, figures.get(name.replace(" ", "_"))) for figures in (before, after)))
-            for name in names]
+    columns, rows = session.columns(off), accuracies(session, off)
     classes, why = None, None
     try:
         classes = list(zip(session.top_classes(query, []), session.top_classes(query, columns)))
@@ -65,6 +62,14 @@ def switches(session: Session, query: str, off: str) -> str:
         why = str(error)
     return html.render("switches", heads=[str(session.run.heads[column]) for column in columns], rows=rows,
                        classes=classes, why=why, images=len(session.run), command=switch_command(session, columns))
+
+
+def accuracies(session: Session, off: str) -> list[tuple[str, float, float]]:
+    """Accuracies by name, overall and of groups where there are some: as they are, and with the heads switched off."""
+    before, after = session.accuracy([]), session.accuracy(session.columns(off))
+    names = ["overall", *(["average of groups", "worst group"] if session.group is not None else []), *before["groups"]]
+    return [(name, *(figures["groups"].get(name, figures.get(name.replace(" ", "_"))) for figures in (before, after)))
+            for name in names]
 
 
 def switch_command(session: Session, columns: list[int]) -> str:
@@ -142,11 +147,19 @@ def detail(session: Session, query: str, head: str, text: str) -> str:
 
 
 def save(session: Session, kind: str, find: str, sort: str, head: str, text: str, off: str) -> tuple[str, str]:
-    """The name and the content of what is saved: the "csv" of the table, the "png" of the open head's images, or the
-    "list" of heads that are off."""
+    """The name and the content of what is saved: the "csv" of the table, of what is lost with heads off
+    ("switches-csv"), or of what the open head adds to all images ("head-csv"); the "png" of the open head's images; or
+    the "list" of heads that are off."""
     if kind == "list":
         name = f"{session.run.place.dataset}_{session.run.place.model_name}_switched_off.yaml"
         return name, html.uri(head_list(session, off).encode(), "application/yaml")
+    if kind == "switches-csv":
+        return "switched_off.csv", html.table([["accuracy", "before", f"without {off}" if off.strip() else "after"],
+                                               *accuracies(session, off)])
+    if kind == "head-csv":
+        _, text, scores, _ = ends(session, head, text)
+        return f"head_{head}.csv", html.table([["index", "class", f"added to the cosine with: {text}"], *(
+            [row, session.label(row), float(score)] for row, score in enumerate(scores))])
     if kind == "png":
         column, text, _, found = ends(session, head, text)
         pictures = [[session.picture(row, 96) for row in found[end]] for end in ("Highest", "Lowest")]

@@ -53,6 +53,7 @@ class Session:
     pool: np.ndarray | None = None                # [m, d], the embeddings of its texts
     classifier: np.ndarray | None = None          # [d, classes]
     names: dict[Component, dict] = field(default_factory=dict)  # what compute_head_names.py says of heads
+    report: str = ""                              # the command of make_report.py, which shows the same heads
     missing: dict[str, str] = field(default_factory=dict)
     given: dict[str, Image.Image] = field(default_factory=dict)  # pictures that were dropped in, by their names
     taken: int = 0                                # pictures that were ever dropped in
@@ -306,6 +307,9 @@ def open_session(place: Place, data_path: str | None, pool: str, texts_per_head:
         session.pool = optional("embedded text pool", lambda: run.texts(pool, texts))
         session.texts = optional("texts of heads", lambda: results.read_texts(
             run, pool, texts_per_head, texts, text_dir)) or {}
+        session.report = session.line("make_report", text_descriptions=pool, texts_per_head=texts_per_head,
+                                      text_dir=commands.elsewhere(text_dir, "text_descriptions"),
+                                      pretrained=pretrained) if session.texts else ""
     session.names = optional("names of heads", lambda: naming.read(run)) or {}
     return session
 

@@ -111,10 +111,10 @@ def make_texts_of_heads(folder: str, dataset: str, model: str, split: str | None
     return line("compute_complete_text_set", {
         "model": model, "dataset": dataset, "split": split or None, "input_dir": elsewhere(folder),
         "text_descriptions": pool, "texts_per_head": texts_per_head,
-        "text_dir": None if Path(text_dir) == Path("text_descriptions") else text_dir,
+        "text_dir": elsewhere(text_dir, "text_descriptions"),
         "num_of_last_layers": layers, "output_dir": elsewhere(folder)})
 
 
-def elsewhere(folder: str) -> str | None:
-    """A folder, if it is another than that of results by default."""
-    return None if Path(folder) == Path("output_dir") else str(folder)
+def elsewhere(folder: str, default: str = "output_dir") -> str | None:
+    """A folder, if it is another than the default."""
+    return None if Path(folder) == Path(default) else str(folder)
