@@ -8,8 +8,9 @@ An attribute is a set of texts that exclude each other. Each image's answer to i
 scores highest above the text's mean; a head's share is how much of the variance of what it writes lies between the
 groups of images with the same answer. A head is named after the attribute with the largest share; it is `mixed` where
 the second has more than half of that, and `none` where shuffled answers reach as much. Nothing is fitted, and no label
-is read. The partial share is what an attribute adds to all others: small where its answers only follow those of
-another.
+is read. With --labels soft an image goes with all values of an attribute at once, by a softmax of its scores; that
+names more heads right where the texts cover few of the values. The partial share is what an attribute adds to all
+others: small where its answers only follow those of another.
 
 Reads what compute_prs.py wrote to --input_dir for a CLIP, or compute_alignment.py for any model. Prints how well the
 CLIP tells the values of each attribute apart: entropy (1: all values as often), margin (of the best text over the
@@ -35,6 +36,9 @@ def get_args_parser():
     cli.add_run_options(parser, NAMES)
     parser.add_argument("--attributes", default="configs/attributes/general.yaml", metavar="FILE.yaml",
                         help="the attributes, each with its texts")
+    parser.add_argument("--labels", choices=("hard", "soft"), default="hard",
+                        help="soft: an image goes with all values of an attribute at once, by a softmax of its "
+                             "scores, which helps where texts cover few of the values (default: hard, its best text)")
     parser.add_argument("--compare", metavar="MODEL",
                         help="hold the names against those of another run, made beforehand (default: none)")
     parser.add_argument("--compare_dataset", choices=NAMES, metavar="NAME",
@@ -68,11 +72,11 @@ def main(args) -> None:
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
     path = naming.path(run.place, args.output_dir)
     kept = path.with_name(f"{path.stem}_answers.jsonl")
-    rows, quality = explain(args, run, texts)
+    rows, quality, thin = explain(args, run, texts)
     rounds = [naming.growth(rows[:len(run.heads)], texts)]
     for _ in range(args.refine or 0):
         texts = describe.more_texts(client, kept, texts, rows[:len(run.heads)])
-        rows, quality = explain(args, run, texts)
+        rows, quality, thin = explain(args, run, texts)
         rounds.append(naming.growth(rows[:len(run.heads)], texts))
         print(f"round {len(rounds) - 1}: {rounds[-1]['texts']} texts, and the first attribute explains "
               f"{100 * rounds[-1]['share']:.1f}% of a head's variance (before: {rounds[-2]['texts']} texts, "
@@ -87,10 +91,12 @@ def main(args) -> None:
     for name in (name for name, own in quality.items() if own["weak"]):
         print(f"warning: {args.model} hardly tells the values of {name} apart on these images; its shares are near to "
               "noise", file=sys.stderr)
+    for line in thin:
+        print(f"warning: {line}", file=sys.stderr)
     print(naming.table(rows, run.components))
     cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
-        "attributes": args.attributes, "quality": quality, "rounds": rounds,
+        "attributes": args.attributes, "labels": args.labels, "quality": quality, "rounds": rounds,
         "heads": rows[:len(run.heads)], "others": rows[len(run.heads):],
         "command": cli.command(__file__, get_args_parser(), args)})
     cli.write_text(path.with_suffix(".csv"), naming.to_csv(rows, run.components, list(texts)))
@@ -101,16 +107,21 @@ def main(args) -> None:
         hold_against(args, run, dict(zip(run.heads, rows)), path)
 
 
-def explain(args, run, texts: dict) -> tuple[list[dict], dict]:
-    """The names of all components of a run by the texts of attributes, and how well the CLIP tells these apart."""
-    from utils.analysis.names import attributes, naming, shares
+def explain(args, run, texts: dict) -> tuple[list[dict], dict, list[str]]:
+    """The names of all components of a run by the texts of attributes, how well the CLIP tells these apart, and which
+    have too few images."""
+    from utils.analysis import truth
+    from utils.analysis.names import attributes, naming, shares, soft_shares
 
     embeddings, paraphrased = attributes.embed(run, texts, args.pretrained, cli.pick_device(args.device), args.seed,
                                                ("{}", attributes.PARAPHRASE))
     answers, quality = attributes.quality(attributes.representations(run), embeddings, paraphrased)
-    sizes = {name: len(own) for name, own in texts.items()}
-    found = shares.explain(run, answers, sizes, range(len(run.components)), args.seed)
-    return naming.describe(run.components, found, texts), quality
+    every = range(len(run.components))
+    if args.labels == "soft":
+        found = soft_shares.explain(run, embeddings, every, args.seed)
+    else:
+        found = shares.explain(run, answers, {name: len(own) for name, own in texts.items()}, every, args.seed)
+    return naming.describe(run.components, found, texts), quality, truth.few(answers)
 
 
 def hold_against(args, run, names, path) -> None:

@@ -31,6 +31,8 @@ def get_args_parser():
 
 
 def main(args) -> None:
+    import sys
+
     from utils.analysis import truth
     from utils.data import datasets
     from utils.plots import charts
@@ -51,6 +53,8 @@ def main(args) -> None:
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)
     groups = truth.codes([images.scenes[i] for i in run.indices(images)])
+    for line in truth.few(groups):
+        print(f"warning: {line}", file=sys.stderr)
 
     shares = {}  # of each head, by attribute
     for layer in sorted({head["layer"] for head in heads}):

@@ -470,3 +470,11 @@ def second_order(visual, image, layer):
             walked = walked + sum(a[i] / std[i] * carry(layers[layer]["added"][i]) for i in range(len(a))) / final_std \
                 / length
     return torch.stack(coefficients), torch.stack(directions, 1), walked
+
+
+def soft_share(x, member):
+    """The adjusted R2 of a regression of x [b, d] on memberships [b, m] that sum to 1, and a constant."""
+    x, design = np.asarray(x, np.float64), np.column_stack([np.ones(len(x)), member])
+    left = x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
+    rank = np.linalg.matrix_rank(design) - 1
+    return 1 - (left ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum() * (len(x) - 1) / (len(x) - 1 - rank)

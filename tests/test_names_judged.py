@@ -94,12 +94,12 @@ def test_kappa_falls_for_missing_and_for_extra_labels():
 def test_the_benchmark_writes_a_leaderboard(run_script, monkeypatch, tmp_path):
     from scripts import bench_names
 
-    monkeypatch.setitem(datasets.REGISTRY["emoji"].scenes, "test", (200, 1))
+    monkeypatch.setitem(datasets.REGISTRY["emoji"].scenes, "test", (780, 1))  # three of each object
     monkeypatch.setattr(bench_names, "HELD_OUT", 60)
     monkeypatch.setattr(bench_names, "CHANGED", 20)
     monkeypatch.setattr(bench_names, "COVERAGE", (13,))
     call_script("compute_prs", "--model", "emojiclip", "--dataset", "emoji", "--output_dir", tmp_path,
-                "--device", "cpu", "--batch_size", 50, "--num_workers", 0)
+                "--device", "cpu", "--batch_size", 130, "--num_workers", 0)
     code, out, err = run_script("scripts.bench", "names", "--input_dir", tmp_path, "--output_dir", tmp_path, "--models",
                                 "emojiclip", "--methods", "majority", "zero_shot_shares", "sith", "--draws", 1)
     assert code == 0, err

@@ -55,8 +55,15 @@ def test_groups_that_are_empty_or_of_single_images():
     terms, group = rng.normal(size=(30, 1, 4)).astype(np.float32), np.arange(30) % 7
     gaps = explained(terms, {"object": group * 2})["object"]
     np.testing.assert_allclose(gaps, explained(terms, {"object": group})["object"])
-    assert np.isfinite(explained(terms, {"object": np.arange(30)})["object"]).all()
+    assert explained(terms, {"object": np.arange(30)})["object"] == 0  # of single images nothing can be said
     assert explained(terms[:1], {"object": np.zeros(1, int)})["object"] == 0
+
+
+def test_attributes_with_few_images_a_value_are_named():
+    groups = {"object": np.arange(30) // 3, "color": np.arange(30) % 5, "size": np.arange(30) % 2}
+    line, = truth.few(groups)
+    assert line.startswith("object: 3.0 images a value on average")
+    assert not truth.few({"color": groups["color"]})
 
 
 def test_codes_are_the_scenes_attributes():
@@ -171,6 +178,7 @@ def test_the_table_equals_the_definition(run_script, small_run, tmp_path):
         assert f"| {row['layer']}.{row['head']} |" in out
     assert found["agreement"] == pytest.approx(100 * np.mean([row["agree"] for row in found["heads"]]))
     assert f"kappa: {found['kappa']:.2f}" in out
+    assert "warning: object: 1.5 images a value on average" in err
     heads = {row["layer"] * 10 + row["head"]: row for row in found["heads"]}
     assert heads[54]["truth"] == heads[53]["truth"] == "color"
     assert heads[55]["truth"] == "object"

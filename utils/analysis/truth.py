@@ -20,6 +20,7 @@ from utils.runs.files import blocks
 from utils.runs.run import Run
 
 ATTRIBUTES = ("object", "style", "count", "position", "size", "color", "texture")
+FEW = 4  # images of a value, on average, below which shares of an attribute are hardly more than noise
 
 
 def codes(scenes: list) -> dict[str, np.ndarray]:
@@ -33,7 +34,8 @@ def explained(run: Run, groups: dict[str, np.ndarray], columns: slice = slice(No
 
     `groups` holds each image's group [b] by attribute. Shares of attributes that do not depend on each other sum to at
     most 1; what is missing is due to attributes together, and to what no attribute describes. A share may be below 0 by
-    chance alone; that of a constant component is 0.
+    chance alone; that of a constant component is 0, and so is that of an attribute whose every value has one image,
+    of which nothing can be said. `few` says where shares are not to be trusted.
     """
     images = len(run)
     # Taken off, so that the squares do not drown in those of the mean.
@@ -55,8 +57,16 @@ def explained(run: Run, groups: dict[str, np.ndarray], columns: slice = slice(No
         between = (of_groups.sum(axis=0) - images * mean ** 2).sum(axis=-1)
         there, spread = int((number > 0).sum()), np.where(total > 0, total, 1)
         share = 1 - (1 - between / spread) * (images - 1) / max(images - there, 1)
-        found[name] = np.where(total > 0, share, 0.0)
+        found[name] = np.where((total > 0) & (images > there), share, 0.0)
     return found
+
+
+def few(groups: dict[str, np.ndarray]) -> list[str]:
+    """A line of warning for each attribute whose values have fewer than FEW images on average; `groups` holds each
+    image's group [b] by attribute."""
+    images = {name: len(group) / len(np.unique(group)) for name, group in groups.items()}
+    return [f"{name}: {number:.1f} images a value on average, and its shares are hardly more than noise with fewer "
+            f"than {FEW}; give more images, or fewer values" for name, number in images.items() if number < FEW]
 
 
 def read_heads(path: Path, hint: str) -> list[dict]:

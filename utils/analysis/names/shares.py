@@ -47,13 +47,13 @@ def explain(run: Run, groups: Mapping[str, np.ndarray], sizes: Mapping[str, int]
     counts = np.stack([np.bincount(codes[rows, :len(sizes)].ravel(), minlength=ends[-1]) for rows in members])
     regression = _regression(codes[:, :len(sizes)], ends)
     found = [_of_some(run, codes, members, counts, offsets, regression, some)
-             for some in _chunks(run, columns, (2 + SHUFFLES) * ends[-1] + np.count_nonzero(counts))]
+             for some in chunks(run, columns, (2 + SHUFFLES) * ends[-1] + np.count_nonzero(counts))]
     stacked = [np.concatenate(parts, axis=-1) for parts in zip(*(entry[:5] for entry in found))]
     values = [np.concatenate(parts, axis=-1) for parts in zip(*(entry[5] for entry in found))]
     return Shares(list(sizes), *stacked, values, [own for entry in found for own in entry[6]])
 
 
-def _chunks(run: Run, columns: range, rows: int) -> Iterator[list[int]]:
+def chunks(run: Run, columns: range, rows: int) -> Iterator[list[int]]:
     """Columns, some at a time: heads apart from other components, and no more than the sums have room for."""
     for own in ([c for c in columns if c < len(run.heads)], [c for c in columns if c >= len(run.heads)]):
         if own:
@@ -125,7 +125,7 @@ def _plain(of_sums: np.ndarray, whole: np.ndarray, squares: np.ndarray, counts: 
     there = np.add.reduceat(counts > 0, offsets, dtype=int)[:, None]
     varies = total > 1e-12 * (squares + np.finfo(float).tiny)  # what is left of a constant one is rounding
     share = 1 - (1 - between / np.where(varies, total, 1)) * (images - 1) / np.maximum(images - there, 1)
-    return np.where(varies, share, 0.0), np.where(varies, total / images, 0.0)
+    return np.where(varies & (images > there), share, 0.0), np.where(varies, total / images, 0.0)
 
 
 def _of_some(run: Run, codes: np.ndarray, members: list[np.ndarray], counts: np.ndarray, offsets: np.ndarray,
