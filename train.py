@@ -148,8 +148,9 @@ def main(args) -> None:
         means = rewards.kept_image_means(folder, args.dataset_name, vlm, images,
                                          {"split": args.split, "vlm_16bit": args.vlm_16bit})
     recent: list[dict] = []
-    reward = training.reward_function(partial(rewards.score, vlm, means), images.classes, recent)
-    model = loading.load_model(args.model_name, torch.float32 if args.use_vllm else torch.bfloat16, quantization)
+    reward = training.reward_function(partial(rewards.score, vlm, means), vlm.cut, images.classes, recent)
+    precision = loading.precision(device)
+    model = loading.load_model(args.model_name, torch.float32 if args.use_vllm else precision, quantization)
     prompts = training.prompts(images.classes, questions, tokenizer,
                                args.steps * args.batch_size // args.num_generations, args.seed)
 
@@ -167,7 +168,7 @@ def main(args) -> None:
         args.normalize_advantages, vllm, output_dir=str(folder), max_steps=args.steps * updates,
         per_device_train_batch_size=args.per_device_batch_size, num_generations=args.num_generations,
         max_completion_length=args.max_new_tokens, learning_rate=args.learning_rate, max_grad_norm=args.max_grad_norm,
-        beta=args.beta, seed=args.seed, bf16=True, use_cpu=device.type == "cpu",
+        beta=args.beta, seed=args.seed, bf16=precision == torch.bfloat16, use_cpu=device.type == "cpu",
         gradient_checkpointing=quantization is not None, logging_steps=args.log_freq * updates,
         save_steps=args.save_freq * updates, report_to="tensorboard" if args.report_to == "tensorboard" else "none")
     for callback in (log, *kl):

@@ -16,6 +16,7 @@ LAUNCH=${LAUNCH:-python}    # or "accelerate launch --config_file configs/accele
 
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000    # on a CPU, memory is cleared once and used again
 [ -f "$OUTPUT_DIR/adapter/train.json" ] && set -- --resume "$@"
 [ -n "$DATA_ROOT" ] && set -- --data_root "$DATA_ROOT" "$@"
 [ -n "$DATASET" ] && set -- --dataset_name "$DATASET" "$@"

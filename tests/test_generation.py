@@ -87,7 +87,7 @@ def exact(monkeypatch):
     load, loaded = loading.load_with_adapter, []
 
     def in_full(base, adapter, dtype):
-        assert dtype == torch.bfloat16
+        assert dtype == loading.precision("cpu")
         loaded.append(load(base, adapter, torch.float32))
         return loaded[-1]
 

@@ -29,7 +29,7 @@ def test_the_labels_are_two_hundred_descriptions_in_the_names_of_the_inspection(
 def test_yes_over_no_is_the_difference_of_the_log_probabilities(tiny_lm):
     prompts = ["Is it red?", "Is it a very large and very old animal?", "Is it?"]
     found = judging.yes_over_no(tiny_lm, prompts, 2, torch.device("cpu"))
-    tokenizer, model = loading.load_tokenizer(tiny_lm), loading.load_model(tiny_lm, torch.bfloat16).eval()
+    tokenizer, model = loading.load_tokenizer(tiny_lm), loading.load_model(tiny_lm, loading.precision("cpu")).eval()
     for prompt, margin in zip(prompts, found):
         with torch.inference_mode():
             logs = model(torch.tensor([loading.prompt_ids(tokenizer, prompt)])).logits[0, -1].float().log_softmax(-1)

@@ -151,6 +151,14 @@ def test_a_model_has_the_type_asked_for_and_the_name_given(tiny_lm):
 
 # Adapters.
 
+def test_a_cpu_without_products_of_bfloat16_runs_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "amx_bf16": False})
+    assert loading.precision("cpu") == torch.float32
+    assert loading.precision(torch.device("cuda", 0)) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
+    assert loading.precision("cpu") == torch.bfloat16
+
+
 def test_the_base_of_an_adapter(tiny_lm, tiny_adapter, tmp_path):
     assert loading.base_of(tiny_adapter, None) == tiny_lm
     moved = f"elsewhere/{Path(tiny_lm).name}"

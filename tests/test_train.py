@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def test_a_finished_run_says_so_at_once(run_script, refused, options, tmp_path, 
     assert "was begun with another steps" in refused("train", *options, "--resume", "--steps", 5)
 
 
+def test_the_document_s_table_holds_the_defaults():
+    lines = [line.split(" | ") for line in (ROOT / "docs" / "ex2.md").read_text(encoding="utf-8").splitlines()]
+    defaults = vars(cli.parse(train.get_args_parser(), []))
+    found = {name: value for cells in lines if len(cells) == 4  # a line of the table of defaults
+             for command in re.findall(r"`(--[^`]+)`", cells[2]) if len(command.split()) % 2 == 0
+             for name, value in zip(command.split()[::2], command.split()[1::2]) if value not in ("FILE", "trainval")}
+    assert {"--learning_rate", "--lora_r", "--minibatch_size", "--kl", "--split"} <= set(found)
+    for name, value in found.items():
+        default = defaults[name.removeprefix("--")]
+        assert value == str(default) or float(value) == default, name
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: its absence was not covered")
 @pytest.mark.parametrize("option", ["--load_in_8bit", "--load_in_4bit", "--use_vllm"])
 def test_what_needs_a_gpu_is_refused_before_the_long_work(refused, options, tmp_path, monkeypatch, option):
@@ -89,14 +102,15 @@ def test_the_reward_function_scores_logs_and_remembers():
         asked.append((descriptions, concepts))
         return [1.5, None]
 
-    reward = training.reward_function(score, ["cat", "dog"], recent)
+    reward = training.reward_function(score, lambda texts: [i for i, text in enumerate(texts) if text == "It barks."],
+                                      ["cat", "dog"], recent)
     more = {"prompts": [], "completion_ids": [], "log_metric": lambda name, value: logged.update({name: value})}
     queries = ["What is dog?", "What is cat?"]
     assert reward(completions=[" It barks. ", "cat"], query=queries, concept=[1, 0], **more) == [1.5, None]
     chat = [[{"role": "assistant", "content": "Hm.</think> It barks. "}], [{"role": "assistant", "content": "cat"}]]
     assert reward(completions=chat, query=queries, concept=[1, 0], **more) == [1.5, None]
     assert asked == [([" It barks. ", "cat"], [1, 0])] * 2
-    assert logged == descriptions.measures(["It barks.", "cat"], queries) | {"unscored": 0.5}
+    assert logged == descriptions.measures(["It barks.", "cat"], queries) | {"cut": 0.5, "unscored": 0.5}
     assert recent == [{"concept": "dog", "question": "What is dog?", "description": "It barks.", "reward": 1.5},
                       {"concept": "cat", "question": "What is cat?", "description": "cat", "reward": None}] * 2
 
@@ -133,7 +147,7 @@ def test_every_log_step_is_a_row_and_its_ten_best(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == training.COLUMNS == (
         "step", "reward", "reward_std", "kl", "beta", "clipped", "entropy", "loss", "mean_words",
-        "duplicates", "repeated_phrases", "copies", "shared_phrase", "empty", "unscored")
+        "duplicates", "repeated_phrases", "copies", "shared_phrase", "empty", "cut", "unscored")
     assert [(row["step"], row["reward"], row["kl"], row["loss"]) for row in rows] == [
         ("1", "1.5", "0.25", ""), ("2", "2.5", "0.25", "")]
     lines = (tmp_path / "top_descriptions.jsonl").read_text(encoding="utf-8").split("\n")
@@ -210,6 +224,16 @@ def test_ratios_that_are_mostly_clipped_are_said(tmp_path, capsys):
     assert "warning: 51% of the ratios were clipped" in capsys.readouterr().err
     log.on_log(None, state(2, 1), None, {"reward": 1.0, training.CLIPPED: 0.5})
     assert "warning" not in capsys.readouterr().err
+
+
+def test_descriptions_that_the_vlm_does_not_read_to_their_end_are_said(tmp_path, capsys):
+    from utils.ex2 import training
+
+    log = training.Log(tmp_path, [], 1, True)
+    log.on_log(None, state(1, 1), None, {"reward": 1.0, "cut": 0.25})
+    assert "note: 25% of the descriptions have more tokens than the VLM reads" in capsys.readouterr().err
+    log.on_log(None, state(2, 1), None, {"reward": 1.0, "cut": 0.0})
+    assert "note" not in capsys.readouterr().err
 
 
 # The adaptive KL.

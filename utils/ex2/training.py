@@ -20,7 +20,7 @@ from utils.language.replies import without_thoughts
 
 TOP = 10  # best-rewarded descriptions that are kept at every log step
 COLUMNS = ("step", "reward", "reward_std", "kl", "beta", "clipped", "entropy", "loss", "mean_words", "duplicates",
-           "repeated_phrases", "copies", "shared_phrase", "empty", "unscored")
+           "repeated_phrases", "copies", "shared_phrase", "empty", "cut", "unscored")
 CLIPPED = "clip_ratio/region_mean"  # TRL's name of the share of clipped ratios
 MOSTLY_CLIPPED = 0.5  # a share of clipped ratios above which most of an update is lost
 KL_TARGET, KL_HORIZON, KL_STEP = 6.0, 10_000, 0.2  # of PPO's adaptive KL: nats a description, descriptions, most error
@@ -42,16 +42,19 @@ def prompts(concepts: list[str], questions: list[str], tokenizer, number: int, s
     return rows[:number]
 
 
-def reward_function(score: Callable[[list[str], list[int]], list], concepts: list[str], recent: list[dict]) -> Callable:
+def reward_function(score: Callable[[list[str], list[int]], list], cut: Callable[[list[str]], list[int]],
+                    concepts: list[str], recent: list[dict]) -> Callable:
     """A reward function as TRL calls it, around `score(descriptions, concept indices)`.
 
-    Every call logs the signs of collapse, and leaves its descriptions in `recent` for the log of the best.
+    Every call logs the signs of collapse and the share of descriptions that the VLM does not read to their end, of
+    which `cut` gives the indices, and leaves its descriptions in `recent` for the log of the best.
     """
     def vlm_reward(completions, query, concept, log_metric, **_):
         said = [without_thoughts(text if isinstance(text, str) else text[0]["content"]) for text in completions]
         rewards = score(said, concept)
         for name, value in descriptions.measures(said, query).items():
             log_metric(name, value)
+        log_metric("cut", len(cut([text.strip() for text in said])) / len(said))
         log_metric("unscored", sum(reward is None for reward in rewards) / len(rewards))
         recent.extend({"concept": concepts[index], "question": question, "description": text.strip(), "reward": reward}
                       for index, question, text, reward in zip(concept, query, said, rewards))
@@ -200,6 +203,9 @@ class Log(TrainerCallback):
         if number["clipped"] > MOSTLY_CLIPPED:
             tqdm.write(f"warning: {number['clipped']:.0%} of the ratios were clipped, so that most of the update was "
                        "lost; lower --learning_rate, or take fewer updates of a batch", file=sys.stderr)
+        if number["cut"] > 0:
+            tqdm.write(f"note: {number['cut']:.0%} of the descriptions have more tokens than the VLM reads; what comes "
+                       "after these does not count", file=sys.stderr)
         if self.write_csv:
             path = self.folder / "log.csv"
             new = not path.is_file()

@@ -96,7 +96,7 @@ class GumbelNoise(LogitsProcessor):
 def with_transformers(base: str, adapter: str | None, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
                       batch_size: int, device) -> Iterator[list[str]]:
     """Generate with transformers, `batch_size` texts at a time. Raises UserError as `load_with_adapter` does."""
-    model = loading.load_with_adapter(base, adapter, torch.bfloat16).to(device)
+    model = loading.load_with_adapter(base, adapter, loading.precision(device)).to(device)
     tokenizer = loading.load_tokenizer(base)
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

@@ -12,7 +12,7 @@ def yes_over_no(name: str, prompts: list[str], batch_size: int, device) -> list[
     from tqdm import tqdm
 
     tokenizer = loading.load_tokenizer(name)
-    model = loading.load_model(name, torch.bfloat16).to(device).eval()
+    model = loading.load_model(name, loading.precision(device)).to(device).eval()
     ways = [sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts}) for texts in WAYS]
     margins = []
     for start in tqdm(range(0, len(prompts), batch_size), desc=f"prompts of {batch_size}", unit="batch"):

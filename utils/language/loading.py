@@ -154,6 +154,15 @@ def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
                         f"first: python -m scripts.export_model --model_name {name} --output_dir FOLDER")
 
 
+def precision(device):
+    """The dtype that language models run in on a torch device: bfloat16, but float32 on a CPU that has no products of
+    bfloat16, and needs three times as long to imitate them."""
+    import torch
+
+    known = torch.cpu.get_capabilities() if torch.device(device).type == "cpu" else {"gpu_bf16": True}
+    return torch.bfloat16 if any(has for name, has in known.items() if name.endswith("bf16")) else torch.float32
+
+
 def load_model(name: str, dtype, quantization: str | None = None):
     """A causal language model in `dtype`; `quantization` is "8bit", "4bit" (nf4; both on CUDA
     only) or None.
