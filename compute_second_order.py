@@ -46,6 +46,8 @@ def get_args_parser():
                         help="later heads, such as 5.4,5.3: ablate the ten neurons that feed them most (default: none)")
     parser.add_argument("--text_attributes", metavar="FILE.csv",
                         help="of embedded scenes: what each text is about, to compare with the truth (default: none)")
+    parser.add_argument("--attributes", metavar="FILE.yaml",
+                        help="attributes with their texts: name neurons as compute_head_names.py does (default: none)")
     parser.add_argument("--per_head", action="store_true", help="also store c, what each neuron adds to each head")
     parser.add_argument("--batch_size", type=cli.POSITIVE, default=16, help="images a forward pass")
     parser.add_argument("--num_workers", type=cli.NATURAL, default=0, help="processes that read images")
@@ -58,7 +60,10 @@ def main(args) -> None:
     from functools import partial
     from pathlib import Path
 
+    import numpy as np
+
     from utils.analysis import truth, zeroshot
+    from utils.analysis.names import attributes, naming
     from utils.data import datasets
     from utils.runs import components, files
 
@@ -66,7 +71,8 @@ def main(args) -> None:
     images = datasets.load_images(args.dataset, args.data_path, split=args.split)
     fit_split = args.split if args.fit_split == "same" else args.fit_split
     fit_images = datasets.load_images(args.dataset, args.data_path, split=fit_split)
-    attributes = truth.read_attributes(args.text_attributes) if args.text_attributes else None
+    about_texts = truth.read_attributes(args.text_attributes) if args.text_attributes else None
+    named = attributes.read(args.attributes) if args.attributes else None
     texts = zeroshot.read_texts(Path(args.text_dir) / f"{args.text_descriptions}.txt")
     cli.loading(args.model, args.pretrained)
 
@@ -75,7 +81,7 @@ def main(args) -> None:
     from utils.models.loading import load
     from utils.plots import charts
 
-    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed,
+    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=bool(named),
                  settings=cli.model_settings(args))
     of_model = Neurons(model, args.layers)
     heads = components.parse_heads(args.heads) if args.heads else []
@@ -124,18 +130,24 @@ def main(args) -> None:
         print(f"indirect, {found['indirect']['images']} images: baseline {found['indirect']['baseline']:.1f}, "
               + ", ".join(f"layer {name} {value:.1f}" for name, value in found["indirect"]["layers"].items()))
 
-    # The truth of scenes, and the neurons that feed some heads.
+    # Names, the truth of scenes, and the neurons that feed some heads.
+    neuron_runs.name_heads(found["neurons"], place, len(run.labels))
+    if named:
+        found["quality"] = neuron_runs.name(run, found["neurons"], model, named, args.seed)
+        print(naming.quality_table(found["quality"]))
     if images.scenes and found["neurons"]:
-        neuron_runs.attributes(run, images, found["neurons"])
-    if attributes:
-        found["texts_against_truth"] = neuron_runs.score_texts(found["neurons"], attributes)
-        print(f"texts against the truth of scenes: {found['texts_against_truth']}")
+        neuron_runs.explain(run, images, found["neurons"])
+        found |= (against := neuron_runs.against_truth(found["neurons"], about_texts))
+        for kind, scored in against.items():
+            print(f"{kind.replace('_', ' ')} of {scored['neurons']} neurons: agreement {scored['agreement']:.0f}%, "
+                  f"chance {scored['chance']:.0f}%, kappa {scored['kappa']:.2f}")
     if heads:
-        found["feeding"] = {"neurons": [f"{layer}.{neuron}" for layer, own in picked.items() for neuron in own],
-                            **neuron_runs.without_picked(run, images, of_model.layers, classifier)}
-        print(f"neurons that feed {args.heads}: {', '.join(found['feeding']['neurons'])}; accuracy "
-              + ", ".join(f"{name}: overall {found['feeding'][name]['overall']:.1f}, worst group "
-                          f"{found['feeding'][name]['worst_group']}" for name in ("original", "without_ten_neurons")))
+        off = [(layer, own, fits[layer].activations) for layer, own in picked.items() if own]
+        changed = np.concatenate([of_model.switched_off(pixels, off).cpu().numpy() for pixels, _ in read(images)])
+        accuracies, table = neuron_runs.without_picked(run, images, picked, classifier, changed)
+        feeding = [f"{layer}.{neuron}" for layer, own in picked.items() for neuron in own]
+        found["feeding"] = {"neurons": feeding, **accuracies}
+        print(f"the neurons that feed {args.heads} most: {', '.join(feeding)}; accuracy (%)\n{table}")
 
     path = place.path("second_order", ".json")
     cli.save_result(path, {**about, **found, "command": cli.command(__file__, get_args_parser(), args)})

@@ -79,8 +79,10 @@ def main(args) -> None:
             ended.set()
 
     threading.Thread(target=serve, daemon=True).start()
-    print(f"http://127.0.0.1:{args.port}", flush=True)
     try:
+        while not (server.started or ended.wait(0.1)):
+            pass
+        print(f"http://127.0.0.1:{args.port}", flush=True)
         ended.wait()
     except KeyboardInterrupt:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # which would say that pages were cut off

@@ -133,6 +133,9 @@ def planted_folder(tmp_path):
 
 
 def test_scripts_find_outliers_and_take_registers(tmp_path, planted_folder, folder_of_images, run_script, refused):
+    from data.emoji import write
+    from utils.data.scenes import sample_scenes
+
     out = tmp_path / "out"
     common = ("--model", f"local-dir:{planted_folder}", "--device", "cpu")
     data = ("--dataset", "imagefolder", "--data_path", folder_of_images, "--output_dir", out)
@@ -163,3 +166,13 @@ def test_scripts_find_outliers_and_take_registers(tmp_path, planted_folder, fold
                                  tmp_path / "h.png")
     assert code == 0, err
     assert "class and register tokens" in said
+
+    write.write_segmentation(tmp_path / "gtsegs_ijcv.mat", sample_scenes(3, seed=5), 32)
+    figures = []
+    for number in (0, 1):
+        code, said, err = run_script("compute_segmentations", *common, "--train_dataset", "imagenet_seg", "--data_path",
+                                     tmp_path / "gtsegs_ijcv.mat", "--classifier_dir", out, "--classifier_dataset",
+                                     "imagefolder", "--output_dir", out, "--num_workers", 0, "--registers", number)
+        assert code == 0, err
+        figures.append(json.loads((out / "imagenet_seg_segmentation_decomposition_planted.json").read_text()))
+    assert figures[0]["methods"] != figures[1]["methods"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from browser import find, resize
-from builders import call_script, free_port, load_script
+from builders import ROOT, call_script, free_port, load_script
 from PIL import Image
 
 from utils import cli
@@ -334,6 +334,28 @@ def test_the_script_refuses_what_it_cannot_open(refused, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert "is in use; choose another" in refused("explore", "--port", taken.getsockname()[1])
+
+
+@pytest.mark.long
+def test_the_script_serves_the_page_until_it_is_interrupted(folder):
+    import signal
+    import subprocess
+    import sys
+
+    import httpx
+
+    words = [sys.executable, "explore.py", "--model", "emojiclip", "--dataset", "imagefolder", "--input_dir",
+             folder / "out", "--data_path", folder / "images", "--text_dir", folder / "texts", "--text_descriptions",
+             "pool", "--texts_per_head", "3", "--compare_input_dir", folder / "out", "--port", str(free_port())]
+    with subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            page = httpx.get(process.stdout.readline().strip(), timeout=120)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert page.status_code == 200
+    assert "Ask emojiclip on imagefolder" in page.text
 
 
 # In a browser

@@ -12,6 +12,7 @@ from builders import analyse, call_script, load_script, opened, read_report, rep
 from PIL import Image
 
 from utils import cli
+from utils.analysis.names import naming
 from utils.data import datasets, pictures
 from utils.decompose.decomposer import Decomposer
 from utils.models import loading
@@ -419,7 +420,7 @@ def test_names_are_the_headings_of_heads(run_script, truth_run, tmp_path):
     ("color", "colour"), ("size", "size"), ("mixed: object and color", "mixed: object and colour"),
     ("color: a color photo ... red", "colour: a color photo ... red"), ("none", "none")])
 def test_roles_are_spelled_as_pages_spell_attributes(role, shown):
-    assert results.spelled(role) == shown
+    assert naming.spelled(role) == shown
 
 
 def test_truth_about_other_texts_is_left_out_with_a_warning(run_script, truth_run, tmp_path):

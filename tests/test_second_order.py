@@ -62,6 +62,25 @@ def test_neurons_at_their_means_are_those_of_a_hooked_model():
     torch.testing.assert_close(found, slow, atol=1e-5, rtol=0)
 
 
+def test_neurons_that_are_off_together_are_those_of_a_hooked_model():
+    network = random_clip()
+    of_model, images = Neurons(model_of(network.visual), [0, 1]), images_for(network, 3)
+    effects = of_model.effects(images).activations
+    means = {layer: effects[layer].mean(dim=0) for layer in (0, 1)}
+    sets, hooks = [(0, [2], means[0]), (1, [3, 5], means[1])], []
+    for layer, own, mean in sets:
+        def replaced(_, inputs, own=own, mean=mean):
+            changed = inputs[0].clone()
+            changed[..., own] = mean[:, own]
+            return (changed,)
+
+        hooks.append(network.visual.transformer.resblocks[layer].mlp.c_proj.register_forward_pre_hook(replaced))
+    slow = torch.nn.functional.normalize(network.encode_image(images), dim=-1)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(of_model.switched_off(images, sets), slow, atol=1e-5, rtol=0)
+
+
 def test_layers_that_have_no_effect_are_refused():
     network = random_clip()
     with pytest.raises(UserError, match="choose from 0 to 1"):
@@ -159,33 +178,96 @@ def test_accuracies_are_those_of_representations_made_again():
 
 
 def test_the_script_goes_on_where_it_was_cut_off(tmp_path, folder_of_images, run_script, refused):
+    from data.emoji import write
+    from utils.data.scenes import sample_scenes
+
     out, pool = tmp_path / "out", tmp_path / "few.txt"
     pool.write_text("a cat\na dog\nan owl\nred\nblue\n")
     data = ("--model", "emojiclip", "--output_dir", out, "--device", "cpu")
     images = ("--dataset", "imagefolder", "--data_path", folder_of_images)
     run_script("compute_text_projection", *data, *images)
     run_script("compute_text_set_projection", *data, "--data_path", pool)
-    common = (*data, *images, "--layers", 3, 4, "--fit_split", "same", "--text_dir", tmp_path, "--text_descriptions",
-              "few", "--texts_per_neuron", 2, "--neurons", 3, "--indirect_images", 16, "--heads", "5.4", "--per_head")
+    (tmp_path / "a.yaml").write_text("color: [red, blue]\nanimal: [a cat, a dog, an owl]\n")
+    common = (*data, *images, "--attributes", tmp_path / "a.yaml", "--layers", 3, 4, "--fit_split", "same",
+              "--text_dir", tmp_path, "--text_descriptions", "few", "--texts_per_neuron", 2, "--neurons", 3,
+              "--indirect_images", 16, "--heads", "5.4", "--per_head")
     code, said, err = run_script("compute_second_order", *common)
     assert code == 0, err
     assert "layer 4: baseline" in said
     found = json.loads((out / "imagefolder_second_order_emojiclip.json").read_text())
     assert len(found["neurons"]) == 3
-    assert {"texts", "rank_correlation"} <= found["neurons"][0].keys()
+    assert {"texts", "rank_correlation", "named"} <= found["neurons"][0].keys()
+    assert found["neurons"][0]["named"]["attribute"] in ("color", "animal")
+    assert set(found["quality"]) == {"color", "animal"}
     assert len(found["feeding"]["neurons"]) == 10
+    assert {"original", "without_ten_neurons", "ten_neurons_off"} < found["feeding"].keys()
     assert (out / "imagefolder_second_order_emojiclip.png").is_file()
     scores = np.load(out / "imagefolder_neurons4_scores_emojiclip.npy")
     c, norms = (np.load(out / f"imagefolder_neurons4_{what}_emojiclip.npy") for what in ("c", "norms"))
     assert scores.shape == norms.shape == (15, 768)
     assert c.shape == (15, 6, 769)
     assert (np.abs(scores) <= norms + 1e-5).all()
+    write.write_segmentation(tmp_path / "gtsegs_ijcv.mat", sample_scenes(3, seed=5), 64)
+    code, said, err = run_script("compute_segmentations", *data, "--train_dataset", "imagenet_seg", "--data_path",
+                                 tmp_path / "gtsegs_ijcv.mat", "--classifier_dir", out, "--classifier_dataset",
+                                 "imagefolder", "--method", "neurons", "--num_workers", 0)
+    assert code == 0, err
+    found_by = json.loads((out / "imagenet_seg_segmentation_neurons_emojiclip.json").read_text())["methods"]
+    assert 0 < found_by["neurons"]["pixel_accuracy"] < 1
     code, said, _ = run_script("compute_second_order", *common, "--resume")
     assert code == 0
     assert json.loads((out / "imagefolder_second_order_emojiclip.json").read_text())["layers"] == found["layers"]
     assert "choose from 0 to 4" in refused("compute_second_order", *data, *images, "--layers", 5, "--fit_split", "same",
                                            "--text_dir", tmp_path, "--text_descriptions", "few")
     assert "there is no head 2.1" in refused("compute_second_order", *common[:-3], "--heads", "2.1")
+
+
+def test_neurons_are_named_and_held_against_the_truth_of_scenes(tmp_path):
+    """The names are those of compute_head_names.py's functions, on scores that are one neuron's colour and noise."""
+    from utils.analysis import neuron_runs, truth
+    from utils.data.datasets import Images
+    from utils.data.scenes import sample_scenes
+    from utils.models.loading import load
+
+    scenes, rng = sample_scenes(1000, seed=3), np.random.default_rng(0)
+    codes = truth.codes(scenes)
+    scores = rng.normal(size=(1000, 8)).astype(np.float32)
+    scores[:, 5] = codes["color"] + 0.1 * scores[:, 5]
+    texts = {"color": [f"a {name} background" for name in ("red", "blue", "green")], "count": ["one", "two"]}
+    clip = load("emojiclip", None, torch.device("cpu"))
+    colors = codes["color"] % 3                                        # what the model says of each image
+    representation = clip.embed_texts(texts["color"]).numpy()[colors]
+    scores[:, 2] = colors == 1
+    run = neuron_runs.NeuronRun.__new__(neuron_runs.NeuronRun)
+    run.representation, run.labels = representation, np.zeros(1000, int)
+    run.arrays = lambda layer: {"scores": scores}
+    entries = [{"neuron": f"3.{neuron}", "mean_norm": 1.0, "texts": [{"text": "red", "weight": 1.0}],
+                "heads": [{"head": "5.4", "share": 0.5}]} for neuron in (5, 2, 7)]
+    quality = neuron_runs.name(run, entries, clip, texts, 0)
+    assert set(quality) == {"color", "count"}
+    neuron_runs.explain(run, Images([], [], scenes=scenes), entries)
+    assert entries[0]["truth"] == "color"
+    assert [entry["named"]["attribute"] for entry in entries[:2]] == ["color", "color"]
+    groups = [colors == i for i in range(3)]
+    between = sum(group.sum() * (scores[group, 2].mean() - scores[:, 2].mean()) ** 2 for group in groups)
+    share = 1 - (1 - between / np.square(scores[:, 2] - scores[:, 2].mean()).sum()) * 999 / 997
+    assert entries[1]["named"]["shares"]["color"] == pytest.approx(share, abs=1e-5)
+    found = neuron_runs.against_truth(entries, {"red": "color"})
+    right = [entry["truth"] == "color" for entry in entries]
+    assert found["texts_against_truth"]["agreement"] == pytest.approx(100 * np.mean(right))
+    assert found["names_against_truth"]["agreement"] == pytest.approx(
+        100 * np.mean([entry["truth"] == entry["named"]["attribute"] for entry in entries]))
+
+    place = files.Place(str(tmp_path), "emoji", "emojiclip")
+    neuron_runs.name_heads(entries, place, 1000)
+    assert entries[0]["heads"][0]["name"] is None
+    for images, name in ((99, None), (1000, "color")):
+        place.path("names", ".json").write_text(json.dumps(
+            {"images": images, "heads": [{"layer": 5, "head": 4, "name": "color"}]}))
+        neuron_runs.name_heads(entries, place, 1000)
+        assert entries[0]["heads"][0]["name"] == name
+    entries[1]["named"]["name"] = "color"
+    assert neuron_runs.title(entries[1]) == "3.2 (colour) through 5.4 colour: + red"
 
 
 def test_neurons_segment_by_their_mean_activation(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.analysis import groups, neurons, truth
+from utils.analysis.names import attributes, naming, shares
 from utils.analysis.neurons import Fit, Prepared
 from utils.cli import UserError
 from utils.data import datasets, loader
@@ -122,46 +123,94 @@ class NeuronRun:
         return {what: self._array(f"neurons{layer}_{what}") for what in KEPT}
 
 
-def attributes(run: NeuronRun, images: Images, entries: list[dict]) -> None:
-    """Add to neurons, entries of `neurons.describe`, the share of their scores' variance that each known attribute of
-    the scenes explains."""
-    codes = truth.codes(images.scenes)
-    for layer in {int(entry["neuron"].split(".")[0]) for entry in entries}:
-        own = [entry for entry in entries if int(entry["neuron"].split(".")[0]) == layer]
+def _by_layer(run: NeuronRun, entries: list[dict]) -> Iterator[tuple[list[dict], Run]]:
+    """Entries of `neurons.describe`, those of a layer at a time, and the run whose components are their scores."""
+    for layer in dict.fromkeys(entry["neuron"].split(".")[0] for entry in entries):
+        own = [entry for entry in entries if entry["neuron"].split(".")[0] == layer]
         columns = [int(entry["neuron"].split(".")[1]) for entry in own]
-        scores = run.arrays(layer)["scores"][:, columns]
-        explained = truth.explained(Run({"attn": scores[:, None, :, None]}), codes)
+        scores = run.arrays(int(layer))["scores"][:, columns]
+        yield own, Run({"attn": scores[:, :, None]}, [Component("attn", int(layer), column) for column in columns])
+
+
+def explain(run: NeuronRun, images: Images, entries: list[dict]) -> None:
+    """Add to neurons the share of their scores' variance that each known attribute of the scenes explains
+    (`explained`), and the one that explains most (`truth`)."""
+    codes = truth.codes(images.scenes)
+    for own, scores in _by_layer(run, entries):
+        explained = truth.explained(scores, codes)
         for i, entry in enumerate(own):
             entry["explained"] = {name: float(shares[i]) for name, shares in explained.items()}
+            entry["truth"] = max(entry["explained"], key=entry["explained"].get)
 
 
-def score_texts(entries: list[dict], about: dict[str, str]) -> dict:
-    """How often the attribute of a neuron's first text is the one that explains most of its variance: `truth.score`.
-    `about` says what each text is about."""
-    known = [entry for entry in entries if "explained" in entry and entry["texts"]]
-    for entry in known:
-        entry["truth"] = max(entry["explained"], key=entry["explained"].get)
-        entry["reading"] = about[entry["texts"][0]["text"]]
-    found = truth.score([entry["truth"] for entry in known], [entry["reading"] for entry in known],
-                        [entry["mean_norm"] ** 2 for entry in known])
-    return {"neurons": len(known), **{name: float(value) for name, value in found.items()}}
+def name(run: NeuronRun, entries: list[dict], model: Model, texts: dict[str, list[str]], seed: int) -> dict:
+    """Name neurons as compute_head_names.py names heads: by the share of their scores' variance that lies between the
+    groups of images to which the model itself gives the same answer. `texts` are those of attributes. Adds what
+    `naming.describe` says of each neuron (`named`); returns how well the model tells the attributes' values apart."""
+    whole = attributes.representations(Run({"attn": run.representation[:, None]}, [Component("attn", 0, 0)]))
+    answers, quality = attributes.quality(whole, *(attributes.embed_with(model, texts, template)
+                                                   for template in ("{}", attributes.PARAPHRASE)))
+    sizes = {attribute: len(own) for attribute, own in texts.items()}
+    for own, scores in _by_layer(run, entries):
+        found = shares.explain(scores, answers, sizes, range(len(own)), seed)
+        for entry, row in zip(own, naming.describe(scores.components, found, texts), strict=True):
+            entry["named"] = {key: row[key] for key in ("attribute", "name", "role", "shares", "interval", "chance")}
+    return quality
 
 
-def without_picked(run: NeuronRun, images: Images, layers: Sequence[int], classifier: np.ndarray) -> dict[str, dict]:
-    """Accuracies, by group where the data set has places, as they are and without the picked neurons' effects."""
-    change = sum(run.arrays(layer)["picked"] for layer in layers)
+def against_truth(entries: list[dict], about: dict[str, str] | None) -> dict[str, dict]:
+    """How often the attribute of a neuron's name, and that of its first text, is the one that explains most of its
+    scores' variance: `truth.score`, for those of both that are there. `about` says what each text is about."""
+    said = {"names_against_truth": {entry["neuron"]: entry["named"]["attribute"] for entry in entries
+                                    if "named" in entry}}
+    if about:
+        for entry in entries:
+            entry["reading"] = about[entry["texts"][0]["text"]] if entry["texts"] else None
+        said["texts_against_truth"] = {entry["neuron"]: entry["reading"] for entry in entries if entry["reading"]}
+    found = {}
+    for kind, of_neurons in said.items():
+        own = [entry for entry in entries if entry["neuron"] in of_neurons]
+        if own:
+            scored = truth.score([entry["truth"] for entry in own], list(of_neurons.values()),
+                                 [entry["mean_norm"] ** 2 for entry in own])
+            found[kind] = {"neurons": len(own), **{key: float(value) for key, value in scored.items()}}
+    return found
+
+
+def name_heads(entries: list[dict], place: Place, images: int) -> None:
+    """Add to the heads of neurons the attribute that compute_head_names.py named them after, where its file is there
+    and about so many images."""
+    path = naming.path(place)
+    names, of = naming.read_file(path) if path.is_file() else ({}, images)
+    for head in (head for entry in entries for head in entry["heads"]):
+        own = names.get(Component.parse(head["head"])) if of == images else None
+        head["name"] = own and own["name"]
+
+
+def without_picked(run: NeuronRun, images: Images, picked: dict[int, list[int]], classifier: np.ndarray,
+                   switched_off: np.ndarray) -> tuple[dict[str, dict], str]:
+    """Accuracies, by group where the data set has places, as they are; without the second-order effects of the picked
+    neurons, by layer; and with these neurons off, of which `switched_off` [b, d] are the representations. Returns them,
+    and as a table."""
+    change = sum(run.arrays(layer)["picked"] for layer in picked)
     group = None if images.places is None else (run.labels * len(datasets.PLACES[run.place.dataset])
                                                 + np.asarray(images.places))
-    return {name: groups.accuracies(((run.representation - part) @ classifier).argmax(axis=1) == run.labels, group,
-                                    groups.names(run.place.dataset))
-            for name, part in (("original", 0), ("without_ten_neurons", change))}
+    representations = {"original": run.representation, "without_ten_neurons": run.representation - change,
+                       "ten_neurons_off": switched_off}
+    names = groups.names(run.place.dataset)
+    found = {kind: groups.accuracies((some @ classifier).argmax(axis=1) == run.labels, group, names)
+             for kind, some in representations.items()}
+    sizes = {} if group is None else groups.sizes(group, names)
+    return found, groups.table(found, sizes, {
+        "original": "as it is", "without_ten_neurons": "without their effects", "ten_neurons_off": "switched off"})
 
 
 def title(entry: dict) -> str:
-    """A neuron in a short line: its name, the heads that it goes through, and its texts with signs."""
+    """A neuron in a short line: its name, the heads that it goes through with theirs, and its texts with signs."""
     texts = ", ".join(f"{'+' if text['weight'] > 0 else '-'} {text['text']}" for text in entry["texts"][:4])
-    heads = " ".join(head["head"] for head in entry["heads"])
-    return textwrap.shorten(f"{entry['neuron']} through {heads}: {texts}", 76, placeholder=" ...")
+    heads = ", ".join(f"{head['head']} {naming.spelled(head.get('name') or '')}".strip() for head in entry["heads"])
+    named = f" ({naming.spelled(entry['named']['name'])})" if "named" in entry else ""
+    return textwrap.shorten(f"{entry['neuron']}{named} through {heads}: {texts}", 130, placeholder=" ...")
 
 
 def pictures(images: Images, entry: dict, number: int) -> tuple[list[Image.Image], list[Image.Image]]:

@@ -144,6 +144,20 @@ class Neurons:
             x = x + self._add(index, hidden)
         return torch.stack(results)
 
+    @torch.no_grad()
+    def switched_off(self, images: Tensor, sets: list[tuple[int, list[int], Tensor]]) -> Tensor:
+        """Unit representations [b, d] with the activations of all sets of neurons at their means together, in one full
+        pass; sets are those of `without`."""
+        x = self.tower.embed(images)
+        for index, block in enumerate(self.tower.blocks):
+            x = x + tower.attend(block, x, only_class_token=False)[0]
+            hidden = self.blocks[index].mlp[:-1](block.norm_2(x))
+            for layer, neurons, means in sets:
+                if layer == index:
+                    hidden[..., neurons] = means[:, neurons]
+            x = x + self._add(index, hidden)
+        return torch.nn.functional.normalize(self.tower.norm(x[:, 0]) @ self.tower.projection, dim=-1)
+
     def _add(self, index: int, hidden: Tensor) -> Tensor:
         """What a layer's MLP writes, from the activations of its neurons."""
         return self.blocks[index].ls_2(self.blocks[index].mlp[-1](hidden))

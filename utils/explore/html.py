@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from utils.report.results import spelled
+from utils.analysis.names.naming import spelled
 
 HERE = Path(__file__).resolve().parent
 MINUS = "\N{MINUS SIGN}"

@@ -245,7 +245,7 @@ class Session:
         """What a head is about, in a few words: its name, or else its first text; empty where neither is known."""
         head = replace(head, head=head.head or 0)
         first = self.first_text(self.run.heads.index(head))
-        return results.spelled(self.names[head]["role"]) if head in self.names else first["text"] if first else ""
+        return naming.spelled(self.names[head]["role"]) if head in self.names else first["text"] if first else ""
 
     def first_text(self, column: int) -> dict | None:
         """A head's first text, where it has some."""

@@ -33,7 +33,8 @@ def text_heads(layers: dict[str, float], heads: dict[str, float], title: str, pa
     image = right.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     if rows * columns <= 150:
         for (layer, number), value in np.ndenumerate(values):
-            right.text(number, layer, f"{value:+.1f}", ha="center", va="center", fontsize=7)
+            right.text(number, layer, f"{value:+.1f}".replace("-0.0", "0.0"), ha="center", va="center", fontsize=7,
+                       color="white" if abs(value) > 0.7 * limit else "black")
     right.set(xlabel="head", ylabel="layer", xticks=range(columns), yticks=range(rows))
     figure.colorbar(image, ax=right, label="change of accuracy without it (points)")
     figure.suptitle("\n".join(textwrap.wrap(title, 110)), fontsize=10)

@@ -17,12 +17,12 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from utils.analysis.alignment import Maps
+from utils.analysis.names.naming import spelled
 from utils.cli import UserError
 from utils.data import pictures
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
 from utils.models.model import Model
-from utils.report.results import spelled
 
 HERE = Path(__file__).resolve().parent
 RECORD = "report.json"  # by which a folder is known as a report

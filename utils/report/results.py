@@ -198,15 +198,6 @@ def _most_varying(results: Results) -> list[dict]:
     return sorted(results.texts["heads"], key=lambda head: -head["variance"])[:HEADS]
 
 
-def spelled(name: str) -> str:
-    """An attribute of the embedded scenes, or the role of a head that begins with one, as pages spell it; texts stay as
-    they are."""
-    attribute, colon, texts = name.partition(": ")
-    if attribute == "mixed":  # of attributes
-        texts = " and ".join(map(spelled, texts.split(" and ")))
-    return ("colour" if attribute == "color" else attribute) + colon + texts
-
-
 def lines(run: Run, results: Results) -> Iterator[str]:
     """The report in text: what each part of the model is worth, and the texts of the heads that vary most."""
     ablations, texts = results.ablations, results.texts
@@ -227,7 +218,7 @@ def lines(run: Run, results: Results) -> Iterator[str]:
     for head in heads:
         listed = "; ".join(f"{entry['text']} ({entry['share']:.0%})" for entry in head["texts"][:TEXTS])
         own = results.names.get(Component("attn", head["layer"], head["head"]))
-        named = f", {spelled(own['role'])}" if own else ""
+        named = f", {naming.spelled(own['role'])}" if own else ""
         yield f"  layer {head['layer']}, head {head['head']}{named}: {listed}"
 
 
@@ -247,7 +238,7 @@ def sheet(results: Results, scores: np.ndarray, indices: np.ndarray, images: Ima
             title = "; ".join(entry["text"] for entry in head["texts"][:TEXTS])
             highest, lowest = extremes(scores[results.texts["heads"].index(head)], IMAGES)
             own = results.names.get(Component("attn", head["layer"], head["head"]))
-            title = f"{spelled(own['role'])};  {title}" if own else title
+            title = f"{naming.spelled(own['role'])};  {title}" if own else title
             rows.append((f"layer {head['layer']}, head {head['head']}:  {title}",
                          *([images.read(i)[0] for i in indices[part]] for part in (highest, lowest[::-1]))))
     return rows

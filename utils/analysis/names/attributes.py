@@ -52,10 +52,11 @@ def embed(run: Run, attributes: Mapping[str, list[str]], pretrained: str | None,
     if model.startswith(TIMM) and "text_model" not in (run.manifest or {}):
         raise UserError(f"--model {model} has no text side; map it to a CLIP with compute_alignment.py")
     clip = load_text_side(run.manifest, model, pretrained, device, seed)
-    return [_embed(clip, attributes, template) for template in templates]
+    return [embed_with(clip, attributes, template) for template in templates]
 
 
-def _embed(clip, attributes: Mapping[str, list[str]], template: str) -> dict[str, np.ndarray]:
+def embed_with(clip, attributes: Mapping[str, list[str]], template: str = "{}") -> dict[str, np.ndarray]:
+    """The embeddings [m, d] of each attribute's texts by a CLIP."""
     lines = [template.format(text) for texts in attributes.values() for text in texts]
     ends = np.cumsum([len(texts) for texts in attributes.values()])[:-1]
     parts = np.split(zeroshot.embed_texts(clip, lines, component_scores.TEXTS_AT_ONCE), ends)

@@ -62,6 +62,15 @@ def role(name: str, attributes: list[str], order: np.ndarray, ends: list[list[st
     return f"{name}: {ends[0][0]} ... {ends[1][0]}" if ends[0] else name
 
 
+def spelled(name: str) -> str:
+    """An attribute of the embedded scenes, or the role of a head that begins with one, as pages and pictures spell it;
+    texts stay as they are."""
+    attribute, colon, texts = name.partition(": ")
+    if attribute == "mixed":  # of attributes
+        texts = " and ".join(map(spelled, texts.split(" and ")))
+    return ("colour" if attribute == "color" else attribute) + colon + texts
+
+
 def table(rows: list[dict], components: list[Component]) -> str:
     """The names as a table in Markdown."""
     lines = ["| part | name | share (%) | interval | partial (%) | chance (%) | in words |", "| --- " * 7 + "|"]
