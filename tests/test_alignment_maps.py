@@ -224,6 +224,7 @@ def test_maps_of_a_file_are_applied_to_any_split_and_none_are_trained(run_script
     kept = [json.loads((folder / "emoji_m-as-clip.json").read_text()) for folder in (first, again)]
     assert "--maps" in kept[1].pop("command")
     assert "--maps" not in kept[0].pop("command")
+    assert [about.pop("maps") for about in kept] == [path.name, f"../out/{path.name}"]
     assert kept[0] == kept[1]
     assert not list((planted / "again").glob("*.safetensors"))
     for name in ("emoji_clip.json", "emoji_attn_clip.npy"):  # a split without the CLIP's arrays
@@ -277,6 +278,14 @@ def test_a_model_of_timm_in_the_space_of_the_embedded_clip(run_script, folder_of
     assert f"imagefolder: 15 images, cosine {manifest['cosine']:.4f} -> " in printed
     assert manifest["text_model"] == "emojiclip"
     assert not (out / "imagefolder_cls_attn_vit-as-emojiclip.npy").exists()
+    # The model is found again by its maps, wherever they are.
+    path = out / "imagefolder_maps_vit_to_emojiclip.safetensors"
+    code, _, err = run_script("compute_alignment", *data[:-1], tmp_path / "again", "--input_dir", out, "--maps", path,
+                              "--model", f"timm:local-dir:{folder}")
+    assert code == 0, err
+    for there in (mapped, Run.open(tmp_path / "again", "imagefolder", "vit-as-emojiclip")):
+        model, maps = alignment.load_source(there, None, torch.device("cpu"), 0)
+        assert (model.name, maps.about["clip"]) == ("vit", "emojiclip")
 
     code, _, err = run_script("compute_text_projection", *data, "--model", "emojiclip", "--data_path", folder_of_images)
     assert code == 0, err

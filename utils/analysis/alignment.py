@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,8 +244,8 @@ def load_model(name: str, pretrained: str | None, maps: str | None, device, seed
 
 
 def load_source(run: Run, pretrained: str | None, device, seed: int) -> tuple[Model | None, Maps | None]:
-    """The model that made a run, of these options, or for a mapped run the model that was mapped, and the maps, which
-    are beside the run: None where its manifest does not name them, or they are gone.
+    """The model that made a run, of these options, or for a mapped run the model that was mapped, and the maps,
+    whose place from the run's folder its manifest names: None where its manifest does not name them, or they are gone.
 
     Raises UserError for other weights, and for other maps.
     """
@@ -299,7 +300,7 @@ def apply(maps: Maps, run: Run, folder: str, target: Run | None, device, command
             cli.save_result(place.path("components", ".json"), by_array(run.components))
         writer.finish({**run.manifest, "model": place.model, "weights_sha256": maps.sha256, "cosine": cosine,
                        "source_model": run.manifest["model"], "source_pretrained": run.manifest["pretrained"],
-                       "maps": Path(maps.path).name, "command": command,
+                       "maps": os.path.relpath(maps.path, folder), "command": command,
                        "pretrained": f"{about['pretrained']}, mapped to {about['clip']} {about['clip_pretrained']}",
                        **text_side(about)}, {})
     return place, cosine
