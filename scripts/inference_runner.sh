@@ -18,7 +18,9 @@ bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 [ -n "$DATA_ROOT" ] && set -- --data_root "$DATA_ROOT" "$@"
 [ -n "$NUM_CONCEPTS" ] && set -- --num_concepts "$NUM_CONCEPTS" "$@"
-set -- --eval_dataset "$DATASET" --score "$VLM_NAME" "$@"
+# Both describe in as many tokens as were trained.
+tokens=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["max_new_tokens"])' "$OUTPUT_DIR/adapter/train.json")
+set -- --eval_dataset "$DATASET" --score "$VLM_NAME" --max_new_tokens "$tokens" "$@"
 describe() {
     echo "+ python inference.py $*" >&2
     python inference.py "$@"
