@@ -21,14 +21,29 @@ def of(name: str, embedded: bool) -> dict[str, dict]:
     return experiments.variants(LOADED[name], embedded, VALUES)
 
 
+def parse(steps: list[str]) -> None:
+    """Read command lines as their scripts do."""
+    for step in steps:
+        words = shlex.split(step)
+        script, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
+        cli.parse(load_script(script).get_args_parser(), rest)
+
+
 @pytest.mark.parametrize("name, embedded", WORLDS)
 def test_every_step_is_a_command_that_its_script_takes(name, embedded):
     assert of(name, True)
     for own in of(name, embedded).values():
-        for step in experiments.steps(LOADED[name], own):
-            words = shlex.split(step)
-            script, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
-            cli.parse(load_script(script).get_args_parser(), rest)
+        parse(experiments.steps(LOADED[name], own))
+
+
+def test_the_table_of_ones_own_in_the_docs_is_a_table(tmp_path):
+    block = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "own.yaml").write_text(block)
+    found = experiments.read("own", tmp_path)
+    own = experiments.variants(found, False, VALUES)["ViT-B-16"]
+    parse(experiments.steps(found, own))
+    figure, = experiments.figures(found, own)
+    assert (figure.key, figure.published, figure.verified) == ("last_two", 50.0, True)
 
 
 @pytest.mark.parametrize("name, embedded", WORLDS)
