@@ -105,7 +105,8 @@ class Session:
     def title(self) -> str:
         """The run in words."""
         place = self.run.place
-        return f"{place.model} on {place.name}" + ("" if place.folder == "./output_dir" else f", in {place.folder}")
+        folder = commands.elsewhere(place.folder)
+        return f"{place.model} on {place.name}" + (f", in {folder}" if folder else "")
 
     def label(self, row: int) -> str:
         """The class of an image of the run."""
