@@ -110,8 +110,10 @@ def test_words_are_paired_with_patches_as_the_script_pairs_them(session, query):
     minus = "\N{MINUS SIGN}"
     assert f"<b>red</b> {value:+.3f}: these patches {patches:+.3f}".replace("-", minus) in page
     assert f"{np.abs(slow.maps()[:slow.words]).max():.2g}" in page  # one scale over the words
+    way = pairs.top_heads(slow, 1)[2]["pairs"][0]
+    assert f"× {way['text_head']} {way['value']:+.3f}".replace("-", minus) in page
     options = parsed(words.command(session, "a red apple"))
-    assert (options.model, options.text) == ("emojiclip", "a red apple")
+    assert (options.model, options.text, options.top_heads) == ("emojiclip", "a red apple", 3)
     assert words.save(session, "png", query, TEXTS, "2 a red apple")[0] == "words.png"
 
 

@@ -8,7 +8,9 @@ from utils.explore.session import Session, read_lines
 from utils.plots import sides
 from utils.report.page import overlay
 from utils.runs import commands
+from utils.runs.components import Component
 
+HEADS = 3  # pairs of heads that are named for the open word
 SHOWN = {"<start>": "(start)", "<end>": "(end)"}
 
 
@@ -33,7 +35,8 @@ def view(session: Session, query: str, texts: str, word: str) -> str:
     except UserError as error:
         return html.render("note", text=describe(error))
     if opened is None:
-        return html.render("words", texts=lines, open="", picture=None, caption=None, limit=None, command=None)
+        return html.render("words", texts=lines, open="", picture=None, caption=None, ways=None,
+                           limit=None, command=None)
     text, place = opened
     found, picture = session.pairs(query, text), session.seen(query)
     panels = pairs.panels(found)
@@ -42,7 +45,9 @@ def view(session: Session, query: str, texts: str, word: str) -> str:
     for shown, (_, value, patches) in zip(words, panels, strict=True):
         shown |= {"value": value, "map": html.image(overlay(picture, patches, limit), 96)}
     _, value, patches = panels[place]
+    about = {head: session.about(Component.parse(head)) for head in found.image_heads}
     return html.render("words", texts=lines, open=words[place]["key"], limit=limit, command=command(session, text),
+                       ways=pairs.top_heads(found, HEADS, about)[place]["pairs"],
                        picture=html.image(overlay(picture, patches, limit)),
                        caption=(words[place]["name"], value, float(patches.sum()), found.cosine,
                                 found.cosine - sum(value for _, value, _ in panels)))
@@ -50,7 +55,8 @@ def view(session: Session, query: str, texts: str, word: str) -> str:
 
 def command(session: Session, text: str) -> str:
     """The command line that draws the same of a file."""
-    return commands.line("compute_pairs", {**session.of_model, "image": "PICTURE.png", "text": text})
+    return commands.line("compute_pairs", {**session.of_model, "image": "PICTURE.png", "text": text,
+                                           "top_heads": HEADS})
 
 
 def save(session: Session, kind: str, query: str, texts: str, word: str) -> tuple[str, str]:
