@@ -14,7 +14,7 @@ texts: their difference is theirs pair by pair.
 Prints each word's share through patches and through the rest. Writes to --output, by default
 ./output_dir/{picture}_pairs.png: the words, each under its heat map, on one scale; and beside it, as JSON, cosine,
 rows, columns, pairs [rows, columns], and heads: pairs of a head of the image tower and one of the text tower.
---top_heads lists for each word the pairs of heads through which most of it goes, by the names of --names where it is
+--top_heads lists for each word the pairs of heads with the largest parts of it, by the names of --names where it is
 given.
 """
 from utils import cli

@@ -93,7 +93,7 @@ def of_columns(decomposer: Decomposer, texts: TextDecomposer, pixels: Tensor, te
 
 
 def top_heads(pairs: Pairs, number: int, names: dict[str, str] | None = None) -> list[dict]:
-    """For each word the pairs of heads through which most of it goes: image head, its name (None where it is not among
+    """For each word the pairs of heads with the largest parts of it: image head, its name (None where it is not among
     the `names`), text head, and their value."""
     found = []
     for word, values in zip(pairs.columns, pairs.by_word):
