@@ -15,18 +15,20 @@ PAIRS = 64  # scenes of a batch that share their object with another: only attri
 
 
 def add_training_options(parser, folder: Path, holds: str, steps: int, batch_size: int, lr: float, weight_decay: float,
-                         seed: str) -> None:
-    """The options of training with their defaults; `holds` is what is in the `folder`, and `seed` what --seed is of."""
+                         seed: str, curriculum: bool = True) -> None:
+    """The options of training with their defaults; `holds` is what is in the `folder`, `seed` what --seed is of, and
+    those of a `curriculum` say how scenes become harder."""
     parser.add_argument("--output_dir", default=str(folder), metavar="FOLDER",
                         help=f"folder with {holds}; receives the weights")
     parser.add_argument("--steps", type=cli.STEPS, default=steps, help="optimiser steps")
     parser.add_argument("--batch_size", type=cli.Number(int, PAIRS), default=batch_size, help="scenes a step")
     parser.add_argument("--lr", type=cli.RATE, default=lr, help="peak learning rate")
     parser.add_argument("--weight_decay", type=cli.WEIGHT, default=weight_decay, help="of matrices")
-    parser.add_argument("--ramp", type=cli.FRACTION, default=0.25,
-                        help="fraction of the steps until all scenes are of full difficulty")
-    parser.add_argument("--agreement", type=cli.FRACTION, default=0.9,
-                        help="how often a land or sea animal has its own background")
+    if curriculum:
+        parser.add_argument("--ramp", type=cli.FRACTION, default=0.25,
+                            help="fraction of the steps until all scenes are of full difficulty")
+        parser.add_argument("--agreement", type=cli.FRACTION, default=0.9,
+                            help="how often a land or sea animal has its own background")
     parser.add_argument("--eval_every", type=cli.POSITIVE, default=200, help="steps between evaluations")
     parser.add_argument("--seed", type=cli.SEED, default=0, help=seed)
 
@@ -62,9 +64,10 @@ def training_batch(rng, size: int, difficulty: float, agreement: float) -> tuple
 
 
 def train(args, learned, loss_of: Callable, update: Sequence[Callable], evaluate: Callable[[], dict],
-          curve: tuple[str, str, dict[str, str]]) -> Iterator[dict]:
+          curve: tuple[str, str, dict[str, str]], batch: Callable | None = None) -> Iterator[dict]:
     """Train the module `learned` for --steps. `loss_of` takes the scenes and captions of a step, in bfloat16 by
-    autocast; `update` is called after each backward pass.
+    autocast where the CPU has products of it; `batch` makes both from a generator and the step (default: the
+    curriculum's); `update` is called after each backward pass.
 
     Every --eval_every steps, what `evaluate` measures is logged to training_log.csv and training_curve.png (`curve` as
     charts.training_curve takes it), and the row of the log is yielded, for the caller to save the weights.
@@ -77,14 +80,15 @@ def train(args, learned, loss_of: Callable, update: Sequence[Callable], evaluate
     from utils.plots import charts
 
     folder, history, started = Path(args.output_dir), [], time.time()
+    half = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
     progress = tqdm(range(1, args.steps + 1), desc="train", unit="step", mininterval=10)
     for step in progress:
         rng = np.random.default_rng((args.seed, 1, step))
-        scenes, captions = training_batch(rng, args.batch_size, min(1.0, step / max(1, args.ramp * args.steps)),
-                                          args.agreement)
+        scenes, captions = batch(rng, step) if batch else training_batch(
+            rng, args.batch_size, min(1.0, step / max(1, args.ramp * args.steps)), args.agreement)
         learned.train()
         # Attention as plain matrix products takes two thirds of the time on a CPU.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), sdpa_kernel(SDPBackend.MATH):
             loss = loss_of(scenes, captions)
         learned.zero_grad()
         with sdpa_kernel(SDPBackend.MATH):

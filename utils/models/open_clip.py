@@ -1,5 +1,6 @@
 """Models of open_clip: CLIPs by their name and weights, from a hub, or from a folder."""
 import functools
+import json
 import logging
 import os
 import warnings
@@ -29,11 +30,13 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
     """
     settings = settings or {}
     full_name = f"local-dir:{names.EMOJICLIP}" if model == "emojiclip" else model
-    options, file, remark = {}, None, None
+    options, file, remark, changes = {}, None, None, None
     if names.has_own_weights(full_name):
         names.refuse_pretrained(model, pretrained)
         if full_name.startswith("local-dir:"):
-            _check_folder(Path(full_name.removeprefix("local-dir:")))
+            folder = Path(full_name.removeprefix("local-dir:"))
+            if _has_a_base(folder):
+                full_name, changes = f"local-dir:{names.EMOJICLIP}", folder / "open_clip_model.safetensors"
     else:
         pretrained, quick_gelu = _find_weights(model, pretrained)
         # OpenAI's and some other weights need quick-GELU, which the model's plain name does not say.
@@ -61,6 +64,8 @@ def load(model: str, pretrained: str | None, device: torch.device, seed: int = 0
                 open_clip.load_checkpoint(network, file)
             elif file:
                 _fill(network, found, model, file)
+            if changes:
+                weights.fit(network, network.state_dict() | weights.read(str(changes)), model, str(changes))
     finally:
         logging.disable(logging.NOTSET)
     if remark:
@@ -169,12 +174,23 @@ def _has_text_tower_of_transformers(name: str) -> bool:
     return config is None or "hf_model_name" in config.get("text_cfg", {})
 
 
-def _check_folder(folder: Path) -> None:
+def _has_a_base(folder: Path) -> bool:
+    """Whether a folder in open_clip's format holds only what differs from emojiclip. Raises UserError where it is
+    none."""
     if not (folder / "open_clip_config.json").is_file():
         raise UserError(f"{folder}: no open_clip_config.json there; --model local-dir: takes a folder in open_clip's "
                         "format")
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise UserError(f"{folder}: no weights there (open_clip_model.safetensors)")
+    try:
+        base = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8")).get("base")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'open_clip_config.json'}: is no JSON of a model ({error}); fetch the folder "
+                        "again") from error
+    if base not in (None, "emojiclip"):
+        raise UserError(f"{folder}: its base is {base!r}, and only emojiclip can be one; save all weights there, and "
+                        "leave the base out")
+    return base is not None
 
 
 def _find_weights(model: str, pretrained: str | None) -> tuple[str, bool | None]:
