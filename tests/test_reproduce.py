@@ -135,7 +135,7 @@ def cut_down(name: str, models: dict) -> dict:
                                                         "reads": own["of_clip"], "mapped": "tinyclip", "cue": "",
                                                         "reload": ""}
     elif name in ("probe", "sith"):
-        variants = {variant: own | clip | {"reload": ""} for variant, own in table["variants"].items()}
+        variants = {variant: own | clip for variant, own in table["variants"].items()}
     elif name == "ex2":
         small = {"training": f"--config {models['training']} --questions {models['question']}", "short": "tinyclip",
                  "generating": f"--num_concepts 2 --questions {models['question']} --max_new_tokens 8 --backend hf "
