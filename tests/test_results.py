@@ -9,7 +9,6 @@ from builders import ROOT, run_command
 RESULTS = ROOT / "docs" / "results.json"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"<!-- f: (?P<key>[^>]+?) -->(?P<number>-?\d[\d,]*(?:\.\d+)?)")
-NOT_MARKED = ("ex2.md",)  # where percentages may stand without a mark: its runs differ from machine to machine
 ELSEWHERE = "-"           # the mark of a figure that the page's own command prints, and results.json does not hold
 # Tables that take minutes together, and how far a figure may move: an image or two fall otherwise on another processor.
 CHEAP = {"ablation": 0.1, "waterbirds": 1, "sith": 1, "naming": 0.2, "ex2_truth": 0.1}
@@ -47,8 +46,7 @@ def test_a_wrong_digit_and_a_missing_mark_are_seen():
 def test_figures_of_a_page_are_those_of_the_results(page):
     text = page.read_text(encoding="utf-8")
     assert wrong(text, json.loads(RESULTS.read_text(encoding="utf-8"))) == []
-    if page.name not in NOT_MARKED:
-        assert unmarked(text) == []
+    assert unmarked(text) == []
 
 
 @pytest.mark.long
