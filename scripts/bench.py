@@ -16,6 +16,7 @@
 from functools import partial
 
 from scripts.bench_scripts import page, scale, start
+from scripts.timing import turns
 from utils import cli
 
 MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
@@ -69,20 +70,6 @@ def get_args_parser():
 
 def main(args) -> None:
     args.function(args)
-
-
-def turns(ways: dict, number: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds by the clock, and of processor time, of each turn of each of several ways of doing something; the ways
-    take turns, and the first turn, which warms up, does not count."""
-    import time
-
-    found = {name: [] for name in ways}
-    for _ in range(number + 1):
-        for name, way in ways.items():
-            start = time.perf_counter(), time.process_time()
-            way()
-            found[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return {name: seconds[1:] for name, seconds in found.items()}
 
 
 def load(args):

@@ -47,7 +47,7 @@ def page(args) -> None:
 
     import torch
 
-    from scripts.bench import turns
+    from scripts.timing import turns
     from utils import cli
     from utils.explore import picture
     from utils.explore.session import open_session

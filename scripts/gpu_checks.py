@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from compute_prs import TOLERANCE
 
 if TYPE_CHECKING:
-    from scripts.check_gpu import Machine, Report
+    from scripts.gpu_machine import Machine, Report
 
 TERM_LIMIT = 1e-5  # between processors, and between kinds of storage
 KERNEL_LIMIT = 1e-2  # between kernels of attention in bfloat16

@@ -79,6 +79,12 @@ def test_there_is_no_circle(name):
     graphlib.TopologicalSorter(between).prepare()  # raises CycleError, with the circle
 
 
+def test_scripts_are_in_no_circle():
+    own = {named(path): path for path in SCRIPTS}
+    between = {module: {name for name in imports(path) if name in own} - {module} for module, path in own.items()}
+    graphlib.TopologicalSorter(between).prepare()
+
+
 def test_no_file_of_utils_imports_a_script():
     scripts = {path.stem for path in ROOT.glob("*.py")} - {"inspect"} | {"scripts", "models", "data", "tests"}
     assert [f"{module} imports {name}" for module, path in MODULES.items() for name in imports(path)
