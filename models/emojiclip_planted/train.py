@@ -1,6 +1,6 @@
 """Train emojiclip further, so that each head of its last two layers carries one attribute: names to be found again.
 
-    python -m models.emojiclip_planted.train                  # about 15 minutes of 1 CPU core
+    python -m models.emojiclip_planted.train                  # half an hour on busy CPU cores
     python -m models.emojiclip_planted.train --seed 1 --output_dir output_dir/emojiclip_planted_1   # other heads
 
 Two heads are drawn by --seed for each of object, colour, count, size, style and texture. The loss has four parts: the
