@@ -349,7 +349,9 @@ def test_the_script_serves_the_page_until_it_is_interrupted(folder):
     words = [sys.executable, "explore.py", "--model", "emojiclip", "--dataset", "imagefolder", "--input_dir",
              folder / "out", "--data_path", folder / "images", "--text_dir", folder / "texts", "--text_descriptions",
              "pool", "--texts_per_head", "3", "--compare_input_dir", folder / "out", "--port", str(free_port())]
-    with subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
+    with subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         try:
             page = httpx.get(process.stdout.readline().strip(), timeout=120)
             process.send_signal(signal.SIGINT)
