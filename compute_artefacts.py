@@ -32,7 +32,7 @@ def get_args_parser():
                         help="last layer of register neurons, counted from 0 (default: the middle one)")
     parser.add_argument("--register_neurons", type=cli.POSITIVE, default=10, metavar="N", help="how many are named")
     parser.add_argument("--image", metavar="FILE", help="a picture to show (default: one of the data set)")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=16, help="images a forward pass")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=16, help="images a forward pass")
     cli.add_output_dir(parser, "results go, and the classifier may be")
     return parser
 

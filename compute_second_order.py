@@ -49,7 +49,7 @@ def get_args_parser():
     parser.add_argument("--attributes", metavar="FILE.yaml",
                         help="attributes with their texts: name neurons as compute_head_names.py does (default: none)")
     parser.add_argument("--per_head", action="store_true", help="also store c, what each neuron adds to each head")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=16, help="images a forward pass")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=16, help="images a forward pass")
     parser.add_argument("--num_workers", type=cli.NATURAL, default=0, help="processes that read images")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off (default: begin anew)")
     cli.add_output_dir(parser, "the arrays go, and classifier and pool are")

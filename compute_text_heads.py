@@ -27,7 +27,7 @@ def get_args_parser():
     parser.add_argument("--image", metavar="FILE", help="a picture whose texts each head is asked for (default: none)")
     parser.add_argument("--head", metavar="LAYER.HEAD", help="of the text tower: print this one alone (default: all)")
     parser.add_argument("--texts_per_head", type=cli.POSITIVE, default=5, help="texts and words shown of each head")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=256, help="texts a forward pass")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=256, help="texts a forward pass")
     cli.add_input_dir(parser)
     cli.add_output_dir(parser, "the result goes", beside_input=True)
     return parser

@@ -24,7 +24,7 @@ def get_args_parser():
     cli.add_model_settings(parser)
     parser.add_argument("--data_path", default="text_descriptions/image_descriptions_general.txt", metavar="FILE.txt",
                         help="the text pool, one description a line")
-    parser.add_argument("--batch_size", type=cli.POSITIVE, default=256, help="texts a forward pass")
+    parser.add_argument("--batch_size", type=cli.SIZE, default=256, help="texts a forward pass")
     cli.add_output_dir(parser, "the arrays go")
     return parser
 

@@ -21,7 +21,8 @@ def add_training_options(parser, folder: Path, holds: str, steps: int, batch_siz
     parser.add_argument("--output_dir", default=str(folder), metavar="FOLDER",
                         help=f"folder with {holds}; receives the weights")
     parser.add_argument("--steps", type=cli.STEPS, default=steps, help="optimiser steps")
-    parser.add_argument("--batch_size", type=cli.Number(int, PAIRS), default=batch_size, help="scenes a step")
+    parser.add_argument("--batch_size", type=cli.Number(int, PAIRS, cli.SIZE.high), default=batch_size,
+                        help="scenes a step")
     parser.add_argument("--lr", type=cli.RATE, default=lr, help="peak learning rate")
     parser.add_argument("--weight_decay", type=cli.WEIGHT, default=weight_decay, help="of matrices")
     if curriculum:

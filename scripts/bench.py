@@ -35,7 +35,8 @@ def get_args_parser():
         command = cli.make_parser(text, partial(commands.add_parser, function.__name__, help=first))
         command.set_defaults(function=function)
         for name, (default, what) in numbers.items():
-            command.add_argument(f"--{name}", type=cli.POSITIVE, default=default, help=what)
+            command.add_argument(f"--{name}", type=cli.SIZE if name == "batch_size" else cli.POSITIVE, default=default,
+                                 help=what)
         return command
 
     for function, more in ((prs, {"images": (96, "images each loop reads")}),

@@ -309,7 +309,7 @@ TABLE = [
     ("models.emojivit.train", "--steps 0", "--steps is 0"),
     ("models.emojivit.train", "--eval_every 0", "--eval_every is 0"),
     ("models.emojivit.train", "--eval_scenes 0", "--eval_scenes is 0"),
-    ("models.emojivit.train", "--batch_size 63", "at least 64"),
+    ("models.emojivit.train", "--batch_size 63", "it must be from 64 to 10000"),
 ]
 
 
@@ -358,6 +358,16 @@ def bad_lines(action: argparse.Action) -> list[str]:
     if isinstance(action.nargs, int) and action.nargs:
         bad += ["5", "[5, 5]"]
     return [f"# a comment\n\n{action.dest}: {value}\n" for value in bad]
+
+
+def test_every_batch_and_every_number_of_tokens_has_an_end():
+    every = [(name, action) for name in SCRIPTS for _, action, _ in actions(load_script(name).get_args_parser())]
+    sizes = [(name, action) for name, action in every if action.dest.endswith("batch_size")
+             or action.dest in ("registers", "max_new_tokens", "max_tokens")]
+    endless = [f"{name} --{action.dest}" for name, action in sizes
+               if not (isinstance(action.type, cli.Number) and action.type.high <= cli.SIZE.high)]
+    assert len(sizes) > 10
+    assert endless == []
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -30,6 +30,22 @@ def test_worker_processes_keep_the_order(folder_of_images):
     assert all(torch.equal(a, b) for (a, *_), (b, *_) in zip(alone, shared))
 
 
+def test_as_many_processes_read_as_there_are_cores(folder_of_images, monkeypatch, capsys):
+    started, made = [], torch.utils.data.DataLoader
+
+    def make(*args, num_workers, **options):
+        started.append(num_workers)
+        return made(*args, num_workers=0, **options)
+
+    monkeypatch.setattr("torch.utils.data.DataLoader", make)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    images = datasets.load_images("imagefolder", str(folder_of_images))
+    for wanted in (5000, 2, 0, None):
+        assert len(list(loader.batches(images, to_tensor, 8, wanted))) == 2
+    assert started == [3, 2, 0, 3]
+    assert "--num_workers 5000: this machine has 3 cores" in capsys.readouterr().err
+
+
 def test_embedded_scenes_at_any_size():
     for size in (64, 50):
         images = datasets.load_images("emoji", None, size)

@@ -119,8 +119,6 @@ def _subcommand(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
     return next((choices[word] for choices in commands for word in arguments if word in choices), parser)
 
 
-
-
 # Groups of options that several scripts share
 
 def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
@@ -219,7 +217,7 @@ def add_source_model(parser: argparse.ArgumentParser, when: str) -> None:
 
 def add_register_options(parser: argparse.ArgumentParser, folder: str = "--output_dir") -> None:
     """The options that give a model test-time registers, whose neurons are looked up in `folder`."""
-    parser.add_argument("--registers", type=NATURAL, default=0, metavar="N",
+    parser.add_argument("--registers", type=Number(int, 0, 1024), default=0, metavar="N",
                         help="register tokens, which take outlying norms off the patches (docs/artefacts.md)")
     parser.add_argument("--artefacts", metavar="FILE.json",
                         help="the file of compute_artefacts.py that names register neurons (default: the one in "

@@ -28,7 +28,10 @@ KEPT = ("scores", "norms", "sum", "significant", "direct", "picked")  # of each 
 
 def read(model: Model, batch_size: int, num_workers: int, images: Images,
          numbers: Sequence[int] | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Images [b, 3, height, width] and labels: all batches, or those of these numbers."""
+    """Images [b, 3, height, width] and labels: all batches, or those of these numbers. Raises UserError for batches
+    that do not fit the machine's memory."""
+    num_workers = loader.worker_count(num_workers)
+    loader.check_memory(min(batch_size, len(images.samples)), model.image_size, num_workers)
     for pixels, labels, _ in loader.batches(images, model.preprocess, batch_size, num_workers, numbers=numbers):
         yield pixels.to(model.device), labels
 

@@ -66,12 +66,12 @@ def check_memory(batch_size: int, image_size: tuple[int, int], num_workers: int)
                         "give a smaller one")
 
 
-def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int,
+def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int | None,
             skip_bad_images: bool | None = None, numbers: Sequence[int] | None = None,
             prepare_target: Callable | None = None) -> Iterator[tuple]:
     """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images
     [b, 3, height, width], labels [b] (or masks [b, ...], through `prepare_target`), and the index and error of those
-    left out.
+    left out. Workers are as many as `worker_count` allows.
 
     Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such
     option).
@@ -84,6 +84,7 @@ def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: 
               for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
     if isinstance(images.samples, shards.StreamedImages):
         num_workers = 0  # the library would share a stream out over them
+    num_workers = worker_count(num_workers)
     loader = DataLoader(_Prepared(images, preprocess, prepare_target), batch_sampler=chosen, num_workers=num_workers,
                         collate_fn=_collate, pin_memory=torch.cuda.is_available())
     for pixels, targets, bad in loader:

@@ -22,7 +22,7 @@ def image_means(vlm: Model, images: datasets.Images, batch_size: int = 64,
 
     images.draw_at(vlm.image_size[0])
     sums, counts = None, np.zeros(len(images.classes), dtype=int)
-    batches = loader.batches(images, vlm.preprocess, batch_size, loader.worker_count(num_workers))
+    batches = loader.batches(images, vlm.preprocess, batch_size, num_workers)
     with tqdm(total=len(images.samples), desc="images of the concepts", unit="image", delay=1) as progress:
         for pixels, labels, _ in batches:
             embeddings = vlm.embed_images(pixels).cpu().double().numpy()
