@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from utils.data import captions, scenes
+from utils.ex2 import descriptions
+from utils.inputs import UserError
 
 ATTRIBUTES = scenes.FIXED
 WORDS = {"style": [captions.STYLE_WORDS[style] for style in scenes.styles()], "count": list(captions.NUMBERS.values()),
@@ -37,6 +39,16 @@ def controlled(name: str) -> dict[tuple[str, str], str]:
             texts[attribute, word] = FORMS[attribute].format(name=name, one=one, many=many, word=word,
                                                              article=captions.with_article(word))
     return texts
+
+
+def every_caption(found: list[dict], questions: list[str]) -> list[dict]:
+    """Every controlled text of every concept as an answer to its attribute's question: rows with question and caption.
+    `questions` are templates, one for each of ATTRIBUTES. Raises UserError for another number of them."""
+    if len(questions) != len(ATTRIBUTES):
+        raise UserError(f"captions answer {len(ATTRIBUTES)} questions, for {', '.join(ATTRIBUTES)} in this order, and "
+                        f"there are {len(questions)}; write one a line, as in configs/questions_captions.txt")
+    return [{"question": descriptions.fill(questions[ATTRIBUTES.index(attribute)], concept["name"]), "caption": text}
+            for concept in found for (attribute, _), text in controlled(concept["name"]).items()]
 
 
 def effects(score: Callable[[list[str], list[int]], list[float]], found: list[dict]) -> dict:
