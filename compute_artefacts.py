@@ -25,7 +25,7 @@ def get_args_parser():
     cli.add_data_options(parser, NAMES)
     cli.add_split_option(parser)
     parser.add_argument("--num_images", type=cli.POSITIVE, default=500, metavar="N",
-                        help="of the data set, evenly spaced")
+                        help="of the data set, drawn at random")
     parser.add_argument("--deviations", type=cli.RATE, default=15.0, metavar="K",
                         help="median absolute deviations above the median from which on a norm is an outlier")
     parser.add_argument("--top_layer", type=cli.NATURAL, metavar="L",
@@ -40,7 +40,7 @@ def get_args_parser():
 def main(args) -> None:
     from functools import partial
 
-    from utils.data import datasets, pictures
+    from utils.data import datasets, loader, pictures
     from utils.runs import files
 
     # The images and the model.
@@ -61,8 +61,8 @@ def main(args) -> None:
     cli.check_range("--top_layer", top_layer, max(layers - 2, 0), 0)
     images.draw_at(model.image_size[0])
     place = files.Place(args.output_dir, args.dataset, args.model, args.split)
-    chosen = neuron_runs.some_batches(images, args.batch_size, args.num_images)
-    read = partial(neuron_runs.read, model, args.batch_size, 0, images, chosen)
+    chosen = loader.some(images, args.num_images)
+    read = partial(neuron_runs.read, model, args.batch_size, 0, images, only=chosen)
 
     # Norms, outliers and the neurons that write them.
     found = artefacts.measure(model, lambda: (pixels for pixels, _ in read()), args.deviations, top_layer,
@@ -95,7 +95,7 @@ def main(args) -> None:
 
     # A picture's norms, as they are and with a register.
     if picture is None:
-        picture = images.read(artefacts.largest(norms, chosen, args.batch_size, found["images"]))[0]
+        picture = images.read(chosen[artefacts.largest(norms, found["images"])])[0]
     pixels, shown = heatmaps.prepare(picture, model, Decomposer(model).patch_size)
     maps = {"norms of the patches": artefacts.norm_map(model, pixels)}
     if found["register_neurons"]:

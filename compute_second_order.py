@@ -34,7 +34,7 @@ def get_args_parser():
                         help="layers whose neurons are studied, counted from 0; the last layer has no later heads")
     parser.add_argument("--fit_split", default="train", metavar="NAME",
                         help="split of means, directions and thresholds; 'same' for data sets with one split")
-    parser.add_argument("--fit_images", type=cli.POSITIVE, default=5000, metavar="N", help="of it, evenly spaced")
+    parser.add_argument("--fit_images", type=cli.POSITIVE, default=5000, metavar="N", help="of it, drawn at random")
     parser.add_argument("--text_descriptions", default="google_3498_english", metavar="POOL", help="the pool of texts")
     parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER", help="where POOL.txt is")
     parser.add_argument("--texts_per_neuron", type=cli.POSITIVE, nargs="+", default=[4, 16, 64], metavar="N",
@@ -64,7 +64,7 @@ def main(args) -> None:
 
     from utils.analysis import truth, zeroshot
     from utils.analysis.names import attributes, naming
-    from utils.data import datasets
+    from utils.data import datasets, loader
     from utils.runs import components, files
 
     # The data, the model, its classifier and pool.
@@ -125,8 +125,8 @@ def main(args) -> None:
               f"correlation {sum(known) / len(known):.2f}")
     if args.indirect_images:
         largest = [tuple(map(int, entry["neuron"].split("."))) for entry in found["neurons"][:20]]
-        chosen = neuron_runs.some_batches(images, args.batch_size, args.indirect_images)
-        found["indirect"] = neurons.indirect(of_model, fits, lambda: read(images, chosen), classifier, largest)
+        chosen = loader.some(images, args.indirect_images)
+        found["indirect"] = neurons.indirect(of_model, fits, lambda: read(images, only=chosen), classifier, largest)
         print(f"indirect, {found['indirect']['images']} images: baseline {found['indirect']['baseline']:.1f}, "
               + ", ".join(f"layer {name} {value:.1f}" for name, value in found["indirect"]["layers"].items()))
 

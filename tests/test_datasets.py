@@ -30,6 +30,28 @@ def test_worker_processes_keep_the_order(folder_of_images):
     assert all(torch.equal(a, b) for (a, *_), (b, *_) in zip(alone, shared))
 
 
+def test_only_some_images_are_read(folder_of_images):
+    images = datasets.load_images("imagefolder", str(folder_of_images))
+    chosen, every = [1, 6, 7, 12, 14], torch.cat([pixels for pixels, *_ in read(images)])
+    found = read(images, batch_size=2, only=chosen)
+    assert torch.equal(torch.cat([pixels for pixels, *_ in found]), every[chosen])
+    assert [labels.tolist() for _, labels, _ in found] == [[0, 1], [1, 2], [2]]
+    assert torch.equal(read(images, batch_size=2, only=chosen, numbers=[1])[0][0], every[[7, 12]])
+    damage(folder_of_images)
+    assert [bad[0][0] for _, _, bad in read(images, batch_size=1, only=[7, 10], skip_bad_images=True)] == [7, 10]
+
+
+@pytest.mark.parametrize("order", [sorted, list], ids=["class by class", "classes in turns"])
+def test_some_images_stand_for_all_classes(order):
+    labels = order(index % 100 for index in range(2000))
+    images = datasets.Images(samples=labels, classes=[str(label) for label in range(100)])
+    chosen = loader.some(images, 200)
+    assert len(chosen) == len(set(chosen)) == 200
+    assert chosen == sorted(chosen) == loader.some(images, 200)
+    assert len({labels[index] for index in chosen}) > 75  # of 200 draws, 87 on average
+    assert loader.some(images, 3000) == list(range(2000))
+
+
 def test_as_many_processes_read_as_there_are_cores(folder_of_images, monkeypatch, capsys):
     started, made = [], torch.utils.data.DataLoader
 

@@ -69,6 +69,13 @@ def test_mentions_are_whole_words():
     assert np.isnan(truth.mentions(rows[4:], FOUND)["size"][0]).all()
 
 
+def test_a_count_in_figures_and_another_spelling_are_the_same_word():
+    rows = descriptions_of(lambda concept, i: ["2 owls", "12 owls, 2nd", "two of 2", "a gray owl"][i])
+    shares = truth.mentions(rows, FOUND)
+    assert shares["count"][0].tolist() == [0, 0.5, 0, 0]
+    assert shares["color"][0].tolist() == [0.25 if word == "grey" else 0 for word in truth.WORDS["color"]]
+
+
 def random_parts(seed):
     rng = np.random.default_rng(seed)
     return [{name: rng.random((40, len(words))) for name, words in truth.WORDS.items()} for _ in range(3)]

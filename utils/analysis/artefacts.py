@@ -78,10 +78,9 @@ def norm_map(model: Model, images: Tensor, some: Registers | None = None) -> np.
     return passed[max(len(passed) - 2, 0)].norms[0, 1 + extra:].reshape(grid).cpu().numpy()
 
 
-def largest(norms: list[np.ndarray], batches: list[int], batch_size: int, images: int) -> int:
-    """The index in the data set of the image with the largest norm after the last block but one."""
-    place = int(norms[max(len(norms) - 2, 0)].reshape(images, -1).max(axis=1).argmax())
-    return batches[place // batch_size] * batch_size + place % batch_size
+def largest(norms: list[np.ndarray], images: int) -> int:
+    """Which of so many images has the largest norm after the last block but one."""
+    return int(norms[max(len(norms) - 2, 0)].reshape(images, -1).max(axis=1).argmax())
 
 
 def classifier_of(place: Place, model: Model) -> Tensor | None:

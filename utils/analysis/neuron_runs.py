@@ -26,21 +26,15 @@ from utils.runs.writer import RunWriter
 KEPT = ("scores", "norms", "sum", "significant", "direct", "picked")  # of each layer, an image a row
 
 
-def read(model: Model, batch_size: int, num_workers: int, images: Images,
-         numbers: Sequence[int] | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Images [b, 3, height, width] and labels: all batches, or those of these numbers. Raises UserError for batches
-    that do not fit the machine's memory."""
+def read(model: Model, batch_size: int, num_workers: int, images: Images, numbers: Sequence[int] | None = None,
+         only: Sequence[int] | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Images [b, 3, height, width] and labels, as `loader.batches` gives them. Raises UserError for batches that do not
+    fit the machine's memory."""
     num_workers = loader.worker_count(num_workers)
     loader.check_memory(min(batch_size, len(images.samples)), model.image_size, num_workers)
-    for pixels, labels, _ in loader.batches(images, model.preprocess, batch_size, num_workers, numbers=numbers):
+    for pixels, labels, _ in loader.batches(images, model.preprocess, batch_size, num_workers, numbers=numbers,
+                                            only=only):
         yield pixels.to(model.device), labels
-
-
-def some_batches(images: Images, batch_size: int, number: int) -> list[int]:
-    """Batches of about `number` images, evenly spaced over a data set."""
-    total = -(-len(images.samples) // batch_size)
-    wanted = min(total, -(-number // batch_size))
-    return [i * total // wanted for i in range(wanted)]
 
 
 def texts_of_model(place: Place, weights: dict, pool: str, texts: list[str],
@@ -65,7 +59,7 @@ def fit(of_model: Neurons, reading, images: Images, about: dict, heads: Sequence
         resume: bool) -> tuple[dict[int, Fit], dict[int, list[int]]]:
     """The fit of every layer to images, kept beside the results, and the ten neurons that feed `heads` most, by layer.
     `reading` is `read` with its first arguments; a fit that is there is taken with `resume`."""
-    keys = ("model", "weights_sha256", "dataset", "layers", "fit_split", "fit_images", "batch_size")
+    keys = ("model", "weights_sha256", "dataset", "layers", "fit_split", "fit_images")
     identity = {key: about[key] for key in keys} | {"data_sha256": datasets.fingerprint(images)}
     manifest = place.path("neurons_fit", ".json")
     names = {(layer, field.name): place.path(f"neurons{layer}_{field.name}") for layer in of_model.layers
@@ -77,8 +71,8 @@ def fit(of_model: Neurons, reading, images: Images, about: dict, heads: Sequence
         fits = {layer: Fit(*(stored[layer, field.name] for field in fields(Fit))) for layer in of_model.layers}
     else:
         directions = {layer: of_model.directions(layer) for layer in of_model.layers}
-        chosen = some_batches(images, about["batch_size"], about["fit_images"])
-        fits = neurons.fit(of_model, directions, lambda: (pixels for pixels, _ in reading(images, chosen)))
+        chosen = loader.some(images, about["fit_images"])
+        fits = neurons.fit(of_model, directions, lambda: (pixels for pixels, _ in reading(images, only=chosen)))
         files.write_arrays(manifest, {names[layer, name]: array for layer, fitted in fits.items()
                                       for name, array in fitted.arrays().items()}, {
                                           "pretrained": about["pretrained"], "weights_sha256": about["weights_sha256"],

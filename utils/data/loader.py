@@ -56,6 +56,14 @@ def worker_count(wanted: int | None) -> int:
     return min(cores, 10 if wanted is None else wanted)
 
 
+def some(images: Images, number: int) -> list[int]:
+    """Indices of `number` images of a data set, or of all where it has fewer: the same draw every time, in their order,
+    whatever the order of the classes."""
+    import numpy as np
+
+    return sorted(np.random.default_rng(0).permutation(len(images.samples))[:number].tolist())
+
+
 def check_memory(batch_size: int, image_size: tuple[int, int], num_workers: int) -> None:
     """Refuse batches of images that do not fit this machine's memory: each worker prepares two beforehand."""
     needed = batch_size * 3 * math.prod(image_size) * 4 * (2 * num_workers + 2)
@@ -68,10 +76,10 @@ def check_memory(batch_size: int, image_size: tuple[int, int], num_workers: int)
 
 def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: int | None,
             skip_bad_images: bool | None = None, numbers: Sequence[int] | None = None,
-            prepare_target: Callable | None = None) -> Iterator[tuple]:
-    """All images in order, in batches, or those batches whose `numbers` are given, counted from 0: images
-    [b, 3, height, width], labels [b] (or masks [b, ...], through `prepare_target`), and the index and error of those
-    left out. Workers are as many as `worker_count` allows.
+            prepare_target: Callable | None = None, only: Sequence[int] | None = None) -> Iterator[tuple]:
+    """All images in order, or `only` those of these indices, in batches, or those batches whose `numbers` are given,
+    counted from 0: images [b, 3, height, width], labels [b] (or masks [b, ...], through `prepare_target`), and the
+    index and error of those left out. Workers are as many as `worker_count` allows.
 
     Raises UserError that names the first image that cannot be read, unless `skip_bad_images` (None: there is no such
     option).
@@ -79,9 +87,9 @@ def batches(images: Images, preprocess: Callable, batch_size: int, num_workers: 
     import torch
     from torch.utils.data import DataLoader
 
-    total = len(images.samples)
-    chosen = [list(range(number * batch_size, min((number + 1) * batch_size, total)))
-              for number in (range(-(-total // batch_size)) if numbers is None else numbers)]
+    indices = range(len(images.samples)) if only is None else only
+    chosen = [list(indices[number * batch_size:(number + 1) * batch_size])
+              for number in (range(-(-len(indices) // batch_size)) if numbers is None else numbers)]
     if isinstance(images.samples, shards.StreamedImages):
         num_workers = 0  # the library would share a stream out over them
     num_workers = worker_count(num_workers)

@@ -17,6 +17,7 @@ WORDS = {"style": [captions.STYLE_WORDS[style] for style in scenes.styles()], "c
          "color": list(scenes.COLORS), "size": list(scenes.SIZES)}
 FORMS = {"style": "{one} in {article} style", "count": "{word} {many}", "color": "{one} on {article} background",
          "size": "{article} {name}"}
+SPELLINGS = {**{word: str(number) for number, word in captions.NUMBERS.items()}, "grey": "gray"}  # of the same word
 JUDGED = {"color": "color", "size": "size"}  # of ATTRIBUTES: its name in configs/inspection.yaml
 DISCOVERY = 0.1  # by how much the share of descriptions with a word must grow for a discovery
 
@@ -68,16 +69,21 @@ def effects(score: Callable[[list[str], list[int]], list[float]], found: list[di
             "words": {name: part - rewards[:, 1:2] for name, part in zip(WORDS, parts)}}
 
 
+def pattern(*words: str) -> re.Pattern:
+    """Finds any of these words in a text, whole, in any spelling of SPELLINGS."""
+    spelt = [one for word in words for one in (word, SPELLINGS.get(word)) if one]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(spelt)})(?!\w)", re.IGNORECASE)
+
+
 def mentions(rows: list[dict], found: list[dict]) -> dict[str, np.ndarray]:
     """Shares of each concept's descriptions that use each word of an attribute: attribute to [c, w]; NaN where a
     concept has no description. `rows` are those of inference.py's JSONL, of any number of runs."""
     shares = {}
     for attribute, words in WORDS.items():
-        patterns = [re.compile(rf"(?<!\w){word}(?!\w)", re.IGNORECASE) for word in words]
         shares[attribute] = np.array([
-            [np.mean(said) if (said := [bool(pattern.search(row["description"])) for row in rows
+            [np.mean(said) if (said := [bool(one.search(row["description"])) for row in rows
                                         if row["concept"] == concept["name"]]) else np.nan
-             for pattern in patterns] for concept in found])
+             for one in map(pattern, words)] for concept in found])
     return shares
 
 
@@ -160,8 +166,8 @@ def judged(answers: dict[tuple[int, str], dict]) -> dict[str, dict]:
 
     results = {}
     for attribute, name in JUDGED.items():
-        pattern = re.compile("|".join(rf"(?<!\w){word}(?!\w)" for word in WORDS[attribute]), re.IGNORECASE)
-        pairs = [(name in answer["parsed"]["attributes"], bool(pattern.search(answer["description"])))
+        any_word = pattern(*WORDS[attribute])
+        pairs = [(name in answer["parsed"]["attributes"], bool(any_word.search(answer["description"])))
                  for (_, question), answer in answers.items() if question == "attributes" and answer["parsed"]]
         constant = len(set(pairs)) < 2 or len({one for one, _ in pairs}) == len({other for _, other in pairs}) == 1
         results[attribute] = {"used": len(pairs),
