@@ -8,7 +8,8 @@
 
 One description a concept and question. Writes --output_filepath X.json, a list (concepts) of lists (descriptions), and
 beside it X.jsonl, one line a description: concept, question, description, seed, reward (null where not scored), and
-X.manifest.json, which says what made them. A run that was cut off goes on where it stopped.
+X.manifest.json, which says what made them. A run that was cut off goes on where it stopped, and what is finished is not
+made again.
 """
 from utils import cli
 from utils.cli import UserError
@@ -54,6 +55,7 @@ def add_generation_options(parser) -> None:
 
 def main(args) -> None:
     import importlib.util
+    import sys
 
     from utils.data import concepts
     from utils.ex2 import descriptions
@@ -71,6 +73,9 @@ def main(args) -> None:
             raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then "
                             f"run: .venv/bin/python inference.py --score {args.score} --descriptions {output}")
         models.split_vlm_name(args.score)
+        if cli.is_main_process():  # at once: what follows takes a while
+            print(f"{args.score} is to score {output} by images of {args.eval_dataset}; looking for them ...",
+                  file=sys.stderr, flush=True)
         images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
                                         args.num_images_for_reward, class_names=args.class_names)
 
@@ -85,10 +90,16 @@ def main(args) -> None:
             return
 
     # Rewards.
+    by = {"vlm_name": args.score, "vlm_16bit": args.vlm_16bit, "data_root": args.data_root, "reward_split": args.split,
+          "num_images_for_reward": args.num_images_for_reward} if args.score else {}
+    if not args.descriptions and "measures" in manifest and by.items() <= manifest.items():
+        print(f"finished already -> {output}")
+        return
     if args.score:
+        if (of := manifest.get("dataset", args.eval_dataset)) != args.eval_dataset:
+            cli.note(f"{output} describes concepts of {of}, and is scored by images of {args.eval_dataset}")
         score(args, images, rows, output)
-        manifest |= {"vlm_name": args.score, "reward_split": args.split,
-                     "num_images_for_reward": args.num_images_for_reward}
+        manifest |= by | {"dataset": args.eval_dataset}
 
     descriptions.write(output, rows, manifest)
     for line in descriptions.summary(rows):
@@ -97,8 +108,8 @@ def main(args) -> None:
 
 
 def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[dict], dict]:
-    """Descriptions of the concepts with these names as rows of the JSONL, and what made them. What an earlier run that
-    was cut off had made is not made again."""
+    """Descriptions of the concepts with these names as rows of the JSONL, and what made them. What an earlier run had
+    made is not made again; of one that is finished, the rows have its rewards, and the manifest has its sums."""
     import sys
     from contextlib import nullcontext
 
@@ -121,6 +132,8 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": dataset,
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
                 "weights_sha256": loading.adapter_hash(adapter)}
+    if made := descriptions.finished(output, manifest, loading.last_written(base)):
+        return made
 
     engine = {"tensor_parallel_size": args.tensor_parallel_size}
     if args.max_model_len:

@@ -3,7 +3,8 @@
     python -m scripts.compare_descriptions --before output_dir/ex2/untrained.json --after output_dir/ex2/aligned.json
 
 Prints mean rewards with standard errors, the difference paired by concept, the signs of collapse, and examples; writes
-the same as comparison.md beside the first --after.
+the same as comparison.md beside the first --after. Both sides are of the same language model (the base of adapters),
+data set and VLM, as far as their manifests tell.
 """
 from utils import cli
 from utils.cli import UserError
@@ -24,8 +25,13 @@ def main(args) -> None:
 
     from utils.ex2 import descriptions
 
-    before, after = ([row for path in paths for row in descriptions.read(path)[0]]
-                     for paths in (args.before, args.after))
+    files = [[descriptions.read(path) for path in paths] for paths in (args.before, args.after)]
+    before, after = ([row for rows, _ in read for row in rows] for read in files)
+    for name in ("base_model_name", "dataset", "vlm_name"):
+        values = [sorted({about[name] for _, about in read if about.get(name)}) for read in files]
+        if all(values) and values[0] != values[1]:
+            raise UserError(f"--before is of {name} {', '.join(values[0])}, and --after of {', '.join(values[1])}, so "
+                            "that more than the training differs; make one of them again with the other's")
     lines = ["| | mean reward | words | duplicates | repeated phrases | copies | shared phrase |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
     for name, paths, rows in (("before", args.before, before), ("after", args.after, after)):

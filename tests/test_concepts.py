@@ -48,6 +48,20 @@ def test_aircraft_and_dogs_are_called_so(tmp_path):
         "Boeing 747-400 aircraft", "Canadair Challenger 600 aircraft", "McDonnell Douglas F/A-18 aircraft"]
 
 
+def test_an_aircraft_s_maker_is_named_once(tmp_path):
+    from utils.data import layouts
+
+    makers = {"Boeing 717": "Boeing", "ATR-42": "ATR", "Gulfstream IV": "Gulfstream Aerospace", "707-320": "Boeing",
+              "Eurofighter Typhoon": "Eurofighter"}
+    for split in ("train", "val", "test"):
+        for kind, names in (("variant", makers.keys()), ("manufacturer", makers.values())):
+            (tmp_path / f"images_{kind}_{split}.txt").write_text(
+                "".join(f"{i:07d} {name}\n" for i, name in enumerate(names)))
+    assert layouts.with_maker(list(makers), tmp_path) == [
+        "Boeing 717 aircraft", "ATR ATR-42 aircraft", "Gulfstream Aerospace Gulfstream IV aircraft",
+        "Boeing 707-320 aircraft", "Eurofighter Typhoon aircraft"]
+
+
 @pytest.mark.parametrize("name, names", [
     ("cub", ["Black-footed Albatross", "Laysan Albatross"]), ("pets", ["Abyssinian", "german shorthaired"]),
     ("stanford_cars", ["2000 AM General Hummer SUV", "2012 Ram C/V Van"]), ("imagefolder", ["A", "b b"])])
@@ -61,9 +75,11 @@ def test_names_of_birds_have_their_hyphens_and_no_flower_is_a_question():
 
     from utils.data import layouts
 
-    names = ["Black and white Warbler", "Nelson Sharp tailed Sparrow", "Cape May Warbler"]
+    names = ["Black footed Albatross", "Spotted Catbird", "Great Crested Flycatcher", "Nelson Sharp tailed Sparrow",
+             "Cape May Warbler", "Whip poor Will", "Bobolink", ""]
     assert layouts.with_hyphens(names, None) == [
-        "Black-and-white Warbler", "Nelson Sharp-tailed Sparrow", "Cape May Warbler"]
+        "Black-footed Albatross", "Spotted Catbird", "Great-Crested Flycatcher", "Nelson-Sharp-tailed Sparrow",
+        "Cape-May Warbler", "Whip-poor Will", "Bobolink", ""]
     found = layouts.without_question_marks(list(Flowers102.classes), None)
     assert "pink-yellow dahlia" in found
     assert not any("?" in name for name in found)
@@ -77,6 +93,16 @@ def test_names_of_a_file_of_the_user_s(tmp_path):
     found = concepts.load_concepts("pets", str(tmp_path), "trainval", None, 9, class_names=str(names))
     assert found.classes == ["a cat", "a dog"]
     assert found.paths == concepts.load_concepts("pets", str(tmp_path), "train", None, 9).paths
+    for content in ('["a cat",\n "a dog"]', "\ufeffa cat\na dog\n", '\ufeff["a cat", "a dog"]'):
+        names.write_text(content, encoding="utf-8")
+        assert concepts.concept_names("pets", str(tmp_path), "train", None, str(names)) == ["a cat", "a dog"]
+    for content in ('["a cat",', "[1, 2]"):
+        names.write_text(content)
+        with pytest.raises(UserError, match="--class_names .*names.txt is not a JSON list of names .*; write one name"):
+            concepts.concept_names("pets", str(tmp_path), "train", None, str(names))
+    names.write_bytes("Kätzchen\nHund".encode("latin-1"))
+    with pytest.raises(UserError, match="names.txt, line 1: is not UTF-8"):
+        concepts.concept_names("pets", str(tmp_path), "train", None, str(names))
     names.write_text("a cat\n")
     with pytest.raises(UserError, match="names.txt holds 1 names, and pets has 2 classes; write one a line"):
         concepts.concept_names("pets", str(tmp_path), "train", None, str(names))

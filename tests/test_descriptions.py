@@ -79,7 +79,7 @@ def test_published_descriptions_are_read_by_the_names_of_their_concepts(tmp_path
     rows, manifest = descriptions.read(str(path), ["dog", "cat"])
     assert [(row["concept"], row["description"]) for row in rows] == [("dog", "It barks."), ("dog", ""),
                                                                       ("cat", "It purrs.")]
-    assert manifest == {}
+    assert manifest == {"concepts": ["dog", "cat"]}
     with pytest.raises(UserError, match="holds descriptions of 2 concepts, and the data set has 3"):
         descriptions.read(str(path), ["dog", "cat", "owl"])
     with pytest.raises(UserError, match="published.jsonl does not exist"):
@@ -88,6 +88,17 @@ def test_published_descriptions_are_read_by_the_names_of_their_concepts(tmp_path
         path.write_text(content)
         with pytest.raises(UserError, match="expected is a JSON list"):
             descriptions.read(str(path), ["dog"])
+
+
+def test_a_concept_without_descriptions_keeps_its_place(tmp_path):
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps([["x"], [], ["y", "z"]]))
+    for _ in range(2):  # as published, and beside a .jsonl
+        rows, manifest = descriptions.read(str(path), ["dog", "cat", "owl"])
+        descriptions.write(str(path), rows, manifest)
+        assert json.loads(path.read_text()) == [["x"], [], ["y", "z"]]
+    descriptions.write(str(path), [row for row in rows if row["concept"] == "owl"], manifest)
+    assert json.loads(path.read_text()) == [[], [], ["y", "z"]]
 
 
 @pytest.mark.parametrize("content", ["What is {concept}?\n".encode("utf-16"),
@@ -266,6 +277,28 @@ def test_a_run_with_other_options_is_not_continued(tmp_path, change):
     assert go_on(path) == ["first"]
 
 
+def test_a_run_is_finished_where_its_files_are_of_the_same_settings(tmp_path):
+    path, rows = tmp_path / "d.json", rows_of(["a", "b"])
+    assert descriptions.finished(str(path), MANIFEST) is None
+    descriptions.write(str(path), rows, MANIFEST | {"vlm_name": "v"})
+    found, about = descriptions.finished(str(path), MANIFEST)
+    assert found == rows
+    assert about["vlm_name"] == "v"
+    assert descriptions.finished(str(path.with_suffix(".txt")), MANIFEST) == (found, about)
+    for change in ({"seed": 1}, {"new": 1}, {"concepts": ["cat"]}):
+        assert descriptions.finished(str(path), MANIFEST | change) is None
+    written = path.stat().st_mtime
+    assert descriptions.finished(str(path), MANIFEST, written - 1)
+    assert descriptions.finished(str(path), MANIFEST, written + 1) is None  # the language model is newer
+    go_on(str(path), "first")
+    assert descriptions.finished(str(path), MANIFEST) is None  # another run has begun
+    (tmp_path / "d.kept.partial").unlink()
+    for suffix in (".json", ".jsonl", ".manifest.json"):
+        descriptions.write(str(path), rows, MANIFEST)
+        path.with_suffix(suffix).unlink()
+        assert descriptions.finished(str(path), MANIFEST) is None
+
+
 # Sums.
 
 def test_the_mean_reward_and_its_standard_error():
@@ -289,10 +322,10 @@ def test_the_summary():
 
 # Two files side by side.
 
-def compare(capsys, tmp_path, before, after, *more):
+def compare(capsys, tmp_path, before, after, *more, manifests=({}, {})):
     module = importlib.import_module("scripts.compare_descriptions")
-    for name, rows in (("before", before), ("after", after)):
-        descriptions.write(str(tmp_path / f"{name}.json"), rows, {})
+    for name, rows, manifest in zip(("before", "after"), (before, after), manifests):
+        descriptions.write(str(tmp_path / f"{name}.json"), rows, manifest)
     arguments = ["--before", str(tmp_path / "before.json"), "--after", str(tmp_path / "after.json"), *more]
     module.main(cli.parse(module.get_args_parser(), arguments))
     out = capsys.readouterr().out
@@ -327,6 +360,19 @@ def test_files_without_rewards_or_without_common_questions(tmp_path, capsys):
         compare(capsys, tmp_path, scored, bare)
     with pytest.raises(UserError, match="no concept in common"):
         compare(capsys, tmp_path, scored, rows_of(["a b", "c d"], ("x", "y"), (1.0, 4.0)))
+
+
+@pytest.mark.parametrize("name", ["base_model_name", "dataset", "vlm_name"])
+def test_files_of_different_models_data_sets_or_vlms_are_not_compared(tmp_path, capsys, name):
+    rows = rows_of(["a b", "c d"], rewards=(1.0, 3.0))
+    about = {"base_model_name": "m", "dataset": "cub", "vlm_name": "v", "model_name": "m", "seed": 0}
+    with pytest.raises(UserError, match=f"--before is of {name} {about[name]}, and --after of other, .*; make one of"):
+        compare(capsys, tmp_path, rows, rows, manifests=(about, about | {name: "other"}))
+    for other in (about | {"model_name": "m/adapter", "seed": 1}, {}):  # an adapter, another seed; no manifest
+        assert compare(capsys, tmp_path, rows, rows, manifests=(about, other))
+    descriptions.write(str(tmp_path / "second.json"), rows, about | {"seed": 1})
+    seeds = ["--after", *(str(tmp_path / f"{name}.json") for name in ("before", "second"))]
+    assert compare(capsys, tmp_path, rows, rows, *seeds, manifests=(about, about))[3].startswith("| after (4) |")
 
 
 def test_the_difference_is_paired_by_concept_over_seeds():

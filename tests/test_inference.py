@@ -151,6 +151,50 @@ def test_descriptions_are_scored_as_they_are_made_or_later(run_script, options, 
     assert (manifest["reward_split"], manifest["num_images_for_reward"]) == ("test", 2)
 
 
+def test_a_finished_run_is_not_made_again(run_script, options, tiny_lm, tmp_path, generated, monkeypatch):
+    scored = [*options, "--score", JUDGE]
+    assert run_script("inference", *options)[0] == 0
+    assert generated == list(range(6))
+    generated.clear()
+    assert f"finished already -> {tmp_path / 'out' / 'd.json'}" in run_script("inference", *options)[1]
+    code, out, err = run_script("inference", *scored)  # the rewards are not there yet
+    assert code == 0, err
+    assert "mean reward: " in out
+    whole = {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
+    with monkeypatch.context() as patched:
+        patched.setattr(rewards, "score", None)
+        for arguments in (scored, options):
+            assert "finished already" in run_script("inference", *arguments)[1]
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == whole
+    for change in (["--split", "test"], ["--num_images_for_reward", 2], ["--vlm_16bit", "True"]):
+        assert "finished already" not in run_script("inference", *scored, *change)[1]  # scored anew
+    assert not generated
+    assert run_script("inference", *options, "--seed", 3)[0] == 0  # other descriptions
+    assert generated == list(range(3, 9))
+    generated.clear()
+    for file in Path(tiny_lm).glob("*.safetensors"):
+        file.touch()  # other weights, it may be
+    assert run_script("inference", *options, "--seed", 3)[0] == 0
+    assert generated == list(range(3, 9))
+
+
+def test_the_manifest_tells_the_data_set_that_scores(run_script, tmp_path):
+    path, text = tmp_path / "published.json", [["a"], [], ["b", "c"]]
+    path.write_text(json.dumps(text))
+    code, _, err = run_script("inference", "--score", JUDGE, "--descriptions", path, "--eval_dataset", "emoji_fixed",
+                              "--num_concepts", 3, "--num_images_for_reward", 2, "--device", "cpu")
+    assert code == 0, err
+    assert json.loads(path.read_text()) == text
+    assert json.loads(path.with_suffix(".manifest.json").read_text())["dataset"] == "emoji_fixed"
+    assert "describes concepts of" not in err
+    rows = [{"concept": NAMES[0], "question": "?", "description": "a", "seed": 0, "reward": None}] * 2
+    descriptions.write(str(path), rows, {"dataset": "emoji_fixed"})
+    _, _, err = run_script("inference", "--score", JUDGE, "--descriptions", path, "--num_concepts", 2,
+                           "--num_images_for_reward", 2, "--device", "cpu")
+    assert "describes concepts of emoji_fixed, and is scored by images of emoji" in err
+    assert json.loads(path.with_suffix(".manifest.json").read_text())["dataset"] == "emoji"
+
+
 def test_a_file_about_some_of_the_concepts_is_scored(run_script, tmp_path):
     rows = [{"concept": NAMES[1], "question": "?", "description": text, "seed": 0, "reward": None}
             for text in ("one", "two")]

@@ -252,8 +252,8 @@ def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], o
     parser.add_argument("--split", default="train", metavar="NAME",
                         help="of the data set: train, val, trainval or test, where it has them")
     parser.add_argument("--class_names", metavar="FILE",
-                        help="names of all concepts, one a line, in the order of the data set's labels (default: the "
-                             "data set's own, as published)")
+                        help="names of all concepts, one a line or a JSON list, in the order of the data set's labels "
+                             "(default: the data set's own, as published)")
     parser.add_argument("--num_concepts", type=POSITIVE, metavar="N",
                         help="so many concepts, evenly spaced over the data set's list (default: all)")
     parser.add_argument("--num_images_for_reward", type=SIZE, default=256, metavar="N",

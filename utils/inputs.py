@@ -29,6 +29,18 @@ def read_text(path: str | Path) -> str:
                         "UTF-8") from error
 
 
+def read_texts(path: str | Path, option: str, what: str) -> list[str]:
+    """The texts of a file, without blank ones: one a line, or a JSON list. `option` is the one that names the file, and
+    `what` the texts are, for the messages of the UserError."""
+    text = read_text(path)
+    try:
+        texts = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        return [line.strip() for line in texts if line.strip()]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{option} {path} is not a JSON list of {what}s ({describe(error)}); write one {what} a "
+                        "line") from error
+
+
 def read_json(path: str | Path, kind: type, what: str):
     """The content of a JSON file, of that kind (dict or list). `what` says what it should be, and what to do; it ends
     the message of the UserError for a file that is something else."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from utils.cli import UserError
 from utils.data import layouts
 from utils.data.datasets import DRAWN, REGISTRY, ImageFiles, Images, SceneImages
+from utils.inputs import read_texts
 
 FIXED_IMAGES = 64  # of each concept of emoji_fixed, in a split
 
@@ -12,8 +13,8 @@ def concept_names(name: str, data_root: str | None, split: str, num_concepts: in
                   class_names: str | None = None) -> list[str]:
     """Names of `num_concepts` concepts that EX2 describes (None: all), evenly spaced over a data set's classes.
 
-    Names are those of the file `class_names`, one a line, else the published ones, of DataSet.concepts. Raises
-    UserError for missing files, an unknown split, more concepts than there are, and two of the same name.
+    Names are those of the file `class_names`, one a line or a JSON list, else the published ones, of DataSet.concepts.
+    Raises UserError for missing files, an unknown split, more concepts than there are, and two of the same name.
     """
     _, names = _concepts(name, data_root, split, class_names)
     return [names[k] for k in _spaced_evenly(num_concepts, len(names))]
@@ -71,11 +72,7 @@ def _concepts(name: str, data_root: str | None, split: str,
         files, classes = known.read(Path(data_root), split)
     names = known.concepts(classes, data_root and Path(data_root))
     if class_names:
-        try:
-            lines = Path(class_names).read_text(encoding="utf-8").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"--class_names {class_names} is not UTF-8 text; save it as such") from error
+        names = read_texts(class_names, "--class_names", "name")
         if len(names) != len(classes):
             raise UserError(f"--class_names {class_names} holds {len(names)} names, and {name} has {len(classes)} "
                             "classes; write one a line")

@@ -243,13 +243,13 @@ def as_classes(classes: list[str], root: Path | None) -> list[str]:
 
 
 def with_hyphens(classes: list[str], root: Path | None) -> list[str]:
-    """Birds as CUB means them, whose list has underscores for hyphens too: a word in lower case goes on with the one
-    before it ("Black-footed Albatross")."""
-    return [re.sub(" (?=[a-z])", "-", name) for name in classes]
+    """Birds with hyphens between all words but before the last: "Black-footed Albatross", "Cape-May Warbler"."""
+    return ["".join((first.replace(" ", "-"), blank, last))
+            for first, blank, last in (name.rpartition(" ") for name in classes)]
 
 
 def with_maker(classes: list[str], root: Path) -> list[str]:
-    """Aircraft with their maker: "Boeing 707-320 aircraft"."""
+    """Aircraft with their maker, once: "Boeing 707-320 aircraft", "Boeing 717 aircraft"."""
     data = next((root / place for place in ("fgvc-aircraft-2013b/data", "data", "")
                  if (root / place / "variants.txt").exists()), root)
     maker_of = {}
@@ -260,7 +260,8 @@ def with_maker(classes: list[str], root: Path) -> list[str]:
     missing = [name for name in classes if name not in maker_of]
     if missing:
         raise UserError(f"{data}: no image tells the maker of {missing[0]!r}; unpack fgvc-aircraft-2013b.tar.gz again")
-    return [f"{maker_of[name]} {name} aircraft" for name in classes]
+    return [(name if name.startswith(f"{maker_of[name]} ") else f"{maker_of[name]} {name}") + " aircraft"
+            for name in classes]
 
 
 def year_first(classes: list[str], root: Path | None) -> list[str]:

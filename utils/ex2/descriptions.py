@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils import cli
 from utils.cli import UserError
-from utils.inputs import read_json, read_text
+from utils.inputs import read_json, read_text, read_texts
 from utils.language.jsonl import Record
 
 KEPT = ".kept.partial"  # suffix of what a run that is cut off has made
@@ -29,13 +29,7 @@ def read_questions(path: str) -> list[str]:
     if not Path(path).is_file():
         raise UserError(f"--questions {path} does not exist; it holds one template a line, as configs/questions.txt "
                         "does")
-    text = read_text(path)
-    try:
-        lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-        lines = [line.replace("{}", "{concept}").strip() for line in lines if line.strip()]
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"--questions {path} is not a JSON list of questions ({error}); write one question a "
-                        "line") from error
+    lines = [line.replace("{}", "{concept}") for line in read_texts(path, "--questions", "question")]
     for line in lines:
         if not re.search("{(a )?concept}", line):
             raise UserError(f"{path}: {line!r} lacks {{concept}}, where the concept's name goes")
@@ -148,12 +142,12 @@ def lines_path(path: str) -> Path:
 def read(path: str, concepts: list[str] | None = None) -> tuple[list[dict], dict]:
     """Rows of X.jsonl, by its own name or that of X.json, each with all of KEYS; and the manifest, {} where none is.
 
-    A published X.json has no X.jsonl beside it: it is read by the names of its `concepts`, where these are known; its
-    questions are "". Raises UserError for a file that is neither.
+    A published X.json has no X.jsonl beside it: it is read by the names of its `concepts`, where these are known, which
+    its manifest holds; its questions are "". Raises UserError for a file that is neither.
     """
     source, rows = lines_path(path), []
     if concepts and not source.is_file() and Path(path).is_file():
-        return read_published(path, concepts), {}
+        return read_published(path, concepts), {"concepts": list(concepts)}
     if not source.is_file():
         raise UserError(f"{source} does not exist; descriptions are made with: python inference.py --output_filepath "
                         f"{source.with_suffix('.json')}")
@@ -176,7 +170,7 @@ def read(path: str, concepts: list[str] | None = None) -> tuple[list[dict], dict
 def read_published(path: str, concepts: list[str]) -> list[dict]:
     """Rows, as of `read`, of a JSON list (concepts) of lists (descriptions) by the names of its concepts."""
     try:
-        lists = json.loads(Path(path).read_text(encoding="utf-8"))
+        lists = json.loads(read_text(path))
         if not isinstance(lists, list) or not all(
                 isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
             raise TypeError
@@ -191,8 +185,10 @@ def read_published(path: str, concepts: list[str]) -> list[dict]:
 
 def write(path: str, rows: list[dict], manifest: dict) -> None:
     """Write the three files of rows that have all of KEYS, and remove the record of `kept`. Concepts stand in the order
-    of their first row. The manifest gets `sums`."""
-    output, lists = Path(path), {}
+    of their first row; where the manifest names more `concepts`, in its order, those without a row as empty lists. The
+    manifest gets `sums`."""
+    output, listed = Path(path), manifest.get("concepts", [])
+    lists = {name: [] for name in listed if {row["concept"] for row in rows} < set(listed)}
     for row in rows:
         lists.setdefault(row["concept"], []).append(row["description"])
     lines = [json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows]
@@ -200,6 +196,17 @@ def write(path: str, rows: list[dict], manifest: dict) -> None:
     cli.write_text(output.with_suffix(".jsonl"), "".join(lines))
     cli.save_result(output.with_suffix(".json"), list(lists.values()))
     output.with_suffix(KEPT).unlink(missing_ok=True)
+
+
+def finished(path: str, manifest: dict, after: float = 0.0) -> tuple[list[dict], dict] | None:
+    """The rows and the manifest of a finished run's files, where the manifest holds all that `manifest` does, the files
+    were written `after` a time (in seconds since 1970), and no other run has begun; else None."""
+    output = Path(path).with_suffix(".json")
+    if not all(output.with_suffix(end).is_file() for end in (".json", ".jsonl", ".manifest.json")) \
+            or output.stat().st_mtime <= after or output.with_suffix(KEPT).is_file():
+        return None
+    rows, about = read(str(output))
+    return (rows, about) if manifest.items() <= about.items() else None
 
 
 def kept(path: str, manifest: dict) -> Record:

@@ -240,6 +240,11 @@ def adapter_hash(adapter: str | None) -> str | None:
     return hashlib.sha256((Path(adapter) / "adapter_model.safetensors").read_bytes()).hexdigest() if adapter else None
 
 
+def last_written(base: str) -> float:
+    """When the weights of a language model in a folder were written, in seconds since 1970; 0 of any other."""
+    return max((file.stat().st_mtime for file in Path(base).glob("*.safetensors")), default=0.0)
+
+
 def load_with_adapter(base: str, adapter: str | None, dtype):
     """A language model in `dtype`, in eval mode, its adapter beside the weights, in float32: merged into weights of 16
     bits, most of a small update would be rounded away.
