@@ -1,18 +1,21 @@
 """What do descriptions say? Asks a chat model about each, and sums up which are informative, visual or spurious (EX2).
 
     python inspect.py --input_filepath output_dir/descriptions.jsonl                    # word lists; asks no model
-    python inspect.py --input_filepath output_dir/descriptions.jsonl --dry_run --price_per_million 0.75 4.5
+    python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini --dry_run \
+        --price_per_million 0.75 4.5
     OPENAI_API_KEY=... python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini
     python inspect.py --input_filepath output_dir/descriptions.jsonl --base_url http://localhost:8000/v1 --model NAME
     python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini --batch       # half the price
     python inspect.py --summarize output_dir/A_inspection.jsonl output_dir/B_inspection.jsonl
 
-Reads what inference.py wrote. Two questions a description, in configs/inspection.yaml: does it teach something specific
-about its concept, and which attributes does it use. Each answer is appended to --output_filepath as it comes; the same
-command again asks only what is missing. What a server refuses of the settings of a request is left out from then on.
+Reads what inference.py wrote, or a published list of lists with --class_names. Two questions a description, in
+configs/inspection.yaml: does it teach something specific about its concept, and which attributes does it use. Each
+answer is appended to --output_filepath as it comes; the same command again asks only what is missing. What a server
+refuses of the settings of a request is left out from then on.
 
 --batch writes what is missing to X_batch.jsonl, for OpenAI's batch interface (endpoint /v1/chat/completions); put the
-files that come back beside it as X_batch_output.jsonl and X_batch_errors.jsonl, and give the same command again.
+files that come back beside it as X_batch_output.jsonl and X_batch_errors.jsonl, and give the same command again. What
+was refused is kept for all later files, in X_batch_settings.jsonl.
 
 --summarize compares VLMs. It prints tables, examples and how far the inspector agrees with descriptions labelled by
 hand (data/inspection/labels.jsonl), and writes summary.csv, summary.json and summary.png to --output_dir.
@@ -35,8 +38,11 @@ def get_args_parser():
 
     parser = cli.make_parser(__doc__)
     parser.add_argument("--input_filepath", metavar="FILE.jsonl",
-                        help="descriptions from inference.py; its .json will do where the .jsonl lies beside it "
-                             "(default: none)")
+                        help="descriptions from inference.py; its .json will do where the .jsonl lies beside it, and "
+                             "a published .json with --class_names (default: none)")
+    parser.add_argument("--class_names", metavar="FILE",
+                        help="of a published .json: the names of its concepts, one a line, in its order (default: "
+                             "none)")
     parser.add_argument("--output_filepath", metavar="FILE.jsonl",
                         help="answers (default: the input's name with _inspection.jsonl)")
     parser.add_argument("--output_format", default="jsonl", choices=("jsonl", "published"),
@@ -87,23 +93,22 @@ def ask(args) -> None:
     from pathlib import Path
 
     from utils import cli
-    from utils.ex2 import descriptions, inspection, words
+    from utils.ex2 import batch, descriptions, inspection, words
     from utils.language import jsonl
 
     # Whom, and about what.
     if not args.input_filepath:
         raise cli.UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
-    if args.price_per_million and len(args.price_per_million) != 2:
-        raise cli.UserError("--price_per_million takes two prices: of a million tokens to read, and to write")
     if not args.model and (args.base_url or args.batch or os.environ.get("OPENAI_API_KEY")):
         raise cli.UserError("name the inspector with --model, such as gpt-5.4-mini of OpenAI, or words for the word "
                             "lists")
     model = args.model or "words"
+    check_options(args, model)
     if model == "words":
         print(f"the inspector is words, the word lists of {args.words}" + (
             "" if args.model else ": there is no --model, no --base_url and no OPENAI_API_KEY"))
     sheet = inspection.read_sheet(args.inspection)
-    rows, manifest = descriptions.read(args.input_filepath)
+    rows, manifest = inspection.read_descriptions(args.input_filepath, args.class_names)
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
     if model == "words":
         lists = words.read_lists(args.words, sheet)
@@ -116,16 +121,11 @@ def ask(args) -> None:
 
     if args.dry_run:
         tasks = inspection.missing(rows, inspection.read_answers(path, header)[1] if path.is_file() else {})
-        tokens = sum(inspection.estimate_tokens(inspection.messages(sheet, question, rows[i])) for i, question in tasks)
-        print(f"{len(tasks)} requests for {len(rows)} descriptions, two each, {total - len(tasks)} answered before; "
-              "retries come on top")
-        print(f"about {tokens:,} tokens to read, estimated at four characters a token; at most "
-              f"{len(tasks) * args.max_tokens:,} to write")
-        if args.price_per_million:
-            read, write = args.price_per_million
-            price = (tokens * read + len(tasks) * args.max_tokens * write) / 1e6
-            print(f"at most {price:.2f} at these prices, and {price / 2:.2f} with --batch, half of it; a model that "
-                  "thinks before it answers writes more")
+        print(f"{len(tasks)} {'questions' if model == 'words' else 'requests'} for {len(rows)} descriptions, two each, "
+              f"{total - len(tasks)} answered before")
+        if model != "words":
+            estimate(args, sum(inspection.estimate_tokens(inspection.messages(sheet, question, rows[i]))
+                               for i, question in tasks), len(tasks))
         print("nothing was sent")
         return
 
@@ -137,7 +137,7 @@ def ask(args) -> None:
                 said = words.judge(rows[index]["description"], lists, sheet)[question]
                 inspection.keep_answer(rows, answers, record, (index, question), inspection.answered(said))
         elif args.batch:
-            _batch(stem, model, sampling, sheet, rows, answers, record)
+            written = batch.go_on(stem, model, sampling, sheet, rows, answers, record)
         else:
             from utils.language import chat
 
@@ -149,32 +149,50 @@ def ask(args) -> None:
     if asked and client.sent == args.max_requests and answered < total:
         print(f"the budget of {client.sent} requests is spent, {total - answered} questions remain: the same command "
               "again goes on")
-    print(path)
+    if path.is_file():
+        print(path)
+    if args.batch and written:
+        print(f"{written} requests -> {stem}_batch.jsonl; send it to the batch interface, endpoint "
+              f"/v1/chat/completions, save what comes back as {stem}_batch_output.jsonl and {stem}_batch_errors.jsonl, "
+              "and give the same command again")
     if args.output_format == "published" and len(answers) == total:
         cli.write_text(Path(f"{stem}.json"), json.dumps(inspection.published(rows, answers), indent=1) + "\n")
         print(f"{stem}.json")
 
 
-def _batch(stem: str, model: str, sampling: dict, sheet: dict, rows: list[dict], answers: dict, record) -> None:
-    """Read what came back of the batch interface, and write the requests that are still missing."""
-    from pathlib import Path
+def check_options(args, model: str) -> None:
+    """Refuse options that would do nothing, before the work."""
+    from utils.cli import UserError
 
-    from utils.ex2 import batch, inspection
-    from utils.language import chat
+    if args.price_per_million:
+        if len(args.price_per_million) != 2:
+            raise UserError("--price_per_million takes two prices: of a million tokens to read, and to write")
+        if not args.dry_run:
+            raise UserError("--price_per_million is for --dry_run, which says what the requests would cost; add "
+                            "--dry_run, or leave the prices out")
+        if model == "words":
+            raise UserError("--price_per_million needs --model, the chat model that the prices are of, such as "
+                            "gpt-5.4-mini; word lists are free")
+    if args.batch and args.base_url:
+        raise UserError("--batch writes and reads files, and asks no server; leave --base_url out")
+    if model == "words":
+        for option, given in (("--base_url", args.base_url), ("--batch", args.batch),
+                              ("--output_format published", args.output_format == "published")):
+            if given:
+                raise UserError(f"{option} is for a chat model, and word lists ask none; leave it out, or name a chat "
+                                "model with --model")
 
-    settings = chat.Settings(sampling)
-    for name in ("output", "errors"):
-        path = Path(f"{stem}_batch_{name}.jsonl")
-        if path.is_file():
-            for task, answer in batch.read(path, settings, sheet, rows):
-                if answers.get(task, {}).get("status") != "answered":
-                    inspection.keep_answer(rows, answers, record, task, answer)
-    tasks = inspection.missing(rows, answers)
-    if tasks:
-        number = batch.write(Path(f"{stem}_batch.jsonl"), model, settings, sheet, rows, tasks)
-        print(f"{number} requests -> {stem}_batch.jsonl; send it to the batch interface, endpoint "
-              f"/v1/chat/completions, save what comes back as {stem}_batch_output.jsonl, and give the same command "
-              "again")
+
+def estimate(args, tokens: int, requests: int) -> None:
+    """Print what so many requests, with so many tokens to read, would cost at most."""
+    written = requests * args.max_tokens
+    print(f"about {tokens:,} tokens to read, estimated at four characters a token; at most {written:,} to write; "
+          "retries come on top")
+    if args.price_per_million:
+        read, write = args.price_per_million
+        price = (tokens * read + written * write) / 1e6
+        print(f"at most {price:.2f} at these prices, and {price / 2:.2f} with --batch, half of it; a model that thinks "
+              "before it answers writes more")
 
 
 def summarize(args) -> None:

@@ -318,6 +318,15 @@ def write_pool(folder: Path, name: str, model: str, texts: list[str], embedded, 
                        {"pretrained": "w", "weights_sha256": "aa", "texts_sha256": files.texts_hash(texts), **about})
 
 
+def write_descriptions(path: Path, concepts=("zebra", "puffin"), each=2, vlm="clip-a", dataset="birds") -> Path:
+    """Descriptions X.jsonl with a manifest, as inference.py writes them."""
+    lines = [{"concept": concept, "question": "What is it?", "description": f"{concept} fact {i}", "seed": i,
+              "reward": 1.5} for concept in concepts for i in range(each)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.with_name(f"{path.stem}.manifest.json").write_text(json.dumps({"dataset": dataset, "vlm_name": vlm}))
+    return path
+
+
 def head_terms(images=300, width=24, inner=8, seed=0, dtype=np.float32):
     """Terms as a head writes them: of low rank, around a mean, with a rounding's worth of noise."""
     rng = np.random.default_rng(seed)

@@ -5,6 +5,8 @@ import struct
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 GOOD = {"knowledge": '{"explanation": "It tells of stripes.", "increases_knowledge": "yes"}',
@@ -93,6 +95,27 @@ class FaultServer:
     def asked(self):
         """(question, last message) of all chat requests."""
         return [(question_of(request), request["messages"][-1]["content"]) for _, _, request in self.chats]
+
+
+def run_batch(server, requests, output, errors):
+    """What the batch interface does: sends each line of the file `requests` to the server, and writes the files of what
+    came back, each line as OpenAI does; a file without lines is not written."""
+    came = {output: [], errors: []}
+    for line in map(json.loads, requests.read_text().splitlines()):
+        address = server.url.removesuffix("/v1") + line["url"]
+        request = urllib.request.Request(address, json.dumps(line["body"]).encode(), method=line["method"])
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                code, content = reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            code, content = error.code, json.load(error)
+        came[output if code == 200 else errors].append(
+            {"id": "batch_req_1", "custom_id": line["custom_id"], "error": None,
+             "response": {"status_code": code, "request_id": "req_1", "body": content}})
+    for path, lines in came.items():
+        path.unlink(missing_ok=True)
+        if lines:
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def question_of(request):

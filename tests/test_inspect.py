@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import ROOT
+from builders import ROOT, write_descriptions
 from fault_server import GOOD, FaultServer, body, choosy, no_schema, question_of, reset, says, slow, status
 
 from utils.ex2 import inspection, verdicts
@@ -30,14 +30,6 @@ def quick(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(chat, "BACKOFF", 0.01)
-
-
-def write_descriptions(path, concepts=("zebra", "puffin"), each=2, vlm="clip-a", dataset="birds"):
-    lines = [{"concept": concept, "question": "What is it?", "description": f"{concept} fact {i}", "seed": i,
-              "reward": 1.5} for concept in concepts for i in range(each)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path.with_name(f"{path.stem}.manifest.json").write_text(json.dumps({"dataset": dataset, "vlm_name": vlm}))
-    return path
 
 
 @pytest.fixture
@@ -260,17 +252,49 @@ def test_a_refusal_that_names_several_settings_is_met_at_once(run_script, descri
     assert err.count("note: ") == 3
 
 
-def test_a_limit_that_is_refused_for_its_size_ends_the_question(run_script, tmp_path):
-    path = write_descriptions(tmp_path / "d.jsonl", ["owl"], 1)
+CONTEXT = "This model's maximum context length is 2048 tokens"
 
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("refusal", [
+    f"'max_tokens' or 'max_completion_tokens' is too large: 128. {CONTEXT} and your request has 1990 input tokens "
+    "(128 > 2048 - 1990). None",
+    f"{CONTEXT}. However, you requested 128 output tokens and your prompt contains at least 1921 input tokens, for a "
+    "total of at least 2049 tokens. (parameter=max_tokens)",
+    f"{CONTEXT}. However, your messages resulted in 2100 tokens (including 80 in the response_format schemas).",
+    "max_tokens is too large: 128. This model supports at most 64 completion tokens, whereas you provided 128.",
+    "give max_tokens or max_completion_tokens"])
+def test_a_question_that_is_too_long_ends_alone(run_script, descriptions, refusal, concurrency):
     def answer(handler):
-        status(400, "max_tokens or max_completion_tokens is too large")(handler)
+        request = handler.request_body
+        if request["messages"][-1]["content"].endswith("zebra fact 1") and handler.question == "knowledge":
+            return status(400, refusal)(handler)
+        if request.get("max_tokens") != 128:  # as the server that inspection_runner.sh starts would
+            return status(400, f"'max_completion_tokens' is too large: 4224. {CONTEXT}")(handler)
+        says(GOOD[handler.question])(handler)
 
-    with FaultServer([answer] * 100) as server:
-        done, out, _ = run_script("inspect", *options(path, server, "--concurrency", 1))
-    assert done == 0
-    assert "0 of 2 questions answered, 2 asked in vain" in out
-    assert len(server.chats) == 3
+    with FaultServer([answer] * 100, delay=0.02) as server:
+        done, out, err = run_script("inspect", *options(descriptions, server, "--concurrency", concurrency))
+    assert done == 0, err
+    assert "7 of 8 questions answered, 1 asked in vain; 8 requests sent" in out
+    assert "note: " not in err
+    _, lines = read_lines(descriptions.with_name("d_inspection.jsonl"))
+    in_vain, = [line for line in lines if line["status"] == "unanswered"]
+    assert (in_vain["index"], in_vain["question"], in_vain["attempts"]) == (1, "knowledge", 1)
+    assert refusal.split(":")[0] in in_vain["error"]
+    assert all(line["settings"] == {"temperature": 0.1, "top_p": 0.1, "max_tokens": 128,
+                                    "response_format": "json_schema"} for line in lines if line is not in_vain)
+
+
+@pytest.mark.parametrize("context, expected", [(100_000, 128 + chat.ROOM_TO_THINK), (2048, 1024), (200, 128),
+                                               (None, 128 + chat.ROOM_TO_THINK), ("?", 128 + chat.ROOM_TO_THINK)])
+def test_a_server_that_tells_its_context_is_asked_for_no_more_room_than_half_of_it(run_script, descriptions, context,
+                                                                                  expected):
+    models = body({"object": "list", "data": [{"id": "other", "object": "model", "max_model_len": 7},
+                                              {"id": "judge", "object": "model", "max_model_len": context}]})
+    with FaultServer([choosy("max_tokens")] * 100, models=models) as server:
+        assert run_script("inspect", *options(descriptions, server, "--concurrency", 1))[0] == 0
+    assert [request.get("max_completion_tokens") for _, _, request in server.chats] == [None] + 8 * [expected]
 
 
 def test_several_requests_on_their_way_when_schemas_are_refused(run_script, descriptions):
@@ -389,84 +413,56 @@ def test_word_lists_that_are_none_are_refused(refused, descriptions, tmp_path, c
     assert message in refused("inspect", "--input_filepath", descriptions, "--words", tmp_path / "w.yaml")
 
 
-# Files of the batch interface.
-
-def batch_answers(requests, path, text=None):
-    """What OpenAI's batch interface gives back for a file of requests."""
-    lines = []
-    for request in requests:
-        question = request["custom_id"].partition("-")[2]
-        body = {"id": "1", "choices": [{"message": {"role": "assistant", "content": text or GOOD[question]}}]}
-        lines.append({"id": "b", "custom_id": request["custom_id"], "error": None,
-                      "response": {"status_code": 200, "request_id": "r", "body": body}})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def test_batch_files_are_written_read_and_gone_on_with(run_script, descriptions):
-    arguments = ["--input_filepath", descriptions, "--model", "m", "--batch"]
-    requests, output, errors = (descriptions.with_name(f"d_inspection_batch{end}.jsonl")
-                                for end in ("", "_output", "_errors"))
-
-    def written():
-        return [json.loads(line) for line in requests.read_text().splitlines()]
-
-    code, out, err = run_script("inspect", *arguments)
-    assert code == 0, err
-    assert f"8 requests -> {requests}" in out
-    first = written()
-    assert {(line["method"], line["url"]) for line in first} == {("POST", "/v1/chat/completions")}
-    assert len({line["custom_id"] for line in first}) == 8
-    sheet = inspection.read_sheet("configs/inspection.yaml")
-    row = json.loads(descriptions.read_text().splitlines()[2])
-    assert next(line["body"] for line in first if line["custom_id"] == "2-attributes") == {
-        "model": "m", "messages": inspection.messages(sheet, "attributes", row), "temperature": 0.1, "top_p": 0.1,
-        "max_tokens": 128, "response_format": inspection.response_format(sheet, "attributes")}
-
-    # Five come back in another order; one cannot be read, and two were refused.
-    batch_answers(first[4::-1], output)
-    with output.open("a") as file:
-        batch_answers(first[5:6], errors, "???")
-        file.write(errors.read_text())
-    refusal = {"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with this model."}}
-    errors.write_text("".join(json.dumps({"custom_id": line["custom_id"], "response": {
-        "status_code": 400, "body": refusal}}) + "\n" for line in first[6:]))
-    code, out, err = run_script("inspect", *arguments)
-    assert code == 0, err
-    assert "5 of 8 questions answered, 3 asked in vain" in out
-    assert f"3 requests -> {requests}" in out
-    assert sorted(line["custom_id"] for line in written()) == sorted(line["custom_id"] for line in first[5:])
-    assert all(line["body"]["max_completion_tokens"] == 128 + chat.ROOM_TO_THINK for line in written())
-    assert not any("max_tokens" in line["body"] for line in written())
-
-    batch_answers(written(), output)
-    errors.unlink()
-    code, out, err = run_script("inspect", *arguments, "--output_format", "published")
-    assert code == 0, err
-    assert "8 of 8 questions answered, 0 asked in vain" in out
-    assert "requests ->" not in out
-    published = json.loads(descriptions.with_name("d_inspection.json").read_text())
-    assert [len(texts) for texts in published] == [2, 2]
-    assert all(json.loads(text)["choices"][0]["message"]["content"] == GOOD["knowledge"]
-               for texts in published for text in texts)
-
-
-@pytest.mark.parametrize("line", ["[]", "{",
-                                  '{"custom_id": "99-knowledge", "response": {"status_code": 200, "body": {}}}',
-                                  '{"custom_id": "0-knowledge", "response": {"status_code": 200, "body": {}}}',
-                                  '{"custom_id": "0-other", "response": null}'])
-def test_what_is_no_batch_answer_is_refused(refused, descriptions, line):
-    output = descriptions.with_name("d_inspection_batch_output.jsonl")
-    output.write_text(line + "\n")
-    assert f"{output}, line 1: not an answer of the batch interface" in refused(
-        "inspect", "--input_filepath", descriptions, "--model", "m", "--batch")
-
-
 def test_input_that_is_missing_is_refused(refused, tmp_path):
     (tmp_path / "x.jsonl").write_text("")
     assert "holds no descriptions" in refused("inspect", "--input_filepath", tmp_path / "x.jsonl")
-    (tmp_path / "y.json").write_text('[["a"]]')
     assert "y.jsonl does not exist; descriptions are made with" in refused(
         "inspect", "--input_filepath", tmp_path / "y.json")
+
+
+def test_a_published_list_of_lists_is_read_by_the_names_of_its_concepts(run_script, refused, tmp_path):
+    published, names = tmp_path / "y.json", tmp_path / "names.txt"
+    published.write_text('[["It hunts at night.", "Brown feathers."], ["A seabird."]]')
+    about = ["--input_filepath", published, "--vlm_name", "v", "--dataset_name", "d"]
+    assert "give their names, one a line, with --class_names FILE" in refused("inspect", *about)
+    about += ["--class_names", names]
+    assert "names.txt: No such file" in refused("inspect", *about)
+    names.write_text("owl\n")
+    assert "holds 1 names, and" in refused("inspect", *about)
+    names.write_text("owl\nowl\n")
+    assert "two concepts are both called 'owl'" in refused("inspect", *about)
+    names.write_text("owl\n\ngreat auk\n")
+    assert "no manifest tells the dataset" in refused("inspect", *about[:4], *about[6:])
+    code, out, err = run_script("inspect", *about)
+    assert code == 0, err
+    assert "6 of 6 questions answered" in out
+    _, lines = read_lines(tmp_path / "y_inspection.jsonl")
+    assert [(line["concept"], line["description"]) for line in lines[::2]] == [
+        ("owl", "It hunts at night."), ("owl", "Brown feathers."), ("great auk", "A seabird.")]
+    for content in ('{"owl": []}', '[["a"], [1]]', "["):
+        published.write_text(content)
+        assert "y.json" in refused("inspect", *about, "--output_filepath", tmp_path / "o.jsonl")
+    lined = write_descriptions(tmp_path / "z.jsonl")
+    assert "z.jsonl names its own concepts; leave it out" in refused(
+        "inspect", "--input_filepath", lined, "--class_names", names)
+    assert not (tmp_path / "z_inspection.jsonl").exists()
+
+
+@pytest.mark.parametrize("given, message", [
+    (["--output_format", "published"], "--output_format published is for a chat model"),
+    (["--model", "words", "--output_format", "published"], "--output_format published is for a chat model"),
+    (["--model", "words", "--base_url", "http://localhost:1/v1"], "--base_url is for a chat model"),
+    (["--model", "words", "--batch"], "--batch is for a chat model"),
+    (["--model", "m", "--batch", "--base_url", "http://localhost:1/v1"], "leave --base_url out"),
+    (["--dry_run", "--price_per_million", "1", "2"], "--price_per_million needs --model"),
+    (["--model", "words", "--dry_run", "--price_per_million", "1", "2"], "--price_per_million needs --model"),
+    (["--model", "m", "--dry_run", "--price_per_million", "1"], "takes two prices"),
+    (["--model", "m", "--price_per_million", "1", "2"], "--price_per_million is for --dry_run")])
+def test_options_that_would_do_nothing_are_refused_before_the_work(refused, descriptions, monkeypatch, given, message):
+    if "m" in given:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-of-mine")
+    assert message in refused("inspect", "--input_filepath", descriptions, *given)
+    assert len(list(descriptions.parent.iterdir())) == 2
 
 
 def test_names_come_from_the_options_or_from_the_manifest(refused, run_script, descriptions):
@@ -512,6 +508,14 @@ def test_a_dry_run_sends_and_writes_nothing(run_script, descriptions):
         code, out, _ = run_script("inspect", *options(descriptions, server, "--dry_run"))
         assert "5 requests for 4 descriptions, two each, 3 answered before" in out
         assert len(server.chats) == 3
+
+
+def test_a_dry_run_of_word_lists_counts_questions(run_script, descriptions):
+    code, out, _ = run_script("inspect", "--input_filepath", descriptions, "--dry_run")
+    assert code == 0
+    assert "8 questions for 4 descriptions" in out
+    assert "requests" not in out
+    assert "tokens" not in out
 
 
 # Budget, kill, resume.
@@ -853,3 +857,57 @@ def test_a_full_disk_is_one_line(refused, descriptions):
     record.symlink_to("/dev/full")
     with FaultServer() as server:
         assert "No space left" in refused("inspect", *options(descriptions, server, "--concurrency", 1))
+
+
+# What can be believed.
+
+def agreed(**kappas):
+    """What `verdicts.agreement` finds, with these kappas, and 0.8 elsewhere."""
+    return {name: {"used": 50, "kappa": kappas.get(name, 0.8)} for name in verdicts.LABELED}
+
+
+@pytest.mark.parametrize("kappas, expected", [
+    ({}, set()), ({"informative": 0.2}, set()),
+    ({"informative": 0.19}, {"informative", "uninformative", "informative_visual", "informative_only_nonvisual"}),
+    ({"visual": None}, {"visual", "only_nonvisual", "informative_visual", "informative_only_nonvisual"}),
+    ({"nonvisual": -0.4}, {"nonvisual", "only_nonvisual", "informative_only_nonvisual"}),
+    ({"spurious": 0.0}, {"spurious"}),
+    (dict.fromkeys(verdicts.LABELED), set(verdicts.MEASURES))],
+    ids=["well", "bound", "informative", "visual", "nonvisual", "spurious", "none"])
+def test_a_verdict_is_doubtful_where_a_part_of_it_is_near_chance_or_not_known(kappas, expected):
+    trust = {"judge": agreed(**kappas), "sure": agreed()}
+    assert verdicts.doubtful(trust) == {("judge", name) for name in expected}
+
+
+def test_bars_are_pale_where_the_verdict_is_doubtful(tmp_path, monkeypatch):
+    from utils.plots import charts
+
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
+    files = verdicts.read_files([write_record(tmp_path / "a.jsonl", JUDGED),
+                                 write_record(tmp_path / "b.jsonl", JUDGED, {"inspector": "sure"}),
+                                 write_record(tmp_path / "c.jsonl", JUDGED, {"dataset": "dogs"})])
+    rows = verdicts.summarize(files)
+    trust = {"judge": agreed(visual=0.1, spurious=None), "sure": agreed()}
+    charts.inspection_shares(rows, verdicts.MEASURES, verdicts.doubtful(trust), tmp_path / "x.png")
+    figure, = drawn
+    names = list(verdicts.MEASURES)
+    pale = {"visual", "only_nonvisual", "informative_visual", "informative_only_nonvisual", "spurious"}
+    panels = {axes.get_title(): [bars for bars in axes.containers if hasattr(bars, "patches")] for axes in figure.axes}
+    assert {title: len(bars) for title, bars in panels.items()} == {"birds": 2, "dogs": 1}
+    for bars, expected in [(panels["birds"][0], pale), (panels["birds"][1], set()), (panels["dogs"][0], pale)]:
+        assert {name for name, bar in zip(names, bars, strict=True) if bar.get_alpha() == 0.3} == expected
+        assert {name for name, bar in zip(names, bars, strict=True) if bar.get_hatch()} == expected
+        assert [bar.get_height() for bar in bars] == pytest.approx(
+            [100 * rows[0]["measures"][name]["share"] for name in names])
+
+
+def test_all_bars_are_pale_where_no_label_was_judged(run_script, tmp_path, monkeypatch):
+    from utils.plots import charts
+
+    monkeypatch.setattr(verdicts, "LABELS", tmp_path / "labels.jsonl")
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
+    assert run_script("inspect", "--summarize", write_record(tmp_path / "a.jsonl", JUDGED))[0] == 0
+    bars, = [bars for bars in drawn[0].axes[0].containers if hasattr(bars, "patches")]
+    assert [bar.get_alpha() for bar in bars] == [0.3] * len(verdicts.MEASURES)

@@ -18,7 +18,8 @@ import json
 import re
 from pathlib import Path
 
-from utils.inputs import UserError, read_yaml
+from utils.ex2 import descriptions
+from utils.inputs import UserError, read_json, read_text, read_yaml
 from utils.language import jsonl, replies
 
 QUESTIONS = ("knowledge", "attributes")
@@ -41,6 +42,30 @@ def read_sheet(path: str) -> dict:
     if wrong:
         raise UserError(f"{path}: {wrong[0]!r} cannot be a name; use lower-case letters, digits and _, each name once")
     return sheet
+
+
+def read_descriptions(path: str, class_names: str | None = None) -> tuple[list[dict], dict]:
+    """Rows and manifest as of `descriptions.read`; of a published X.json, without an X.jsonl beside it, by the names of
+    its concepts in the file `class_names`, one a line. Raises UserError where the names are missing, do not fit, or are
+    not needed."""
+    lines = descriptions.lines_path(path)
+    published = path.endswith(".json") and Path(path).is_file() and not lines.is_file()
+    if not published:
+        if class_names:
+            raise UserError(f"--class_names is for a published X.json without an X.jsonl beside it, and {lines} names "
+                            "its own concepts; leave it out" if lines.is_file() else f"{path} does not exist")
+        return descriptions.read(path)
+    if not class_names:
+        raise UserError(f"{path} has no {lines.name} beside it, which would name its concepts; give their names, one a "
+                        "line, with --class_names FILE")
+    names = [line.strip() for line in read_text(class_names).splitlines() if line.strip()]
+    concepts = len(read_json(path, list, "expected is a JSON list (concepts) of lists (descriptions)"))
+    if len(names) != concepts:
+        raise UserError(f"--class_names {class_names} holds {len(names)} names, and {path} descriptions of {concepts} "
+                        "concepts; write one name a line")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--class_names {class_names}: two concepts are both called {twice[0]!r}; rename one of them")
+    return descriptions.read(path, names)
 
 
 def messages(sheet: dict, question: str, entry: dict) -> list[dict]:

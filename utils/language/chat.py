@@ -21,6 +21,8 @@ BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds: before the first retry, doubled
 SILENT = 10  # questions in a row that bring no text at all, after which the server is taken for dead
 ROOM_TO_THINK = 4096  # tokens that a model gets beside its answer where it thinks before it answers
 FORMS = ("json_schema", "json_object", None)  # of an answer, the next where a server refuses one
+TOO_MUCH = r"too (large|long|many)|context.(length|window|size)|at most|maximum|exceed"  # of a request's size
+UNSUPPORTED = r"unsupported|n.t support|not (support|allow|permit|accept)|unknown|unrecogni|unexpected|deprecat|instead"
 HOPELESS = {401: "set OPENAI_API_KEY to a key of this server", 403: "use a key that may ask this model",
             404: "check --model and --base_url, which usually ends with /v1"}
 
@@ -37,30 +39,42 @@ def api_key(base_url: str | None) -> str:
 
 class Settings:
     """What goes with every request, until a server refuses some of it: `sampling` (temperature, top_p, max_tokens) and
-    `form`, one of FORMS."""
+    `form`, one of FORMS. `context` is how many tokens the server has for question and answer, None where it is not
+    known."""
 
-    def __init__(self, sampling: dict):
-        self.sampling, self.form = dict(sampling), FORMS[0]
+    def __init__(self, sampling: dict, form: str | None = FORMS[0]):
+        self.sampling, self.form, self.context = dict(sampling), form, None
 
     def of_request(self, schema: dict) -> dict:
         """The settings of a request whose answer has that schema, as servers take them."""
         form = {"json_schema": schema, "json_object": {"type": "json_object"}}.get(self.form)
         return self.sampling | ({"response_format": form} if form else {})
 
+    def by_name(self) -> dict:
+        """The settings as they are kept: the form of the answer by its name."""
+        return self.sampling | {"response_format": self.form}
+
     def meet(self, refusal: str, sent: dict) -> bool:
-        """Change what a refusal names of the settings that were sent, once; a change is said in one line. Returns
-        whether the request can be sent again."""
+        """Change what a refusal names of the settings that were sent (`by_name`), once; a change is said in one line. A
+        refusal that speaks of a request's size changes nothing. Returns whether the request can be sent again."""
+        if re.search(TOO_MUCH, refusal, re.IGNORECASE):
+            return False  # the next question may well be shorter
         named = [name for name in ("max_tokens", "temperature", "top_p")
                  if name in sent and re.search(rf"\b{name}\b", refusal)]
+        if "max_completion_tokens" in refusal and not re.search(UNSUPPORTED, refusal, re.IGNORECASE):
+            named = [name for name in named if name != "max_tokens"]
         for name in named:
             if name in self.sampling and name == "max_tokens":
-                tokens = self.sampling.pop(name) + ROOM_TO_THINK
+                asked = self.sampling.pop(name)
+                tokens = asked + ROOM_TO_THINK
+                if self.context:  # the other half is for the question
+                    tokens = max(asked, min(tokens, self.context // 2))
                 self.sampling["max_completion_tokens"] = tokens
                 _note(f"the server refuses max_tokens; max_completion_tokens {tokens} from here on, with room to think")
             elif name in self.sampling:
                 del self.sampling[name]
                 _note(f"the server refuses {name}; it is left out from here on")
-        form = sent.get("response_format", {}).get("type")
+        form = sent["response_format"]
         if form and re.search("response_format|schema|grammar|json_object", refusal, re.IGNORECASE):
             if form == self.form:
                 self.form = FORMS[FORMS.index(form) + 1]
@@ -98,7 +112,7 @@ class ChatClient:
     async def check(self) -> None:
         """Raises UserError where the server cannot be reached, refuses the key, or lacks the model."""
         try:
-            offered = [model.id for model in (await self.server.models.list()).data]
+            offered = {model.id: model for model in (await self.server.models.list()).data}
         except openai.APIConnectionError as error:
             raise UserError(f"{self.server.base_url} cannot be reached ({self._reason(error)}); start the server, or "
                             "check --base_url, which looks like http://localhost:8000/v1") from error
@@ -113,6 +127,8 @@ class ChatClient:
             closest = ", ".join(difflib.get_close_matches(self.model, offered, n=3, cutoff=0))
             raise UserError(f"{self.server.base_url} has no model {self.model}; give --model one that it has, such as "
                             f"{closest}")
+        context = getattr(offered.get(self.model), "max_model_len", None)  # as vLLM tells it
+        self.settings.context = context if isinstance(context, int) else None
 
     async def ask(self, chat: list[dict], form: dict, read: Callable[[str], dict | None]) -> dict:
         """Ask until `read` makes something of the answer; `form` is the answer's schema, as servers take it.
@@ -163,15 +179,16 @@ class ChatClient:
         if self.sent == self.max_requests:
             raise BudgetSpent
         self.sent += 1
-        sent = self.settings.of_request(form)
+        sent = self.settings.by_name()
         try:
             async with asyncio.timeout(self.timeout):  # for the whole answer; the client's own is for each piece of it
-                completion = await self.server.chat.completions.create(model=self.model, messages=chat, **sent)
+                completion = await self.server.chat.completions.create(model=self.model, messages=chat,
+                                                                       **self.settings.of_request(form))
         except (openai.BadRequestError, openai.UnprocessableEntityError) as fault:
             if not self.settings.meet(f"{fault} {fault.param or ''}", sent):
                 raise
             return await self._send(chat, form)
-        return text_of(completion), {"settings": recorded(sent), "response": dump(completion)}
+        return text_of(completion), {"settings": sent, "response": dump(completion)}
 
     def _leave_alone(self, retry_after: str) -> None:
         """Heed a Retry-After, in seconds or as a date (RFC 9110, 10.2.3), with all requests."""
@@ -201,11 +218,6 @@ def text_of(completion) -> str:
     except (AttributeError, IndexError, TypeError):
         return ""
     return text if isinstance(text, str) else ""
-
-
-def recorded(sent: dict) -> dict:
-    """The settings of a request as they are kept: the form of the answer by its name."""
-    return sent | {"response_format": sent.get("response_format", {}).get("type")}
 
 
 def dump(completion) -> str | None:
