@@ -263,6 +263,7 @@ CONTEXT = "This model's maximum context length is 2048 tokens"
     "total of at least 2049 tokens. (parameter=max_tokens)",
     f"{CONTEXT}. However, your messages resulted in 2100 tokens (including 80 in the response_format schemas).",
     "max_tokens is too large: 128. This model supports at most 64 completion tokens, whereas you provided 128.",
+    "max_tokens=128 cannot be greater than max_model_len=64. Please request fewer output tokens.",
     "give max_tokens or max_completion_tokens"])
 def test_a_question_that_is_too_long_ends_alone(run_script, descriptions, refusal, concurrency):
     def answer(handler):

@@ -21,7 +21,8 @@ BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds: before the first retry, doubled
 SILENT = 10  # questions in a row that bring no text at all, after which the server is taken for dead
 ROOM_TO_THINK = 4096  # tokens that a model gets beside its answer where it thinks before it answers
 FORMS = ("json_schema", "json_object", None)  # of an answer, the next where a server refuses one
-TOO_MUCH = r"too (large|long|many)|context.(length|window|size)|at most|maximum|exceed"  # of a request's size
+# Words of a refusal that is about the size of a request, and of one about a setting that a server does not know.
+TOO_MUCH = r"too (large|long|many)|fewer|context.(length|window|size)|at most|maximum|exceed|cannot be greater"
 UNSUPPORTED = r"unsupported|n.t support|not (support|allow|permit|accept)|unknown|unrecogni|unexpected|deprecat|instead"
 HOPELESS = {401: "set OPENAI_API_KEY to a key of this server", 403: "use a key that may ask this model",
             404: "check --model and --base_url, which usually ends with /v1"}
