@@ -42,7 +42,8 @@ def add_generation_options(parser) -> None:
                         help="of the server, such as http://localhost:8000/v1 (default: none)")
     parser.add_argument("--served_model_name", metavar="NAME", help="model of the server (default: its first)")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
-                        help="question templates with {concept} or {a concept}, one a line; or the published JSON list")
+                        help="question templates with {concept}, {a concept} or {concepts}, one a line; or the "
+                             "published JSON list")
     parser.add_argument("--tensor_parallel_size", type=cli.SIZE, default=1, metavar="N",
                         help="of vllm: GPUs that share the language model")
     parser.add_argument("--max_model_len", type=cli.Number(int, 1, 1_000_000), metavar="N",
@@ -123,7 +124,10 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
 
     base, adapter = loading.resolve(args.model_name, args.base_model_name)
     loading.check_name(base)
-    backend = generation.pick_backend(args.backend, args.base_url)
+    engine = {"tensor_parallel_size": args.tensor_parallel_size} if args.tensor_parallel_size > 1 else {}
+    if args.max_model_len:
+        engine["max_model_len"] = args.max_model_len
+    backend = generation.pick_backend(args.backend, args.base_url, engine)
     questions = descriptions.read_questions(args.questions)
     tokenizer = loading.load_tokenizer(base)
     queries = [(name, descriptions.fill(question, name)) for name in names for question in questions]
@@ -135,9 +139,6 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     if made := descriptions.finished(output, manifest, loading.last_written(base)):
         return made
 
-    engine = {"tensor_parallel_size": args.tensor_parallel_size}
-    if args.max_model_len:
-        engine["max_model_len"] = args.max_model_len
     state = cli.start_processes(args.device) if backend == "hf" else None
     with descriptions.kept(output, manifest) if cli.is_main_process() else nullcontext() as record:
         done = record.lines if record else None

@@ -68,7 +68,8 @@ def get_args_parser():
     parser.add_argument("--vllm_gpu_memory_utilization", type=cli.FRACTION, default=0.3,
                         help="share of a GPU's memory for vLLM beside the trainer")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
-                        help="question templates with {concept} or {a concept}, one a line; or the published JSON list")
+                        help="question templates with {concept}, {a concept} or {concepts}, one a line; or the "
+                             "published JSON list")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of the queries, the adapter and the sampling")
     parser.add_argument("--save_freq", type=cli.POSITIVE, default=100, help="steps between checkpoints")
     parser.add_argument("--log_freq", type=cli.POSITIVE, default=1, help="steps between log lines")
@@ -118,6 +119,12 @@ def main(args) -> None:
     if not args.vllm_server_base_url.startswith(("http://", "https://")):
         raise UserError(f"--vllm_server_base_url {args.vllm_server_base_url} is no URL; it looks like "
                         "http://localhost:8000")
+    options = get_args_parser()
+    for name in ("vllm_mode", "vllm_server_base_url", "vllm_gpu_memory_utilization"):
+        if not args.use_vllm and getattr(args, name) != options.get_default(name):
+            raise UserError(f"--{name} goes with --use_vllm; give that too, or leave it out")
+    if args.lora_dropout == 1:
+        raise UserError("--lora_dropout is 1.0; it must be below 1, for some of the input to be left")
     quantization = loading.quantization(args.load_in_8bit, args.load_in_4bit, args.use_vllm)
     loading.check_name(args.model_name)
     loading.check_use(args.model_name, quantization, args.use_vllm)

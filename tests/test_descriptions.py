@@ -57,8 +57,22 @@ def test_questions_are_lines_with_the_concept_s_place(tmp_path):
 
 def test_a_name_has_an_article_where_english_wants_one():
     for name, named in (("owl", "an owl"), ("cat", "a cat"), ("grapes", "grapes"), ("sushi", "sushi"),
-                        ("unicycle", "a unicycle"), ("hourglass", "an hourglass"), ("2000 Audi TT", "a 2000 Audi TT")):
+                        ("unicycle", "a unicycle"), ("hourglass", "an hourglass"), ("2000 Audi TT", "a 2000 Audi TT"),
+                        ("8", "an 8"), ("18", "an 18"), ("11-seater", "an 11-seater"), ("800", "an 800"),
+                        ("1800", "a 1800"), ("18000", "an 18000"), ("747", "a 747"), ("MD-11", "an MD-11"),
+                        ("F-16A/B", "an F-16A/B"), ("SUV", "an SUV"), ("UFO", "a UFO"), ("U-boat", "a U-boat"),
+                        ("t-shirt", "a t-shirt"), ("x-ray", "an x-ray"), ("DHC-8", "a DHC-8"), ("RSVP", "an RSVP"),
+                        ("FIAT 500", "a FIAT 500"), ("Il-76", "an Il-76")):
         assert descriptions.fill("What is {a concept}, if not {concept}?", name) == f"What is {named}, if not {name}?"
+
+
+def test_a_name_in_the_plural(tmp_path):
+    (tmp_path / "q.txt").write_text("How many {concepts} are there?")
+    question, = descriptions.read_questions(str(tmp_path / "q.txt"))
+    for name, many in (("owl", "owls"), ("grapes", "grapes"), ("sheep", "sheep"), ("House Finch", "House Finches"),
+                       ("tiger lily", "tiger lilies"), ("Blue Jay", "Blue Jays"), ("Albatross", "Albatrosses"),
+                       ("Boeing 717 aircraft", "Boeing 717 aircraft"), ("Siamese", "Siamese")):
+        assert descriptions.fill(question, name) == f"How many {many} are there?"
 
 
 def test_the_published_questions_are_read_as_they_are(tmp_path):

@@ -168,6 +168,9 @@ def test_a_model_s_own_sampling_settings_do_not_apply(tiny_lm, prompts, tmp_path
 def test_without_a_gpu_transformers_is_picked():
     assert generation.pick_backend("auto") == "hf"
     assert generation.pick_backend("hf") == "hf"
+    for given in (("hf",), ("auto",), ("server", "http://localhost:8000/v1")):
+        with pytest.raises(UserError, match="^--max_model_len is of --backend vllm, and this is .*; leave it out$"):
+            generation.pick_backend(*given, engine_options={"max_model_len": 99})
     assert generation.pick_backend("server", "http://localhost:8000/v1") == "server"
     with pytest.raises(UserError, match="--backend server needs --base_url"):
         generation.pick_backend("server")

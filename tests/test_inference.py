@@ -338,6 +338,14 @@ def test_vllm_where_it_cannot_run_is_refused(refused, options):
     assert "--backend vllm cannot run here" in refused("inference", *options, "--backend", "vllm")
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or generation.cpu_build(),
+                    reason="vLLM runs here: its absence was not covered")
+@pytest.mark.parametrize("option", ["--tensor_parallel_size", "--max_model_len"])
+def test_options_of_another_backend_are_refused(refused, options, option, generated):
+    assert f"{option} is of --backend vllm, and this is hf; leave it out" in refused("inference", *options, option, 64)
+    assert not generated
+
+
 def test_the_repository_s_questions_are_the_default(run_script, options, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     place = options.index("--questions")

@@ -133,13 +133,41 @@ def test_options_that_exclude_each_other_are_refused():
 
 
 def test_a_name_that_cannot_be_a_language_model_s_is_refused_at_once(tiny_lm):
-    for name in (tiny_lm, "smollm2-135m", "owner/model", "gpt2"):
+    for name in (tiny_lm, "smollm2-135m"):
         loading.check_name(name)
     for name in ("./nowhere", f"{tiny_lm}/nowhere", "a/b/c", "two words"):
         with pytest.raises(UserError, match=r"cannot be loaded \(no such folder\)"):
             loading.check_name(name)
     with pytest.raises(UserError, match="closest is smollm2-135m; hub names are owner/name"):
         loading.check_name("smollm-135m")
+
+
+def test_a_hub_name_is_looked_for_in_the_cache_and_asked_for_once(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked = []
+
+    def answer(_, name, timeout):
+        asked.append((name, timeout))
+        if name != "owner/model":
+            raise TimeoutError("no answer\nat all")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", answer)
+    loading.check_name("owner/model")
+    for name in ("owner/nosuchmodel", "nowhere"):
+        with pytest.raises(UserError, match=f"the language model {name} cannot be loaded .not in the local cache, and "
+                           "the hub says: TimeoutError: no answer at all.; check the name and the connection, or "):
+            loading.check_name(name)
+    assert asked == [("owner/model", 2), ("owner/nosuchmodel", 2), ("nowhere", 2)]
+    kept = tmp_path / "models--owner--nosuchmodel"
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    (kept / "snapshots" / "abc" / "config.json").write_text("{}")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    loading.check_name("owner/nosuchmodel")
+    assert len(asked) == 3
 
 
 def test_a_model_has_the_type_asked_for_and_the_name_given(tiny_lm):
@@ -281,7 +309,7 @@ def test_export_writes_such_a_folder(tiny_lm, tmp_path, capsys):
     adapter, folder = save_adapter(tiny_lm, tmp_path / "adapter"), tmp_path / "exported"
     module = importlib.import_module("scripts.export_model")
     module.main(cli.parse(module.get_args_parser(), ["--model_name", adapter, "--output_dir", str(folder)]))
-    assert capsys.readouterr().out == f"{adapter} -> {folder}\n"
+    assert capsys.readouterr().out.startswith(f"{adapter} -> {folder}; serve it with --dtype float32, ")
     expected = loading.load_with_adapter(tiny_lm, adapter, torch.float32).merge_and_unload().state_dict()
     found = loading.load_model(str(folder), torch.float32).state_dict()
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"

@@ -108,7 +108,7 @@ def test_vllm_as_a_server_describes(chain, tmp_path):
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", tmp_path / "merged", "--served-model-name",
-             "aligned", "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "2048",
+             "aligned", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "2048",
              "--enforce-eager"],
             stdout=log, stderr=log, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"})
     try:

@@ -12,12 +12,13 @@ from utils.models.model import Model
 HEAVY = ("torch", "open_clip", "transformers", "sklearn", "pandas", "matplotlib.pyplot")
 CODE = """
 import runpy, sys
-class Said:  # the standard output, which looks around at its first words
+class Said:  # a standard stream, which looks around at its first words
     seen = None
     def write(self, text):
         Said.seen = Said.seen or [name for name in {heavy!r} if name in sys.modules]
+        {then}
     def flush(self): pass
-there, sys.stdout = sys.stdout, Said()
+there, sys.{stream} = sys.stdout, Said()
 sys.argv = sys.argv[1:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -26,9 +27,10 @@ finally:
 """
 
 
-def imported(*command) -> list[str]:
-    """What of HEAVY a script has imported when it prints its first line."""
-    return run_command([sys.executable, "-c", CODE.format(heavy=HEAVY), *command], ROOT).stdout.split()
+def imported(*command, heavy=HEAVY, stream="stdout", then="pass") -> list[str]:
+    """What of `heavy` a script has imported when it prints its first line, and what it does `then`."""
+    code = CODE.format(heavy=heavy, stream=stream, then=then)
+    return run_command([sys.executable, "-c", code, *command], ROOT).stdout.split()
 
 
 def test_a_step_that_reads_arrays_needs_neither_torch_nor_open_clip(tmp_path):
@@ -38,6 +40,18 @@ def test_a_step_that_reads_arrays_needs_neither_torch_nor_open_clip(tmp_path):
     write_classifier(tmp_path, "emoji", "m", rng.normal(size=(7, 2)))
     assert imported("compute_ablations.py", "--model", "m", "--dataset", "emoji",
                     "--input_dir", tmp_path) == ["nothing"]
+
+
+@pytest.mark.parametrize("command", [
+    ("train.py", "--model_name", "smollm2-135m", "--output_dir", "{folder}"),
+    ("inference.py", "--model_name", "smollm2-135m", "--output_filepath", "{folder}/d.json"),
+    ("inference.py", "--model_name", "smollm2-135m", "--output_filepath", "{folder}/d.json", "--score",
+     "r-open-clip:emojiclip"),
+    ("inference.py", "--score", "r-open-clip:emojiclip", "--descriptions", "{folder}/d.json")])
+def test_ex2_says_what_it_begins_with_at_once(tmp_path, command):
+    """Before it draws scenes, too. Its first line ends it here."""
+    assert imported(*(word.format(folder=tmp_path) for word in command), heavy=(*HEAVY, "utils.data.scenes"),
+                    stream="stderr", then="sys.exit()") == ["nothing"]
 
 
 def test_a_heat_map_needs_no_transformers(tmp_path):

@@ -46,6 +46,15 @@ def test_a_run_is_not_overwritten(refused, options, tmp_path):
     assert "run holds a run already; continue it with --resume, or name another --output_dir" in line
 
 
+@pytest.mark.parametrize("option, value, message", [
+    ("--vllm_mode", "server", "--vllm_mode goes with --use_vllm; give that too, or leave it out"),
+    ("--vllm_server_base_url", "http://x", "--vllm_server_base_url goes with --use_vllm"),
+    ("--vllm_gpu_memory_utilization", 0.5, "--vllm_gpu_memory_utilization goes with --use_vllm"),
+    ("--lora_dropout", 1, "--lora_dropout is 1.0; it must be below 1")])
+def test_what_would_do_nothing_is_refused(refused, options, option, value, message):
+    assert message in refused("train", *options, option, value)
+
+
 def test_a_run_is_resumed_with_its_own_options(refused, options, tmp_path):
     begin(tmp_path / "run", options)
     line = refused("train", *options, "--resume", "--seed", 1, "--learning_rate", "1e-3")

@@ -1,4 +1,5 @@
 """Captions of scenes: many ways to say what is true of one; and prompts for the classes of a data set."""
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -14,8 +15,14 @@ MEDIA = ("a drawing of", "a picture of", "an icon of", "an emoji of", "an image 
 
 
 def with_article(words: str) -> str:
-    """'owl' -> 'an owl'."""
-    vowel = words[0].lower() in "aeiou" and not words.lower().startswith(("uni", "use", "eu", "one "))
+    """'owl' -> 'an owl'. What begins with figures or with letters that are spelled ("MD-11", "x-ray") goes by its
+    sound."""
+    if re.match(r"\d", words):
+        vowel = re.match(r"8|1[18](\d{3})*(?!\d)", words)
+    elif re.match(r"[A-Za-z](?![A-Za-z])|[A-Z]{2,3}(?![A-Za-z])|[B-DF-HJ-NP-TV-Z]+(?![A-Za-z])", words):
+        vowel = words[0].lower() in "aefhilmnorsx"
+    else:
+        vowel = words[0].lower() in "aeiou" and not words.lower().startswith(("uni", "use", "eu", "one "))
     return ("an " if vowel or words.startswith("hour") else "a ") + words
 
 

@@ -21,8 +21,9 @@ WORRYING = 0.3  # a share above which a person should look at the descriptions
 # Questions.
 
 def read_questions(path: str) -> list[str]:
-    """Question templates, each with `{concept}` or, where English wants an article before the name, `{a concept}` (EX2,
-    section 3). The file holds one a line, or is the published one: a JSON list with `{}` for the concept.
+    """Question templates, each with `{concept}`, where English wants an article before the name `{a concept}`, or in
+    the plural `{concepts}` (EX2, section 3). The file holds one a line, or is the published one: a JSON list with `{}`
+    for the concept.
 
     Raises UserError for a file that does not exist, holds no question, or one without the concept.
     """
@@ -31,7 +32,7 @@ def read_questions(path: str) -> list[str]:
                         "does")
     lines = [line.replace("{}", "{concept}") for line in read_texts(path, "--questions", "question")]
     for line in lines:
-        if not re.search("{(a )?concept}", line):
+        if not re.search("{(a )?concept}|{concepts}", line):
             raise UserError(f"{path}: {line!r} lacks {{concept}}, where the concept's name goes")
     if not lines:
         raise UserError(f"{path} holds no questions")
@@ -39,12 +40,23 @@ def read_questions(path: str) -> list[str]:
 
 
 def fill(question: str, concept: str) -> str:
-    """A question template with a concept's name in it, for `{a concept}` with its article: "an owl", "grapes"."""
+    """A question template with a concept's name in it, for `{a concept}` with its article: "an owl", "grapes"; for
+    `{concepts}` in the plural: "owls", "grapes"."""
     from utils.data import captions, scenes
 
-    without = {known["name"] for known in scenes.concepts() if known["name"] == known["plural"]}
-    named = concept if concept in without else captions.with_article(concept)
-    return question.replace("{concept}", concept).replace("{a concept}", named)
+    known = {entry["name"]: entry["plural"] for entry in scenes.concepts()}
+    many = known.get(concept) or plural(concept)
+    named = concept if concept == known.get(concept) else captions.with_article(concept)
+    return question.replace("{concept}", concept).replace("{a concept}", named).replace("{concepts}", many)
+
+
+def plural(name: str) -> str:
+    """'owl' -> 'owls', by the rules of English; what ends as "aircraft" and "Siamese" stays."""
+    if name.endswith(("aircraft", "ese")):
+        return name
+    if re.search("[^aeiou]y$", name):
+        return f"{name[:-1]}ies"
+    return name + ("es" if re.search("(s|x|z|ch|sh)$", name) else "s")
 
 
 # Signs of collapse, where a model games its reward: repetition, copying, one phrase for all.

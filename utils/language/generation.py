@@ -6,7 +6,7 @@ Each engine is a generator function: from prompts (token ids) and seeds, in chun
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor
@@ -21,11 +21,11 @@ IN_FLIGHT = 16     # requests to a server
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 
-def pick_backend(wanted: str, base_url: str | None = None) -> str:
+def pick_backend(wanted: str, base_url: str | None = None, engine_options: Collection[str] = ()) -> str:
     """The backend of `--backend auto`: vllm where it can run, which is far faster, else hf.
 
-    Raises UserError for a backend that cannot run here, or not in several processes, and for a server without a URL,
-    or a URL without a server.
+    Raises UserError for a backend that cannot run here, or not in several processes, for a server without a URL, or a
+    URL without a server, and for options of vLLM's engine (their names) where another is taken.
     """
     installed = importlib.util.find_spec("vllm") is not None
     runs = installed and (torch.cuda.is_available() or cpu_build())
@@ -41,6 +41,8 @@ def pick_backend(wanted: str, base_url: str | None = None) -> str:
             "to be run as .venv-vllm/bin/python inference.py")
             + "; or take --backend hf")
     backend = wanted if wanted != "auto" else "vllm" if runs else "hf"
+    if backend != "vllm" and engine_options:
+        raise UserError(f"--{next(iter(engine_options))} is of --backend vllm, and this is {backend}; leave it out")
     if backend != "hf" and cli.process_count() > 1:
         raise UserError(f"--backend {backend} uses several GPUs by itself; start one process, or give --backend hf")
     return backend
@@ -146,7 +148,7 @@ def served_model(base_url: str) -> str:
                                timeout=20).models.list().data
     except (openai.OpenAIError, AttributeError, ValueError) as error:  # the client does not check what a server sends
         raise UserError(f"--base_url {base_url}: no OpenAI-compatible server answers there ({describe(error)}); start "
-                        "one, for example: vllm serve FOLDER --generation-config vllm") from error
+                        "one, for example: vllm serve FOLDER --dtype float32 --generation-config vllm") from error
     if not models:
         raise UserError(f"--base_url {base_url}: the server there has no model")
     return models[0].id

