@@ -5,7 +5,9 @@ import shutil
 import sys
 
 import pytest
-from builders import ROOT, run_command
+from builders import ROOT, load_script, run_command
+
+from utils import cli
 
 TRAINED = {"model_name": "owner/model", "dataset_name": "cub", "vlm_name": "v", "data_root": "my images",
            "split": "val", "questions": "q.txt", "class_names": "names.txt", "num_images_for_reward": 7,
@@ -37,6 +39,8 @@ printf '%q ' "$@"; echo
         calls = [shlex.split(line) for line in done.stdout.splitlines()]
         assert [call[:2] for call in calls[:3]] == [["inference.py", "--model_name"]] * 2 + [
             ["-m", "scripts.compare_descriptions"]]
+        for call in calls[:2]:
+            cli.parse(load_script("inference").get_args_parser(), call[1:])
         return [dict(zip(call[1::2], call[2::2])) for call in calls[:2]]  # of an option given twice, the last
 
     return run

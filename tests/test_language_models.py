@@ -323,37 +323,74 @@ def divergence(of, from_) -> float:
     return float((of.exp() * (of - from_)).sum(-1).mean())
 
 
-def test_a_small_update_survives_in_what_generates(tiny_lm, tmp_path):
-    """The adapter of the published learning rate: its product is 5e-5 (rms) beside weights of 0.3, which lose it when
-    it is merged into them in bfloat16."""
-    adapter = save_adapter(tiny_lm, tmp_path / "adapter")
-    path = Path(adapter) / "adapter_model.safetensors"
-    tensors = load_file(path)
-    scale = json.loads((Path(adapter) / "adapter_config.json").read_text())
-    scale = scale["lora_alpha"] / scale["r"]
-    for name in [name for name in tensors if "lora_A" in name]:
-        other = name.replace("lora_A", "lora_B")
-        rms = float((scale * tensors[other] @ tensors[name]).square().mean().sqrt())
-        tensors[other] *= 5e-5 / rms
-    save_file(tensors, path, metadata={"format": "pt"})
-    loading.save_merged(tiny_lm, adapter, torch.float32, str(tmp_path / "merged"))
-    tokenizer = loading.load_tokenizer(tiny_lm)
-    batch = tokenizer.pad({"input_ids": [loading.prompt_ids(tokenizer, f"What is {i}?") for i in range(64)]},
-                          return_tensors="pt")
+def next_tokens(model):
+    """Logits over the token after each of 64 prompts."""
+    ids = torch.tensor([[1, 10 + i, 300 + 7 * i, 5] for i in range(64)])
+    with torch.inference_mode():
+        return model.eval()(ids).logits[:, -1].float()
 
-    def next_tokens(model):
-        with torch.inference_mode():
-            return model(**batch).logits[:, -1].float()
 
-    base, rounded = (next_tokens(loading.load_model(tiny_lm, dtype)) for dtype in (torch.float32, torch.bfloat16))
-    exact = next_tokens(loading.load_with_adapter(tiny_lm, adapter, torch.float32))
-    assert divergence(exact, base) > 0
-    noise = divergence(rounded, base)
-    beside = loading.load_with_adapter(tiny_lm, adapter, torch.bfloat16)
-    held = {name: value for name, value in beside.named_parameters() if "lora_" in name}
+@pytest.fixture(scope="module")
+def slightly_trained(tiny_lm, tmp_path_factory):
+    """A language model whose weights bfloat16 holds exactly, as published ones are, and its adapter with updates of
+    5e-5 (rms), all of them where the inputs are: (their folders, the updates by the weight's name)."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base, adapter = (str(tmp_path_factory.mktemp(name)) for name in ("base", "adapter"))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+                                         num_attention_heads=4, initializer_range=0.05))
+    model.to(torch.bfloat16).float().save_pretrained(base)
+    loading.load_tokenizer(tiny_lm).save_pretrained(base)
+    inputs, updates = {}, {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0].mean((0, 1))}))
+    next_tokens(model)
+    model = get_peft_model(model, LoraConfig(r=1, lora_alpha=1, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            name = name.removeprefix("base_model.model.")
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            a.data = (inputs[name] / inputs[name].square().mean().sqrt())[None]
+            b.data = 5e-5 * torch.randn_like(b).sign()
+            updates[f"{name}.weight"] = (b @ a).detach()
+    model.save_pretrained(adapter)
+    return base, adapter, updates
+
+
+def test_a_small_update_survives_in_what_generates(slightly_trained):
+    base, adapter, _ = slightly_trained
+    exact = next_tokens(loading.load_with_adapter(base, adapter, torch.float32))
+    plain, rounded = (next_tokens(loading.load_model(base, dtype)) for dtype in (torch.float32, torch.bfloat16))
+    limit = 1.5 * divergence(rounded, plain)
+    assert divergence(exact, plain) > 5 * limit
+    beside = loading.load_with_adapter(base, adapter, torch.bfloat16)
+    assert divergence(next_tokens(beside), exact) <= limit
+    assert divergence(next_tokens(beside.merge_and_unload()), exact) > 2 * limit  # the fault that would be found
+
+
+def test_an_adapter_stays_beside_weights_that_stay_as_they_are(slightly_trained):
+    base, adapter, updates = slightly_trained
+    plain = loading.load_model(base, torch.bfloat16).state_dict()
+    beside = loading.load_with_adapter(base, adapter, torch.bfloat16).state_dict()
+    held = {name: value for name, value in beside.items() if "lora_" in name}
+    assert len(held) == 2 * len(updates) == 28
     assert {value.dtype for value in held.values()} == {torch.float32}
-    assert divergence(next_tokens(beside), exact) <= 1.5 * noise
-    assert divergence(next_tokens(loading.load_model(str(tmp_path / "merged"), torch.float32)), exact) <= 1.5 * noise
+    weights = {name.removeprefix("base_model.model.").replace(".base_layer", ""): value
+               for name, value in beside.items() if name not in held}
+    assert weights.keys() == plain.keys()
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+
+
+def test_a_merged_copy_holds_the_whole_update(slightly_trained, tmp_path):
+    base, adapter, updates = slightly_trained
+    loading.save_merged(base, adapter, torch.bfloat16, str(tmp_path))
+    merged, plain = (loading.load_model(folder, torch.float32).state_dict() for folder in (str(tmp_path), base))
+    for name in plain:
+        update = updates.get(name, torch.zeros(()))
+        assert (merged[name] - plain[name] - update).norm() <= 0.01 * update.norm(), name
 
 
 def test_a_model_of_a_package_is_a_plain_one(monkeypatch, tmp_path):
