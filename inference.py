@@ -120,10 +120,12 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
         print(f"{args.model_name} describes {len(names)} concepts of {dataset} -> {output}; loading ...",
               file=sys.stderr, flush=True)
     from utils.ex2 import descriptions
-    from utils.language import generation, loading
+    from utils.language import loading
 
     base, adapter = loading.resolve(args.model_name, args.base_model_name)
     loading.check_name(base)
+    from utils.language import generation
+
     engine = {"tensor_parallel_size": args.tensor_parallel_size} if args.tensor_parallel_size > 1 else {}
     if args.max_model_len:
         engine["max_model_len"] = args.max_model_len
