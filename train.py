@@ -50,7 +50,7 @@ def get_args_parser():
     parser.add_argument("--beta", type=cli.WEIGHT, default=0.2,
                         help="weight of the KL divergence from the untrained model; with --kl adaptive, at first")
     parser.add_argument("--kl", default="adaptive", choices=("adaptive", "fixed"),
-                        help="adaptive: --beta moves towards a KL divergence of 6 nats a description, as in PPO")
+                        help="adaptive: --beta moves towards a KL divergence of 10 nats a description, as published")
     parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
     parser.add_argument("--lora_r", type=cli.RANK, default=16, help="rank of the adapter")
     parser.add_argument("--lora_alpha", type=cli.POSITIVE, default=32, help="scale of the adapter")
@@ -183,7 +183,8 @@ def main(args) -> None:
     trainer.remove_callback(PrinterCallback)  # the log's own lines say it better
     if state.is_main_process:
         cli.save_result(folder / "train.json", settings)
-    last = training.complete_checkpoints(folder, updates)[-1:]
+    with state.main_process_first():  # it removes what was cut off
+        last = training.complete_checkpoints(folder, updates)[-1:]
     trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
 
     # Write.

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 
 from utils.data import concepts, scenes
-from utils.ex2 import rewards, truth
+from utils.ex2 import descriptions, rewards, truth
 from utils.models import loading
 
 FOUND = truth.concepts()
@@ -48,7 +48,7 @@ def test_effects_are_differences_of_rewards():
     effect = truth.effects(score, FOUND)
     for c in (0, 17):
         texts = truth.controlled(NAMES[c])
-        bare, article = score([NAMES[c], truth.captions.with_article(NAMES[c])], [c, c])
+        bare, article = score([NAMES[c], descriptions.fill("{a concept}", NAMES[c])], [c, c])
         assert (effect["bare"][c], effect["article"][c]) == pytest.approx((bare, article), abs=1e-3)
         for attribute, words in truth.WORDS.items():
             for w, word in enumerate(words):
@@ -59,21 +59,29 @@ def test_effects_are_differences_of_rewards():
 
 
 def test_mentions_are_whole_words():
-    rows = descriptions_of(lambda concept, i: ["A Red one.", "redder bread", "red-ish, RED", "Three small things"][i])
+    rows = descriptions_of(lambda concept, i: ["A Red one.", "redder bread", "red-ish, RED",
+                                               f"Three small {concept['name']}"][i])
     shares = truth.mentions(rows, FOUND)
     assert shares["color"].shape == (40, 11)
     assert set(shares["color"][:, truth.WORDS["color"].index("red")]) == {0.5}
     assert shares["color"].sum() == 20
-    assert set(shares["count"][:, 0]) == {0.25}
+    assert set(shares["count"][:, 0]) == {0}
     assert set(shares["count"][:, 2]) == {0.25}
     assert np.isnan(truth.mentions(rows[4:], FOUND)["size"][0]).all()
 
 
-def test_a_count_in_figures_and_another_spelling_are_the_same_word():
-    rows = descriptions_of(lambda concept, i: ["2 owls", "12 owls, 2nd", "two of 2", "a gray owl"][i])
-    shares = truth.mentions(rows, FOUND)
-    assert shares["count"][0].tolist() == [0, 0.5, 0, 0]
-    assert shares["color"][0].tolist() == [0.25 if word == "grey" else 0 for word in truth.WORDS["color"]]
+@pytest.mark.parametrize(("text", "counts"), [
+    ("2 owls", [0, 1, 0, 0]), ("Two small blue owls.", [0, 1, 0, 0]), ("One owl", [1, 0, 0, 0]),
+    ("There are three of them", [0, 0, 1, 0]), ("12 owls, 2nd, 3D", [0, 0, 0, 0]), ("four-eyed owls", [0, 0, 0, 0]),
+    ("One of the most striking owls", [0, 0, 0, 0]), ("one of two reasons", [0, 0, 0, 0]), ("this one", [0, 0, 0, 0]),
+    ("two owlets", [0, 0, 0, 0]), ("one owl beside four owls", [1, 0, 0, 1])])
+def test_a_number_counts_what_it_stands_before(text, counts):
+    assert [bool(truth.pattern("count", word, "owl").search(text)) for word in truth.WORDS["count"]] == counts
+
+
+def test_another_spelling_is_the_same_word():
+    assert truth.pattern("color", "grey", "owl").search("A Gray owl")
+    assert not truth.pattern("color", "grey", "owl").search("greyhound")
 
 
 def random_parts(seed):
@@ -84,30 +92,46 @@ def random_parts(seed):
 def test_the_table_is_the_literal_one():
     effect, before, after = random_parts(0)
     effect = {name: values - 0.5 for name, values in effect.items()}
-    found = truth.table(FOUND, effect, before, after)
+    bare, article = np.random.default_rng(5).random((2, 40))
+    prefers = {"words": effect, "bare": bare, "article": article}
+    found = truth.table(FOUND, prefers, before, after)
     for attribute, words in truth.WORDS.items():
-        over_name, over_false, lifts, best = [], [], [], []
+        over_article, over_bare, over_false, lifts, best, best_over_bare = [], [], [], [], [], []
         for c, concept in enumerate(FOUND):
             if concept["attribute"] != attribute:
                 continue
             w = words.index(concept["word"])
             others = [i for i in range(len(words)) if i != w]
-            over_name.append(effect[attribute][c, w])
+            over_article.append(effect[attribute][c, w])
+            over_bare.append(article[c] + effect[attribute][c, w] - bare[c])
             over_false.append(effect[attribute][c, w] - sum(effect[attribute][c, i] for i in others) / len(others))
             lifts.append([values[attribute][c, w] - sum(values[attribute][c, i] for i in others) / len(others)
                           for values in (before, after)])
             best.append(all(effect[attribute][c, w] > effect[attribute][c, i] for i in others)
                         and effect[attribute][c, w] > 0)
+            best_over_bare.append(best[-1] and over_bare[-1] > 0)
         row = found[attribute]
         assert row["number"] == len(best) == 8
         assert row["best"] == np.mean(best)
-        assert row["true_over_name"][0] == pytest.approx(np.mean(over_name))
+        assert row["best_over_bare"] == np.mean(best_over_bare)
+        assert row["true_over_article"][0] == pytest.approx(np.mean(over_article))
+        assert row["true_over_bare"][0] == pytest.approx(np.mean(over_bare))
         assert row["true_over_false"][0] == pytest.approx(np.mean(over_false))
         assert row["lift_before"][0] == pytest.approx(np.mean([one for one, _ in lifts]))
         assert row["lift_after"][0] == pytest.approx(np.mean([two for _, two in lifts]))
         assert row["gain"][0] == pytest.approx(np.mean([two - one for one, two in lifts]))
-        assert all(row[name][1] <= row[name][0] <= row[name][2] for name in row if name not in ("number", "best"))
-    assert "gain" not in truth.table(FOUND, effect, None, None)["size"]
+        assert all(row[name][1] <= row[name][0] <= row[name][2] for name in row if isinstance(row[name], tuple))
+    every = [found[attribute]["gain"][0] for attribute in truth.WORDS]
+    assert found["all"]["number"] == 32
+    assert found["all"]["gain"][0] == pytest.approx(np.mean(every))  # eight concepts each
+    assert found["all"]["best"] == pytest.approx(np.mean([found[attribute]["best"] for attribute in truth.WORDS]))
+    some = [concept for concept in FOUND if concept["attribute"] in (None, "size")]
+    rows = [c for c, concept in enumerate(FOUND) if concept in some]
+    part = truth.table(some, {"words": {name: values[rows] for name, values in effect.items()}, "bare": bare[rows],
+                              "article": article[rows]}, None, None)
+    assert set(part) == {"size", "all"}
+    assert part["size"] == part["all"] == truth.table(FOUND, prefers, None, None)["size"]
+    assert "gain" not in truth.table(FOUND, prefers, None, None)["size"]
 
 
 def test_the_correlation_is_over_concepts_and_attributes():
@@ -151,14 +175,14 @@ def write(path, says):
 
 def test_the_script_tells_and_writes_it(run_script, refused, tmp_path):
     before = write(tmp_path / "before.jsonl", lambda concept, i: f"This is {concept['name']}.")
-    after = write(tmp_path / "after.jsonl", lambda concept, i: f"{concept['name']}, {concept['word'] or 'red'}")
+    after = write(tmp_path / "after.jsonl", lambda concept, i: f"{concept['word'] or 'red'} {concept['name']}")
     answers = tmp_path / "after_inspection.jsonl"
     code, _, err = run_script("inspect", "--input_filepath", after, "--dataset_name", "emoji_fixed", "--vlm_name", "v",
                               "--model", "words")
     assert code == 0, err
     arguments = ["--output_dir", tmp_path / "out", "--device", "cpu", "--split", "train"]
     code, out, err = run_script("compute_ex2_truth", *arguments, "--before", before, "--after", after, after,
-                                "--answers", answers)
+                                "--answers", answers, answers)
     assert code == 0, err
     result = json.loads((tmp_path / "out" / "ex2_truth.json").read_text())
     assert (tmp_path / "out" / "ex2_truth.png").stat().st_size > 1000
@@ -166,12 +190,23 @@ def test_the_script_tells_and_writes_it(run_script, refused, tmp_path):
     assert result["discoveries"] == {"true": 32, "wrong_word": 0, "random_attribute": 0, "nothing_fixed": 8,
                                      "fixed_pairs": 32, "random_pairs": 96, "nothing_fixed_pairs": 32}
     assert set(result["rewards"]) == {"bare", "article", "best", "before", "after"}
-    assert result["judges"]["words"]["color"]["used"] == 160
+    assert result["judges"]["words"]["color"]["used"] == 320
     assert result["judges"]["words"]["color"]["kappa"] > 0.9
     assert "| style | 8 |" in out
     assert "Findings: 32 true and 0 with a wrong word, of 32" in out
     short = tmp_path / "short.jsonl"
     short.write_text("".join(line + "\n" for line in before.read_text().splitlines()[4:]))
-    assert "there are no descriptions of 'monkey'" in refused("compute_ex2_truth", *arguments, "--before", short,
-                                                              "--after", after)
+    assert "only --before or only --after describes 'monkey'" in refused("compute_ex2_truth", *arguments, "--before",
+                                                                         short, "--after", after)
+    code, out, err = run_script("compute_ex2_truth", *arguments, "--before", short, "--after", short)
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "ex2_truth.json").read_text())["discoveries"]["fixed_pairs"] == 31
+    assert "Spearman of the VLM's preference and the gain, over 156 pairs: undefined" in out  # nothing grew
+    assert "| all | 31 |" in out
+    foreign = write(tmp_path / "foreign.jsonl", lambda concept, i: "x")
+    foreign.write_text(foreign.read_text().replace('"monkey"', '"unicorn"'))
+    assert "that emoji_fixed does not have" in refused("compute_ex2_truth", *arguments, "--before", foreign, "--after",
+                                                       foreign)
+    assert "is not about the descriptions of --after" in refused("compute_ex2_truth", *arguments, "--before", after,
+                                                                 "--after", before, "--answers", answers)
     assert "--before and --after go together" in refused("compute_ex2_truth", *arguments, "--before", before)

@@ -253,10 +253,10 @@ def test_beta_follows_the_kl_as_in_ppo():
     kl = training.AdaptiveKL(0.2, 32, 16)
     kl.trainer = SimpleNamespace(beta=0.2)
     logged, expected = [], 0.2
-    for step, (token, length) in enumerate([(0.0, 30.0), (0.2, 30.0), (0.21, 30.0), (1.0, 30.0)], 1):
+    for step, (token, length) in enumerate([(0.0, 30.0), (0.33, 30.0), (0.35, 30.0), (1.0, 30.0)], 1):
         logs = {"kl": token, "completions/mean_length": length, "step": step * 16}
         kl.on_log(None, state(step, 16), None, logs)
-        expected *= 1 + min(max(token * length / 6 - 1, -0.2), 0.2) * 32 / 10_000
+        expected *= 1 + min(max(token * length / 10 - 1, -0.2), 0.2) * 32 / 10_000
         logged.append(logs)
         assert kl.trainer.beta == kl.beta == pytest.approx(expected, rel=1e-12)
     kl.on_log(None, state(4, 16), None, {"train_runtime": 1.0})

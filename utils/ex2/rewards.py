@@ -44,10 +44,10 @@ def kept_image_means(folder: str, dataset: str, vlm: Model, images: datasets.Ima
     name = file_name(vlm.name)
     path = files.term_path(folder, dataset, "image_means", name)
     manifest = files.manifest_path(folder, dataset, "image_means", name)
-    drawn_from = images.paths or [str(scene) for scene in images.scenes]
+    shown = datasets.fingerprint(images) if images.paths else files.texts_hash([str(scene) for scene in images.scenes])
     description = {"vlm_name": vlm.name, "weights_sha256": vlm.weights_hash, "dataset": dataset,
                    "concepts": images.classes, "images": len(images.samples),
-                   "images_sha256": files.texts_hash(drawn_from), **description}
+                   "images_sha256": shown, **description}
     if manifest.is_file() and description.items() <= files.read_manifest(manifest, ("arrays",)).items():
         return np.load(path)
     means = image_means(vlm, images)

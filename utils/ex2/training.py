@@ -23,7 +23,7 @@ COLUMNS = ("step", "reward", "reward_std", "kl", "beta", "clipped", "entropy", "
            "repeated_phrases", "copies", "shared_phrase", "empty", "cut", "unscored")
 CLIPPED = "clip_ratio/region_mean"  # TRL's name of the share of clipped ratios
 MOSTLY_CLIPPED = 0.5  # a share of clipped ratios above which most of an update is lost
-KL_TARGET, KL_HORIZON, KL_STEP = 6.0, 10_000, 0.2  # of PPO's adaptive KL: nats a description, descriptions, most error
+KL_TARGET, KL_HORIZON, KL_STEP = 10.0, 10_000, 0.2  # as published: nats a description, descriptions, most error
 
 
 def prompts(concepts: list[str], questions: list[str], tokenizer, number: int, seed: int) -> list[dict]:
@@ -128,8 +128,12 @@ class StepNames(TrainerCallback):
         self.folder, self.updates = folder, updates
 
     def on_save(self, args, state, control, **_):
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()  # each process writes a file of its own into the checkpoint
         if state.is_world_process_zero:
             rename_checkpoint(self.folder / f"checkpoint-{state.global_step}", self.updates)
+        PartialState().wait_for_everyone()
 
 
 def rename_checkpoint(path: Path, updates: int) -> Path:

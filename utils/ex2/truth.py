@@ -29,11 +29,14 @@ def concepts() -> list[dict]:
              "word": word_of.get(kind, {}).get(value, value)} for k, kind, value in scenes.fixed_concepts()]
 
 
+def plural_of(name: str) -> str:
+    """The plural of a concept's name."""
+    return next(concept["plural"] for concept in scenes.concepts() if concept["name"] == name)
+
+
 def controlled(name: str) -> dict[tuple[str, str], str]:
     """Texts that add one word to a concept's name, by (attribute, word)."""
-    plural = next(concept["plural"] for concept in scenes.concepts() if concept["name"] == name)
-    one = name if name == plural else captions.with_article(name)
-    texts = {}
+    plural, one, texts = plural_of(name), descriptions.fill("{a concept}", name), {}
     for attribute, words in WORDS.items():
         for word in words:
             many = name if word == "one" else plural
@@ -55,11 +58,11 @@ def every_caption(found: list[dict], questions: list[str]) -> list[dict]:
 def effects(score: Callable[[list[str], list[int]], list[float]], found: list[dict]) -> dict:
     """What a VLM makes of each word, without any language model: `score(texts, concept numbers)` gives rewards.
 
-    Returns bare and article (rewards of "NAME" and "a NAME" [c]), best (of the best text with one word more [c]) and
-    words: attribute to the effect of each of its words, its reward minus that of "a NAME" [c, w].
+    Returns bare and article (rewards of "NAME" and "a NAME" [c]), best (of the best text with at most one word more
+    [c]) and words: attribute to the effect of each of its words, its reward minus that of "a NAME" [c, w].
     """
     texts = [controlled(concept["name"]) for concept in found]
-    plain = [[concept["name"], captions.with_article(concept["name"])] for concept in found]
+    plain = [[concept["name"], descriptions.fill("{a concept}", concept["name"])] for concept in found]
     rows = [[*two, *of_concept.values()] for two, of_concept in zip(plain, texts)]
     rewards = np.array(score([text for row in rows for text in row], [c for c, row in enumerate(rows) for _ in row]))
     rewards = rewards.reshape(len(found), -1)
@@ -69,22 +72,25 @@ def effects(score: Callable[[list[str], list[int]], list[float]], found: list[di
             "words": {name: part - rewards[:, 1:2] for name, part in zip(WORDS, parts)}}
 
 
-def pattern(*words: str) -> re.Pattern:
-    """Finds any of these words in a text, whole, in any spelling of SPELLINGS."""
-    spelt = [one for word in words for one in (word, SPELLINGS.get(word)) if one]
-    return re.compile(rf"(?<!\w)(?:{'|'.join(spelt)})(?!\w)", re.IGNORECASE)
+def pattern(attribute: str, word: str, name: str) -> re.Pattern:
+    """Finds a word of an attribute in a description of the concept of this name, whole, in any spelling of SPELLINGS. A
+    number is a count where it stands before the concept, with at most two words between them ("two small owls"), or
+    after "there are": "one of the oldest" counts nothing."""
+    spelt = rf"(?<!\w)(?:{'|'.join(one for one in (word, SPELLINGS.get(word)) if one)})(?!\w)"
+    if attribute == "count":
+        named = rf"\s+(?:(?!of\b)[\w-]+\s+){{0,2}}(?:{re.escape(name)}|{re.escape(plural_of(name))})(?!\w)"
+        spelt = rf"{spelt}(?={named})|(?<=there is ){spelt}|(?<=there are ){spelt}"
+    return re.compile(spelt, re.IGNORECASE)
 
 
 def mentions(rows: list[dict], found: list[dict]) -> dict[str, np.ndarray]:
     """Shares of each concept's descriptions that use each word of an attribute: attribute to [c, w]; NaN where a
     concept has no description. `rows` are those of inference.py's JSONL, of any number of runs."""
-    shares = {}
-    for attribute, words in WORDS.items():
-        shares[attribute] = np.array([
-            [np.mean(said) if (said := [bool(one.search(row["description"])) for row in rows
-                                        if row["concept"] == concept["name"]]) else np.nan
-             for one in map(pattern, words)] for concept in found])
-    return shares
+    of_concept = [[row["description"] for row in rows if row["concept"] == concept["name"]] for concept in found]
+    return {attribute: np.array([[np.mean([bool(one.search(text)) for text in texts]) if texts else np.nan
+                                  for one in (pattern(attribute, word, concept["name"]) for word in words)]
+                                 for concept, texts in zip(found, of_concept)])
+            for attribute, words in WORDS.items()}
 
 
 def margin(values: np.ndarray, word: int) -> float:
@@ -92,26 +98,33 @@ def margin(values: np.ndarray, word: int) -> float:
     return float(values[word] - np.delete(values, word).mean())
 
 
-def table(found: list[dict], effect: dict[str, np.ndarray], before: dict | None, after: dict | None) -> dict[str, dict]:
-    """By attribute, over the concepts that share one: number, true_over_name and true_over_false (what the VLM gives
-    the true word more than the name, and than the mean false word), best (share of concepts whose true word beats the
-    name and every false word), and with mentions, lift_before, lift_after and gain (true over mean false mentions). All
-    but `number` and `best` are (mean, low, high), with the 95% interval of a bootstrap over concepts."""
-    rows = {}
+def table(found: list[dict], effect: dict, before: dict | None, after: dict | None) -> dict[str, dict]:
+    """By attribute, over the concepts that share one, and over `all` of them: `number`; what the VLM gives the true
+    word more than "a NAME" (true_over_article), than the bare name (true_over_bare) and than the mean false word
+    (true_over_false); the share of concepts whose true word beats "a NAME" and every false word (best), and the bare
+    name too (best_over_bare); and with mentions, lift_before, lift_after and gain (true over mean false mentions).
+    `effect` is that of `effects`. All but `number` and the two shares are (mean, low, high), with the 95% interval of a
+    bootstrap over concepts."""
+    figures, bare = {}, effect["bare"] - effect["article"]
     for attribute, words in WORDS.items():
         own = [(c, words.index(concept["word"])) for c, concept in enumerate(found)
                if concept["attribute"] == attribute]
-        values = effect[attribute]
-        figures = {"true_over_name": [values[c, w] for c, w in own],
-                   "true_over_false": [margin(values[c], w) for c, w in own]}
+        values = effect["words"][attribute]
+        figures[attribute] = {"true_over_article": [values[c, w] for c, w in own],
+                              "true_over_bare": [values[c, w] - bare[c] for c, w in own],
+                              "true_over_false": [margin(values[c], w) for c, w in own],
+                              "best": [values[c].argmax() == w and values[c, w] > 0 for c, w in own]}
+        figures[attribute]["best_over_bare"] = [best and over > 0 for best, over in zip(
+            figures[attribute]["best"], figures[attribute]["true_over_bare"])]
         if before and after:
-            figures |= {"lift_before": [margin(before[attribute][c], w) for c, w in own],
-                        "lift_after": [margin(after[attribute][c], w) for c, w in own]}
-            figures["gain"] = np.subtract(figures["lift_after"], figures["lift_before"])
-        rows[attribute] = {"number": len(own), "best": float(np.mean([values[c].argmax() == w and values[c, w] > 0
-                                                                      for c, w in own])),
-                           **{name: interval(np.array(numbers)) for name, numbers in figures.items()}}
-    return rows
+            lifts = {name: [margin(shares[attribute][c], w) for c, w in own]
+                     for name, shares in (("lift_before", before), ("lift_after", after))}
+            figures[attribute] |= lifts | {"gain": list(np.subtract(lifts["lift_after"], lifts["lift_before"]))}
+    figures["all"] = {name: [value for attribute in WORDS for value in figures[attribute][name]]
+                      for name in figures["style"]}
+    return {attribute: {"number": len(own["best"])} | {
+        name: float(np.mean(values)) if name.startswith("best") else interval(np.array(values))
+        for name, values in own.items()} for attribute, own in figures.items() if own["best"]}
 
 
 def interval(values: np.ndarray, draws: int = 5000) -> tuple[float, float, float]:
@@ -123,7 +136,7 @@ def interval(values: np.ndarray, draws: int = 5000) -> tuple[float, float, float
 def agreement_of_effects(effect: dict, before: dict, after: dict) -> dict:
     """Spearman's correlation, over concepts and attributes, of what the VLM prefers and what training made of it: for
     each, the word that the VLM likes best, how much more than the others it likes it, and how much more its mentions
-    grew than theirs. Returns correlation, low, high (bootstrap over concepts) and pairs."""
+    grew than theirs. Returns correlation, low, high (bootstrap over concepts; all None where nothing grew), pairs."""
     from scipy.stats import spearmanr
 
     names = list(WORDS)
@@ -131,9 +144,11 @@ def agreement_of_effects(effect: dict, before: dict, after: dict) -> dict:
     liked, grew = (np.array([[margin(values[name][c], best[name][c]) for name in names]
                              for c in range(len(effect[names[0]]))])
                    for values in (effect, {name: after[name] - before[name] for name in names}))
+    if np.ptp(liked) == 0 or np.ptp(grew) == 0:
+        return {"correlation": None, "low": None, "high": None, "pairs": liked.size}
     drawn = np.random.default_rng(0).integers(len(liked), size=(1000, len(liked)))
-    every = [spearmanr(liked[rows].ravel(), grew[rows].ravel()).statistic for rows in drawn]
-    low, high = np.nanpercentile(every, [2.5, 97.5])
+    every = [spearmanr(liked[rows].ravel(), grew[rows].ravel()).statistic for rows in drawn if np.ptp(grew[rows])]
+    low, high = np.percentile(every, [2.5, 97.5])
     return {"correlation": float(spearmanr(liked.ravel(), grew.ravel()).statistic), "low": float(low),
             "high": float(high), "pairs": liked.size}
 
@@ -157,7 +172,7 @@ def discoveries(found: list[dict], before: dict, after: dict) -> dict[str, int]:
     return counts
 
 
-def judged(answers: dict[tuple[int, str], dict]) -> dict[str, dict]:
+def judged(answers: list[dict]) -> dict[str, dict]:
     """How a judge's answers (of `inspection.read_answers`) agree with the word lists on all descriptions, by those of
     ATTRIBUTES that a judge is asked about: used, kappa (None where it is not defined) and its interval."""
     from sklearn.metrics import cohen_kappa_score
@@ -166,9 +181,10 @@ def judged(answers: dict[tuple[int, str], dict]) -> dict[str, dict]:
 
     results = {}
     for attribute, name in JUDGED.items():
-        any_word = pattern(*WORDS[attribute])
-        pairs = [(name in answer["parsed"]["attributes"], bool(any_word.search(answer["description"])))
-                 for (_, question), answer in answers.items() if question == "attributes" and answer["parsed"]]
+        pairs = [(name in answer["parsed"]["attributes"],
+                  any(pattern(attribute, word, answer["concept"]).search(answer["description"])
+                      for word in WORDS[attribute]))
+                 for answer in answers if answer["question"] == "attributes" and answer["parsed"]]
         constant = len(set(pairs)) < 2 or len({one for one, _ in pairs}) == len({other for _, other in pairs}) == 1
         results[attribute] = {"used": len(pairs),
                               "kappa": None if constant else float(cohen_kappa_score(*zip(*pairs))),
