@@ -15,7 +15,8 @@ from utils import cli
 from utils.cli import UserError
 
 FIGURES = {"true_over_article": "true - a NAME", "true_over_bare": "true - NAME", "true_over_false": "true - false",
-           "lift_before": "lift before", "lift_after": "lift after", "gain": "gain"}
+           "lift_before": "lift before", "lift_after": "lift after", "gain": "gain",
+           "gain_over_others": "gain over other concepts"}
 
 
 def get_args_parser():

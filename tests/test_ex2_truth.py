@@ -110,7 +110,15 @@ def test_the_table_is_the_literal_one():
             best.append(all(effect[attribute][c, w] > effect[attribute][c, i] for i in others)
                         and effect[attribute][c, w] > 0)
             best_over_bare.append(best[-1] and over_bare[-1] > 0)
+        over_others = []
+        for c, concept in enumerate(FOUND):
+            if concept["attribute"] == attribute:
+                w = words.index(concept["word"])
+                grew = [after[attribute][i, w] - before[attribute][i, w] for i, other in enumerate(FOUND)
+                        if not (other["attribute"] == attribute and other["word"] == concept["word"])]
+                over_others.append(after[attribute][c, w] - before[attribute][c, w] - sum(grew) / len(grew))
         row = found[attribute]
+        assert row["gain_over_others"][0] == pytest.approx(np.mean(over_others))
         assert row["number"] == len(best) == 8
         assert row["best"] == np.mean(best)
         assert row["best_over_bare"] == np.mean(best_over_bare)

@@ -102,7 +102,8 @@ def table(found: list[dict], effect: dict, before: dict | None, after: dict | No
     """By attribute, over the concepts that share one, and over `all` of them: `number`; what the VLM gives the true
     word more than "a NAME" (true_over_article), than the bare name (true_over_bare) and than the mean false word
     (true_over_false); the share of concepts whose true word beats "a NAME" and every false word (best), and the bare
-    name too (best_over_bare); and with mentions, lift_before, lift_after and gain (true over mean false mentions).
+    name too (best_over_bare); and with mentions, lift_before, lift_after and gain (true over mean false mentions), and
+    gain_over_others: how much more mentions of the true word grew than they did for concepts that do not share it.
     `effect` is that of `effects`. All but `number` and the two shares are (mean, low, high), with the 95% interval of a
     bootstrap over concepts."""
     figures, bare = {}, effect["bare"] - effect["article"]
@@ -119,7 +120,11 @@ def table(found: list[dict], effect: dict, before: dict | None, after: dict | No
         if before and after:
             lifts = {name: [margin(shares[attribute][c], w) for c, w in own]
                      for name, shares in (("lift_before", before), ("lift_after", after))}
-            figures[attribute] |= lifts | {"gain": list(np.subtract(lifts["lift_after"], lifts["lift_before"]))}
+            growth = after[attribute] - before[attribute]
+            others = {w: [c for c, concept in enumerate(found) if concept["word"] != words[w]] for _, w in own}
+            figures[attribute] |= lifts | {
+                "gain": list(np.subtract(lifts["lift_after"], lifts["lift_before"])),
+                "gain_over_others": [growth[c, w] - growth[others[w], w].mean() for c, w in own]}
     figures["all"] = {name: [value for attribute in WORDS for value in figures[attribute][name]]
                       for name in figures["style"]}
     return {attribute: {"number": len(own["best"])} | {
