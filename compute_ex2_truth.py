@@ -65,13 +65,13 @@ def main(args) -> None:
 
     # The concepts that are described, or all.
     found = truth.concepts()
-    told = [{row["concept"] for row in rows} for rows in texts.values()]
-    if told[0] != told[1]:
-        raise UserError(f"only --before or only --after describes {sorted(told[0] ^ told[1])[0]!r}; describe the same "
-                        "concepts with inference.py --eval_dataset emoji_fixed, before and after")
-    if told[0]:
-        found = [concept for concept in found if concept["name"] in told[0]]
-    if told[0] and len(found) < len(told[0]):
+    named = [{row["concept"] for row in rows} for rows in texts.values()]
+    if named[0] != named[1]:
+        raise UserError(f"only --before or only --after describes {sorted(named[0] ^ named[1])[0]!r}; describe the "
+                        "same concepts with inference.py --eval_dataset emoji_fixed, before and after")
+    if named[0]:
+        found = [concept for concept in found if concept["name"] in named[0]]
+    if named[0] and len(found) < len(named[0]):
         raise UserError("--before and --after describe concepts that emoji_fixed does not have; make them with "
                         "inference.py --eval_dataset emoji_fixed")
 

@@ -41,8 +41,8 @@ def get_args_parser():
                         help="descriptions from inference.py; its .json will do where the .jsonl lies beside it, and "
                              "a published .json with --class_names (default: none)")
     parser.add_argument("--class_names", metavar="FILE",
-                        help="of a published .json: the names of its concepts, one a line, in its order (default: "
-                             "none)")
+                        help="of a published .json: the names of its concepts, one a line or a JSON list, in its "
+                             "order (default: none)")
     parser.add_argument("--output_filepath", metavar="FILE.jsonl",
                         help="answers (default: the input's name with _inspection.jsonl)")
     parser.add_argument("--output_format", default="jsonl", choices=("jsonl", "published"),

@@ -7,9 +7,11 @@ What a language model never says is never rewarded. Here it answers the question
 captions of one word more than the name ("an owl on a red background"): every word of every attribute once for every
 concept, the true one like each false one, so that it learns to speak of them and not which is true. All its weights are
 trained, in one pass. Writes to --output_dir a language model for train.py --model_name: a folder without a chat
-template, so that a query is a question and a blank line, as published.
+template, so that a query is a question and a blank line, as published, and warm_start.json, which says what made it.
 """
 from utils import cli
+
+ASKED = ("model_name", "questions", "batch_size", "learning_rate", "seed")  # what the language model depends on
 
 
 def get_args_parser():
@@ -31,14 +33,18 @@ def main(args) -> None:
 
     from utils.ex2 import descriptions, truth
     from utils.language import loading
+    from utils.runs import files
 
     # What is asked.
     folder = Path(args.output_dir)
     partial = folder.with_name(folder.name + ".partial")
-    if (folder / "config.json").is_file():
+    settings = {name: value for name, value in vars(args).items() if name in ASKED}
+    if (folder / "warm_start.json").is_file():
+        if files.read_json(folder / "warm_start.json", (), "name another --output_dir") != settings:
+            raise cli.UserError(f"--output_dir {folder} was made with other options; name another")
         print(f"finished already -> {folder}")
         return
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise cli.UserError(f"--output_dir {folder} holds something else; name a new folder")
     loading.check_name(args.model_name)
     rows = truth.every_caption(truth.concepts(), descriptions.read_questions(args.questions))
@@ -64,6 +70,7 @@ def main(args) -> None:
     # Write: the folder has its name when it is complete.
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    cli.save_result(partial / "warm_start.json", settings)
     partial.replace(folder)
     print(f"mean loss of all updates: {loss:.2f} nats a token -> {folder}")
 

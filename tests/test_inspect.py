@@ -432,8 +432,9 @@ def test_a_published_list_of_lists_is_read_by_the_names_of_its_concepts(run_scri
     assert "holds 1 names, and" in refused("inspect", *about)
     names.write_text("owl\nowl\n")
     assert "two concepts are both called 'owl'" in refused("inspect", *about)
-    names.write_text("owl\n\ngreat auk\n")
-    assert "no manifest tells the dataset" in refused("inspect", *about[:4], *about[6:])
+    for content in ("owl\n\ngreat auk\n", '["owl", "great auk"]'):
+        names.write_text(content)
+        assert "no manifest tells the dataset" in refused("inspect", *about[:4], *about[6:])
     code, out, err = run_script("inspect", *about)
     assert code == 0, err
     assert "6 of 6 questions answered" in out

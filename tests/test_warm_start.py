@@ -42,6 +42,7 @@ def loss_of_captions(folder) -> float:
     return sum(losses) / len(losses)
 
 
+@pytest.mark.long
 def test_the_model_learns_captions_and_is_loaded_by_its_folder(tiny_lm, run_script, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = ["--model_name", tiny_lm, "--output_dir", tmp_path / "start"]
@@ -51,9 +52,10 @@ def test_the_model_learns_captions_and_is_loaded_by_its_folder(tiny_lm, run_scri
     assert not (tmp_path / "start.partial").exists()
     assert loading.load_tokenizer(str(tmp_path / "start")).chat_template is None
     assert loss_of_captions(tmp_path / "start") < loss_of_captions(tiny_lm) - 1
-    code, out, err = run_script("scripts.warm_start", *arguments)
+    code, out, err = run_script("scripts.warm_start", *arguments, "--learning_rate", "1e-2")
     assert code == 0
     assert "finished already" in out
+    assert "was made with other options; name another" in refused("scripts.warm_start", *arguments, "--seed", 1)
 
 
 @pytest.mark.parametrize(("options", "line"), [

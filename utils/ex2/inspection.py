@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from utils.ex2 import descriptions
-from utils.inputs import UserError, read_json, read_text, read_yaml
+from utils.inputs import UserError, read_json, read_texts, read_yaml
 from utils.language import jsonl, replies
 
 QUESTIONS = ("knowledge", "attributes")
@@ -46,8 +46,8 @@ def read_sheet(path: str) -> dict:
 
 def read_descriptions(path: str, class_names: str | None = None) -> tuple[list[dict], dict]:
     """Rows and manifest as of `descriptions.read`; of a published X.json, without an X.jsonl beside it, by the names of
-    its concepts in the file `class_names`, one a line. Raises UserError where the names are missing, do not fit, or are
-    not needed."""
+    its concepts in the file `class_names`, one a line or a JSON list. Raises UserError where the names are missing, do
+    not fit, or are not needed."""
     lines = descriptions.lines_path(path)
     published = path.endswith(".json") and Path(path).is_file() and not lines.is_file()
     if not published:
@@ -58,7 +58,7 @@ def read_descriptions(path: str, class_names: str | None = None) -> tuple[list[d
     if not class_names:
         raise UserError(f"{path} has no {lines.name} beside it, which would name its concepts; give their names, one a "
                         "line, with --class_names FILE")
-    names = [line.strip() for line in read_text(class_names).splitlines() if line.strip()]
+    names = read_texts(class_names, "--class_names", "name")
     concepts = len(read_json(path, list, "expected is a JSON list (concepts) of lists (descriptions)"))
     if len(names) != concepts:
         raise UserError(f"--class_names {class_names} holds {len(names)} names, and {path} descriptions of {concepts} "

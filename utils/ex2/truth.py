@@ -29,14 +29,10 @@ def concepts() -> list[dict]:
              "word": word_of.get(kind, {}).get(value, value)} for k, kind, value in scenes.fixed_concepts()]
 
 
-def plural_of(name: str) -> str:
-    """The plural of a concept's name."""
-    return next(concept["plural"] for concept in scenes.concepts() if concept["name"] == name)
-
-
 def controlled(name: str) -> dict[tuple[str, str], str]:
     """Texts that add one word to a concept's name, by (attribute, word)."""
-    plural, one, texts = plural_of(name), descriptions.fill("{a concept}", name), {}
+    plural, one = (descriptions.fill(form, name) for form in ("{concepts}", "{a concept}"))
+    texts = {}
     for attribute, words in WORDS.items():
         for word in words:
             many = name if word == "one" else plural
@@ -78,7 +74,8 @@ def pattern(attribute: str, word: str, name: str) -> re.Pattern:
     after "there are": "one of the oldest" counts nothing."""
     spelt = rf"(?<!\w)(?:{'|'.join(one for one in (word, SPELLINGS.get(word)) if one)})(?!\w)"
     if attribute == "count":
-        named = rf"\s+(?:(?!of\b)[\w-]+\s+){{0,2}}(?:{re.escape(name)}|{re.escape(plural_of(name))})(?!\w)"
+        many = re.escape(descriptions.fill("{concepts}", name))
+        named = rf"\s+(?:(?!of\b)[\w-]+\s+){{0,2}}(?:{re.escape(name)}|{many})(?!\w)"
         spelt = rf"{spelt}(?={named})|(?<=there is ){spelt}|(?<=there are ){spelt}"
     return re.compile(spelt, re.IGNORECASE)
 
