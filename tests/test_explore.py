@@ -422,6 +422,9 @@ def driver():
 @pytest.fixture
 def opened(driver, address):
     def go(query=""):
+        assert complaints(driver, address) == []
+        driver.get("about:blank")  # a page that is left while it asks may complain that its requests were cut off
+        driver.get_log("browser")
         driver.get(address + query)
         wait_for(lambda: find(driver, ".ask h2, .ask .note, .ask .error"))
         return driver
@@ -446,13 +449,21 @@ def tab(driver, name):
     next(button for button in find(driver, "button[role=tab]") if button.text == name).click()
 
 
-def quiet(driver, address):
-    """Nothing was asked of another host, and the console has no error."""
+def complaints(driver, address):
+    """What was asked of other hosts, and the console's errors, since the last call."""
     asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     urls = [entry["params"]["request"]["url"] for entry in asked if entry["method"] == "Network.requestWillBeSent"]
-    assert urls
-    assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
-    assert [entry for entry in driver.get_log("browser") if entry["level"] not in ("INFO", "DEBUG")] == []
+    return [url for url in urls if not url.startswith((address, "data:", "blob:", "about:"))] + [
+        entry for entry in driver.get_log("browser") if entry["level"] not in ("INFO", "DEBUG")]
+
+
+def test_complaints_are_heard(opened, driver, address):
+    page = opened()
+    page.execute_script("console.error('wrong'); location = 'http://elsewhere.example/'")
+    heard = []
+    wait_for(lambda: heard.extend(complaints(page, address)) or len(heard) >= 2)
+    assert any(entry == "http://elsewhere.example/" for entry in heard)
+    assert any("wrong" in entry["message"] for entry in heard if isinstance(entry, dict))
 
 
 def test_a_picture_is_uploaded_a_text_typed_and_a_bar_clicked(opened, session, address, tmp_path):
@@ -479,7 +490,7 @@ def test_a_picture_is_uploaded_a_text_typed_and_a_bar_clicked(opened, session, a
     (tmp_path / "bad.png").write_bytes(b"no picture")
     find(page, "#drop input[type=file]")[0].send_keys(str(tmp_path / "bad.png"))
     wait_for(lambda: "bad.png: cannot be read" in text_of(page, "#drop .wrong"))
-    quiet(page, address)
+    assert complaints(page, address) == []
 
 
 def heatmaps_of(session, query, text):
@@ -499,7 +510,7 @@ def test_heads_are_clicked_and_switched_off(opened, session, address):
     find(page, "#find input, #find textarea")[0].send_keys("layer 4")
     wait_for(lambda: len(find(page, "#head-table tbody tr")) == 6)
     wait_for(lambda: "off=5.4+5.5" in page.current_url and "find=layer+4" in page.current_url)
-    quiet(page, address)
+    assert complaints(page, address) == []
 
 
 def test_the_address_brings_a_view_back(opened, address):
@@ -510,7 +521,7 @@ def test_the_address_brings_a_view_back(opened, address):
     wait_for(lambda: len(find(page, "#compare-view .pair")) == 6)
     page = opened("?view=A+picture&image=nothing")
     wait_for(lambda: "is no picture that is kept here" in text_of(page, "#picture-view [role=alert]"))
-    quiet(page, address)
+    assert complaints(page, address) == []
 
 
 @pytest.mark.parametrize("query", ["?image=7&word=1+a+red+apple", "?view=Heads&head=5.4&off=5.4",
