@@ -74,6 +74,9 @@ def main(args) -> None:
     if named[0] and len(found) < len(named[0]):
         raise UserError("--before and --after describe concepts that emoji_fixed does not have; make them with "
                         "inference.py --eval_dataset emoji_fixed")
+    if not any(concept["attribute"] for concept in found):
+        raise UserError("--before and --after describe only concepts with nothing fixed, of which nothing is true; "
+                        "describe more concepts with inference.py --num_concepts")
 
     # What the VLM prefers, by controlled texts.
     vlm = load_vlm(args.vlm_name, cli.pick_device(args.device), args.vlm_16bit)
@@ -108,11 +111,11 @@ def main(args) -> None:
 
 def lines_of(result: dict) -> list[str]:
     """The result as tables in Markdown."""
-    shown = {name: label for name, label in FIGURES.items() if name in next(iter(result["attributes"].values()))}
+    shown = {name: label for name, label in FIGURES.items() if name in result["attributes"]["all"]}
     lines = [f"| attribute | concepts | true word best | and above the bare name | {' | '.join(shown.values())} |",
              "| --- " * (4 + len(shown)) + "|"]
     for attribute, row in result["attributes"].items():
-        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) for name in shown]
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) if name in row else "-" for name in shown]
         lines.append(f"| {attribute} | {row['number']} | {row['best']:.0%} | {row['best_over_bare']:.0%} | "
                      f"{' | '.join(cells)} |")
     lines += ["", "Mean rewards: " + ", ".join(f"{name} {value:.1f}" for name, value in result["rewards"].items())]

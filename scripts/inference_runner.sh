@@ -23,8 +23,12 @@ BASE_MODEL=${BASE_MODEL:-$(trained model_name)}      # the untrained language mo
 DATASET=${DATASET:-$(trained dataset_name)}          # whose classes are described
 VLM_NAME=${VLM_NAME:-$(trained vlm_name)}            # who scores
 DATA_ROOT=${DATA_ROOT:-$(trained data_root)}         # folder of the images, where the data set needs one
-[[ $DATASET = emoji && " $* " != *" --eval_dataset"* ]] && some=16 || some=
-NUM_CONCEPTS=${NUM_CONCEPTS-$some}                   # so many, evenly spaced; empty for all (16 of emoji)
+some=
+if [ "$DATASET" = "$(trained dataset_name)" ] && [[ " $* " != *" --eval_dataset"* ]]; then
+    some=$(trained num_concepts)
+    [ "$DATASET" = emoji ] && [ "${some:-17}" -gt 16 ] && some=16
+fi
+NUM_CONCEPTS=${NUM_CONCEPTS-$some}                   # so many, evenly spaced; empty for all (of emoji, at most 16)
 
 shared=(--eval_dataset "$DATASET" --score "$VLM_NAME")
 [ -n "$DATA_ROOT" ] && shared+=(--data_root "$DATA_ROOT")

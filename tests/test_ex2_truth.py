@@ -140,6 +140,11 @@ def test_the_table_is_the_literal_one():
     assert set(part) == {"size", "all"}
     assert part["size"] == part["all"] == truth.table(FOUND, prefers, None, None)["size"]
     assert "gain" not in truth.table(FOUND, prefers, None, None)["size"]
+    one = next(c for c, concept in enumerate(FOUND) if concept["attribute"] == "size")
+    alone = truth.table([FOUND[one]], {"words": {name: values[[one]] for name, values in effect.items()},
+                                       "bare": bare[[one]], "article": article[[one]]},
+                        *({name: values[[one]] for name, values in part.items()} for part in (before, after)))
+    assert "gain" in alone["size"] and "gain_over_others" not in alone["size"]  # there are no others
 
 
 def test_the_correlation_is_over_concepts_and_attributes():
@@ -215,6 +220,12 @@ def test_the_script_tells_and_writes_it(run_script, refused, tmp_path):
     foreign.write_text(foreign.read_text().replace('"monkey"', '"unicorn"'))
     assert "that emoji_fixed does not have" in refused("compute_ex2_truth", *arguments, "--before", foreign, "--after",
                                                        foreign)
+    free = tmp_path / "free.jsonl"
+    names = {concept["name"] for concept in FOUND if concept["attribute"] is None}
+    free.write_text("".join(line + "\n" for line in before.read_text().splitlines()
+                            if json.loads(line)["concept"] in names))
+    assert "only concepts with nothing fixed" in refused("compute_ex2_truth", *arguments, "--before", free, "--after",
+                                                         free)
     assert "is not about the descriptions of --after" in refused("compute_ex2_truth", *arguments, "--before", after,
                                                                  "--after", before, "--answers", answers)
     assert "--before and --after go together" in refused("compute_ex2_truth", *arguments, "--before", before)

@@ -49,15 +49,16 @@ printf '%q ' "$@"; echo
 def test_what_was_trained_is_what_is_described(runner, tmp_path):
     untrained, aligned = runner(TRAINED)
     shared = {"--eval_dataset": "cub", "--score": "v", "--data_root": "my images", "--split": "val",
-              "--questions": "q.txt", "--class_names": "names.txt", "--num_images_for_reward": "7",
-              "--max_new_tokens": "9", "--vlm_16bit": "False"}
+              "--questions": "q.txt", "--class_names": "names.txt", "--num_concepts": "5",
+              "--num_images_for_reward": "7", "--max_new_tokens": "9", "--vlm_16bit": "False"}
     out = tmp_path / "out put"
     assert untrained == shared | {"--model_name": "owner/model", "--output_filepath": f"{out}/untrained.json"}
     assert aligned == shared | {"--model_name": f"{out}/adapter", "--output_filepath": f"{out}/aligned.json"}
 
 
 def test_what_was_left_out_is_left_out(runner):
-    for options in runner(TRAINED | {"data_root": None, "class_names": None, "vlm_16bit": None}):
+    for options in runner(TRAINED | {"data_root": None, "class_names": None, "vlm_16bit": None,
+                                     "num_concepts": None}):
         assert not {"--data_root", "--class_names", "--vlm_16bit", "--num_concepts"} & options.keys()
 
 
@@ -71,10 +72,12 @@ def test_variables_and_arguments_win(runner):
         assert found == ["pets", "w", "there", "test", "other.txt", "3", "9"]
 
 
-@pytest.mark.parametrize("trained, arguments, variables, expected", [
-    ("emoji", (), {}, "16"), ("emoji", (), {"NUM_CONCEPTS": ""}, None), ("emoji", (), {"NUM_CONCEPTS": 4}, "4"),
-    ("emoji_fixed", (), {}, None), ("emoji", (), {"DATASET": "emoji_fixed"}, None), ("cub", (), {}, None),
-    ("emoji", ("--eval_dataset", "cub"), {}, None), ("cub", (), {"DATASET": "emoji"}, "16")])
-def test_emoji_alone_is_cut_to_16_concepts(runner, trained, arguments, variables, expected):
-    for options in runner(TRAINED | {"dataset_name": trained}, *arguments, **variables):
+@pytest.mark.parametrize("trained, number, arguments, variables, expected", [
+    ("cub", 5, (), {}, "5"), ("cub", None, (), {}, None), ("emoji_fixed", 13, (), {}, "13"),
+    ("emoji", 32, (), {}, "16"), ("emoji", None, (), {}, "16"), ("emoji", 4, (), {}, "4"),
+    ("emoji", 32, (), {"NUM_CONCEPTS": ""}, None), ("emoji", 32, (), {"NUM_CONCEPTS": 20}, "20"),
+    ("emoji", 32, (), {"DATASET": "emoji_fixed"}, None), ("emoji", 32, ("--eval_dataset", "cub"), {}, None),
+    ("cub", 5, (), {"DATASET": "emoji"}, None)])
+def test_as_many_concepts_as_were_trained_and_16_of_emoji(runner, trained, number, arguments, variables, expected):
+    for options in runner(TRAINED | {"dataset_name": trained, "num_concepts": number}, *arguments, **variables):
         assert options.get("--num_concepts") == expected

@@ -100,9 +100,9 @@ def table(found: list[dict], effect: dict, before: dict | None, after: dict | No
     word more than "a NAME" (true_over_article), than the bare name (true_over_bare) and than the mean false word
     (true_over_false); the share of concepts whose true word beats "a NAME" and every false word (best), and the bare
     name too (best_over_bare); and with mentions, lift_before, lift_after and gain (true over mean false mentions), and
-    gain_over_others: how much more mentions of the true word grew than they did for concepts that do not share it.
-    `effect` is that of `effects`. All but `number` and the two shares are (mean, low, high), with the 95% interval of a
-    bootstrap over concepts."""
+    gain_over_others: how much more mentions of the true word grew than they did for concepts that do not share it
+    (left out where all share it). `effect` is that of `effects`. All but `number` and the two shares are (mean, low,
+    high), with the 95% interval of a bootstrap over concepts."""
     figures, bare = {}, effect["bare"] - effect["article"]
     for attribute, words in WORDS.items():
         own = [(c, words.index(concept["word"])) for c, concept in enumerate(found)
@@ -121,12 +121,12 @@ def table(found: list[dict], effect: dict, before: dict | None, after: dict | No
             others = {w: [c for c, concept in enumerate(found) if concept["word"] != words[w]] for _, w in own}
             figures[attribute] |= lifts | {
                 "gain": list(np.subtract(lifts["lift_after"], lifts["lift_before"])),
-                "gain_over_others": [growth[c, w] - growth[others[w], w].mean() for c, w in own]}
+                "gain_over_others": [growth[c, w] - growth[others[w], w].mean() for c, w in own if others[w]]}
     figures["all"] = {name: [value for attribute in WORDS for value in figures[attribute][name]]
                       for name in figures["style"]}
     return {attribute: {"number": len(own["best"])} | {
         name: float(np.mean(values)) if name.startswith("best") else interval(np.array(values))
-        for name, values in own.items()} for attribute, own in figures.items() if own["best"]}
+        for name, values in own.items() if values} for attribute, own in figures.items() if own["best"]}
 
 
 def interval(values: np.ndarray, draws: int = 5000) -> tuple[float, float, float]:
