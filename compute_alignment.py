@@ -23,7 +23,7 @@ Heat maps and segmentation load the model itself, and take --maps; queries by pi
 unit length; it has no cls_attn, which sums heads whose maps differ. Here, --maps FILE applies maps that are there
 already, also to another --dataset.
 """
-from utils import cli
+from utils import cli, processes
 from utils.data.datasets import NAMES
 
 
@@ -70,7 +70,7 @@ def main(args) -> None:
     needed = [] if args.maps else [(args.model, args.split), (args.clip, args.split)]
     needed += [(args.model, split) for split in args.apply or ([None] if args.maps else [])]
     files.check_there([files.Place(args.input_dir, args.dataset, *own) for own in needed])
-    device, clip = cli.pick_device(args.device), models.file_name(args.clip)
+    device, clip = processes.pick_device(args.device), models.file_name(args.clip)
 
     def opened(model: str, split: str | None) -> Run:
         return Run.open(args.input_dir, args.dataset, model, split, needs="components")

@@ -14,7 +14,7 @@ of their own.
 Writes {dataset}_artefacts_{model}.json to --output_dir; and a picture: norms beside an image (--image, or the one of
 the data set with the largest norm), with registers and without, and how often each norm occurs.
 """
-from utils import cli
+from utils import cli, processes
 from utils.data.datasets import NAMES
 
 
@@ -54,7 +54,7 @@ def main(args) -> None:
     from utils.models.loading import load
     from utils.plots import tokens
 
-    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed,
+    model = load(args.model, args.pretrained, processes.pick_device(args.device), args.seed,
                  settings=cli.model_settings(args))
     layers = len(artefacts.known(model).blocks)
     top_layer = (layers - 1) // 2 if args.top_layer is None else args.top_layer

@@ -27,7 +27,7 @@ Writes to --output_dir: {dataset}_component_repair_{classifier}_{model}.json and
 """
 from pathlib import Path
 
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import NAMES, PLACES
 from utils.models.names import TIMM
@@ -98,7 +98,7 @@ def main(args) -> None:
     else:
         splits = probe.open_splits(args.input_dir, args.dataset, ablated.place.model, args.split)
     embeddings = component_scores.embed(run.manifest, texts, run.width,
-                                        args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+                                        args.model, args.pretrained, processes.pick_device(args.device), args.seed)
     if args.classifier == "probe":
         weight, bias, fitted = probe.fit_head(splits, args.seed)
 

@@ -16,7 +16,7 @@ correlation is noise. Constant components are left out, and counted.
 
 Writes to --output_dir: {dataset}_component_scores_{model}.json, with every score, and .png.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import EMBEDDED, NAMES
 
@@ -61,7 +61,7 @@ def main(args) -> None:
         known = truth.codes([images.scenes[i] for i in run.indices(images)])
         groups = {attribute: known[attribute] for attribute in attributes}
     embeddings = component_scores.embed(run.manifest, list(texts.values()), run.width,
-                                        args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+                                        args.model, args.pretrained, processes.pick_device(args.device), args.seed)
 
     scores = component_scores.feature_scores(run.stacks("scores"), embeddings)
     agreements, ranked = component_scores.agreements(run, target, embeddings)

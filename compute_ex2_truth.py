@@ -11,7 +11,7 @@ and the false words, found by the words of the captions; whether the one follows
 would take for a finding, true and false. With a judge's answers: its kappa with the word lists for color and size.
 Prints one table; writes ex2_truth.json and ex2_truth.png to --output_dir.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 
 FIGURES = {"true_over_article": "true - a NAME", "true_over_bare": "true - NAME", "true_over_false": "true - false",
@@ -79,7 +79,7 @@ def main(args) -> None:
                         "describe more concepts with inference.py --num_concepts")
 
     # What the VLM prefers, by controlled texts.
-    vlm = load_vlm(args.vlm_name, cli.pick_device(args.device), args.vlm_16bit)
+    vlm = load_vlm(args.vlm_name, processes.pick_device(args.device), args.vlm_16bit)
     images = concepts.load_concepts("emoji_fixed", None, args.split, None, concepts.FIXED_IMAGES)
     means = rewards.kept_image_means(args.output_dir, "emoji_fixed", vlm, images,
                                      {"split": args.split, "vlm_16bit": args.vlm_16bit})

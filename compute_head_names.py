@@ -26,7 +26,7 @@ there is none; with --refine ROUNDS it gives more texts like those of heads, and
 grows. Its answers are kept in {dataset}_names_{model}_answers.jsonl; the same command asks only what is missing.
 With --compare_dataset the other run is of another data set, and heads are compared by name alone: are names stable?
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import NAMES
 
@@ -113,7 +113,8 @@ def explain(args, run, texts: dict) -> tuple[list[dict], dict, list[str]]:
     from utils.analysis import truth
     from utils.analysis.names import attributes, naming, shares, soft_shares
 
-    embeddings, paraphrased = attributes.embed(run, texts, args.pretrained, cli.pick_device(args.device), args.seed,
+    device = processes.pick_device(args.device)
+    embeddings, paraphrased = attributes.embed(run, texts, args.pretrained, device, args.seed,
                                                ("{}", attributes.PARAPHRASE))
     answers, quality = attributes.quality(attributes.representations(run), embeddings, paraphrased)
     every = range(len(run.components))

@@ -20,7 +20,7 @@ embedding, which for a model with a class token is the same for every picture. W
 """
 import argparse
 
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 
 MOST_TEXTS = 24  # that a picture has room for
@@ -88,7 +88,7 @@ def main(args) -> None:
     from utils.decompose.decomposer import Decomposer
     from utils.models.loading import load, load_text_side
 
-    device = cli.pick_device(args.device)
+    device = processes.pick_device(args.device)
     role = naming.role_of(args.names, args.layer, args.head) if args.names else None
     if args.maps:
         model, maps = alignment.load_model(args.model, args.pretrained, args.maps, device, args.seed,

@@ -15,7 +15,7 @@ data set is subtracted, from the query too, since most of a term is the same for
 Writes to --output_dir: {dataset}_neighbors_{model}.png, one row of neighbours for each query and way of comparing, and
 .json, with indices, files, class names and similarities.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import NAMES
 
@@ -79,7 +79,7 @@ def main(args) -> None:
         shown, queries = list(map(picture, args.index)), retrieval.vectors(run, np.array(args.index), columns)
     else:
         shown = [pictures.read_option(path) for path in args.image]
-        model = load_same(run.manifest, args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+        model = load_same(run.manifest, args.model, args.pretrained, processes.pick_device(args.device), args.seed)
         queries = retrieval.of_pictures(run, model, shown, columns)
     about = {name: {"heads": None if way is None else [str(run.heads[column]) for column in way]}
              for name, way in ways.items()}

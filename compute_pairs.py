@@ -17,7 +17,7 @@ rows, columns, pairs [rows, columns], and heads: pairs of a head of the image to
 --top_heads lists for each word the pairs of heads with the largest parts of it, by the names of --names where it is
 given.
 """
-from utils import cli
+from utils import cli, processes
 
 
 def get_args_parser():
@@ -57,7 +57,8 @@ def main(args) -> None:
     from utils.models.loading import load
     from utils.plots import sides
 
-    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
+    device = processes.pick_device(args.device)
+    model = load(args.model, args.pretrained, device, args.seed, True, cli.model_settings(args))
     decomposer, texts = Decomposer(model), TextDecomposer(model)
     said = [text for text in (args.text, args.against) if text is not None]
     zeroshot.check_texts(model, said, "--text and --against", [repr(text) for text in said])

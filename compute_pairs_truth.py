@@ -11,7 +11,7 @@ ranked; chance is the area. Beside it, on the first --baseline_scenes, a baselin
 
 Writes emoji_seg_pairs_truth_{model}.json to --output_dir.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 
 
@@ -43,7 +43,7 @@ def main(args) -> None:
     drawn = datasets.embedded_scenes("emoji_seg")[0][:args.scenes]
     if args.baseline_scenes > len(drawn):
         raise UserError(f"--baseline_scenes {args.baseline_scenes}: there are {len(drawn)} scenes; give at most these")
-    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
+    model = load(args.model, args.pretrained, processes.pick_device(args.device), args.seed, text_side=True)
     ways = {"decomposition": partial(pairs_truth.decomposed, Decomposer(model), TextDecomposer(model))}
     if args.baseline_scenes:
         ways["integrated Jacobians"] = pairs_truth.IntegratedJacobians(model, args.steps)

@@ -27,7 +27,7 @@ A run that was killed goes on with --resume, and ends with the same bytes. `acce
 torchrun, runs it on several GPUs or machines with a common --output_dir, and leaves the files that one process leaves.
 Where the time went is in {dataset}_time_{model}.json.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import NAMES
 from utils.data.pictures import READINGS
@@ -94,7 +94,7 @@ def main(args) -> None:
         return
 
     # What can be wrong is found before a large model is loaded.
-    if args.moments_only and (args.compact or args.resume or cli.process_count() > 1):
+    if args.moments_only and (args.compact or args.resume or processes.process_count() > 1):
         raise UserError("--moments_only keeps nothing before its end, and runs in one process; "
                         "leave --compact and --resume out")
     options = {"save_dtype": args.save_dtype, "batch_size": args.batch_size, "seed": args.seed,
@@ -122,7 +122,7 @@ def main(args) -> None:
     from utils.models.loading import load
 
     # The model and its decomposition, which is compared with the model's own output.
-    state = cli.start_processes(args.device)
+    state = processes.start_processes(args.device)
     model = load(args.model, args.pretrained, state.device, args.seed, settings=cli.model_settings(args))
     some = registers.read(args.registers, args.artefacts, args.output_dir, model)
     decomposer = Decomposer(model, args.precision, args.compile, some)

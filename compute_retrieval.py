@@ -22,7 +22,7 @@ many of the images found have the query's value of the feature, where the featur
 Prints these, and writes to --output_dir: {dataset}_retrieval_{model}.png, a contact sheet, and .json, with indices,
 classes, similarities, and the components of each feature with their scores.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import NAMES
 
@@ -82,7 +82,7 @@ def main(args) -> None:
 
     # The components that have most to do with each feature
     *texts, queries = component_scores.embed(run.manifest, [*listed.values(), args.text or ["a text"]], run.width,
-                                             args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+                                             args.model, args.pretrained, processes.pick_device(args.device), args.seed)
     scores, ways, about = component_scores.feature_scores(run.stacks("scores"), texts), [], {}
     for feature in args.feature:
         row = list(listed).index(feature)

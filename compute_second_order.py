@@ -20,7 +20,7 @@ Writes to --output_dir, for b images, N neurons and layer L:
     {dataset}_neurons_{model}.json                             what made them; a killed run goes on with --resume
     {dataset}_second_order_{model}.json, .png                  results; a sheet of the neurons with the largest effect
 """
-from utils import cli
+from utils import cli, processes
 from utils.data.datasets import NAMES
 
 
@@ -81,7 +81,7 @@ def main(args) -> None:
     from utils.models.loading import load
     from utils.plots import charts
 
-    model = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=bool(named),
+    model = load(args.model, args.pretrained, processes.pick_device(args.device), args.seed, text_side=bool(named),
                  settings=cli.model_settings(args))
     of_model = Neurons(model, args.layers)
     heads = components.parse_heads(args.heads) if args.heads else []

@@ -26,7 +26,7 @@ and DIR/masks, files of the same names; 0 in a mask is background), and the embe
 `accelerate launch compute_segmentations.py ...`, or torchrun, shares the images out over several GPUs or machines with
 a common --output_dir, and leaves the files that one process leaves.
 """
-from utils import cli
+from utils import cli, processes
 from utils.analysis.segmentation import METHODS, NEURONS
 from utils.data.datasets import WITH_MASKS
 
@@ -82,7 +82,7 @@ def main(args) -> None:
     from utils.decompose import registers
     from utils.report import experiments
 
-    state = cli.start_processes(args.device)
+    state = processes.start_processes(args.device)
     model, maps = alignment.load_model(args.model, args.pretrained, args.maps, state.device, args.seed,
                                        cli.model_settings(args))
     classifier, classes = methods.load_classifier(args.classifier_dir, args.classifier_dataset, args.model, model, maps)
@@ -101,7 +101,7 @@ def main(args) -> None:
     pictures = f"{args.output_dir}/{args.train_dataset}_{args.method}_pictures_{name}"
     scores = {method: figures.Scores(args.thr, state.device, figures.CUTS.get(method)) for method in chosen}
     size = min(args.batch_size, len(data.names))
-    numbers = cli.own_batches(range(-(-len(data.names) // size)), state)
+    numbers = processes.own_batches(range(-(-len(data.names) // size)), state)
     workers = loader.worker_count(args.num_workers)
     loader.check_memory(size, (image_size, image_size), workers)
     batches = loader.batches(data, prepare, size, workers, numbers=numbers,

@@ -12,7 +12,7 @@ component. With --image, which texts each head (or the one of --head) brings nea
 
 Writes {dataset}_text_heads_{pool}_{model}.json to --output_dir, and a picture of the accuracies beside it.
 """
-from utils import cli
+from utils import cli, processes
 from utils.data.datasets import NAMES
 
 
@@ -53,7 +53,8 @@ def main(args) -> None:
     terms, manifest = files.open_text_terms(args.input_dir, pool, args.model, texts)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
     files.same_weights(run.place.manifest, run.manifest, manifest, run.place.command())
-    clip = load_same(manifest, args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
+    device = processes.pick_device(args.device)
+    clip = load_same(manifest, args.model, args.pretrained, device, args.seed, text_side=True)
     decomposer = TextDecomposer(clip)
     parts = decomposer.components
     heads = {str(part): column for column, part in enumerate(parts) if part.kind == "attn"}

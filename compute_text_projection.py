@@ -7,7 +7,7 @@ Writes {dataset}_classifier_{model}.npy [d, classes] to --output_dir: for each c
 its prompts, normalised, averaged and normalised again. Class names of imagefolder, CIFAR10, CIFAR100 and cub
 come with their images (--data_path). Prompts are open_clip's 80 ImageNet templates, and short ones for the emoji sets.
 """
-from utils import cli
+from utils import cli, processes
 from utils.data.datasets import NAMES
 
 
@@ -30,7 +30,8 @@ def main(args) -> None:
     classes = datasets.class_names(args.dataset, args.data_path)
     from utils.models.loading import load
 
-    clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
+    device = processes.pick_device(args.device)
+    clip = load(args.model, args.pretrained, device, args.seed, True, cli.model_settings(args))
     columns = zeroshot.classifier(clip, classes, captions.templates(args.dataset), args.batch_size)
     path = files.term_path(args.output_dir, args.dataset, "classifier", clip.name)
     files.write_arrays(files.manifest_path(args.output_dir, args.dataset, "classifier", clip.name), {path: columns}, {

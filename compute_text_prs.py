@@ -14,7 +14,7 @@ Both sum to each text's unit representation. Of a model whose text projection ha
 mlp holds it, and {pool}_text_bias_{model}.npy [m, d] says which part of that entry it is. compute_text_heads.py reads
 these files: which heads matter, what they read, and which texts they tell apart.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 
 
@@ -46,7 +46,8 @@ def main(args) -> None:
     from utils.decompose.texts import TextDecomposer
     from utils.models.loading import load
 
-    clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, True, cli.model_settings(args))
+    device = processes.pick_device(args.device)
+    clip = load(args.model, args.pretrained, device, args.seed, True, cli.model_settings(args))
     zeroshot.check_lines(clip, texts, pool)
     decomposer = TextDecomposer(clip)
     error = decomposer.check(texts[:args.batch_size])

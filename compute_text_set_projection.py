@@ -6,7 +6,7 @@
 
 Writes {pool}_{model}.npy [m, d] to --output_dir: the unit embedding of every line.
 """
-from utils import cli
+from utils import cli, processes
 
 
 def get_args_parser():
@@ -35,13 +35,13 @@ def main(args) -> None:
 
     from utils.models.loading import load
 
-    state = cli.start_processes(args.device)
+    state = processes.start_processes(args.device)
     clip = load(args.model, args.pretrained, state.device, args.seed, True, cli.model_settings(args))
     zeroshot.check_lines(clip, texts, pool)
     batches = [texts[start:start + args.batch_size] for start in range(0, len(texts), args.batch_size)]
     found = {number: clip.embed_texts(batches[number]).cpu().numpy()
-             for number in tqdm(cli.own_batches(range(len(batches)), state), "texts", unit="batch")}
-    embeddings = np.concatenate(list(cli.gather(found).values()))
+             for number in tqdm(processes.own_batches(range(len(batches)), state), "texts", unit="batch")}
+    embeddings = np.concatenate(list(processes.gather(found).values()))
     if not state.is_main_process:
         return
     path = files.text_path(args.output_dir, pool.stem, clip.name)

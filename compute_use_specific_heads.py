@@ -27,7 +27,7 @@ Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
 from pathlib import Path
 
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import NAMES, PLACES, default_split
 
@@ -131,7 +131,7 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
                                            args.keep_mlps, number)
     elif args.select in METHODS:
         texts = attributes.read(args.attributes)
-        embeddings, = attributes.embed(run, texts, args.pretrained, cli.pick_device(args.device), args.seed)
+        embeddings, = attributes.embed(run, texts, args.pretrained, processes.pick_device(args.device), args.seed)
         shares = importlib.import_module(f"utils.analysis.names.{args.select}").scores(run, embeddings, kept, args.seed)
         chosen, how = selection.by_shares(run, shares, list(texts), args.attribute, kept, number)
     elif args.select == "names":
@@ -150,7 +150,7 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
     else:
         texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
         embeddings = component_scores.embed(reported.manifest, texts, run.width,
-                                            args.model, args.pretrained, cli.pick_device(args.device), args.seed)
+                                            args.model, args.pretrained, processes.pick_device(args.device), args.seed)
         scores = component_scores.feature_scores(run.stacks("components"), embeddings)
         chosen = selection.by_scores(scores, kept)[:number]
         spurious, core = scores.tolist()

@@ -13,7 +13,7 @@ The views: A picture, its heat maps for texts and the heads behind them; Heads, 
 several switched off; Search, for images like the picture or for a text, by chosen heads; and Compare, the same picture
 and texts in a second run.
 """
-from utils import cli
+from utils import cli, processes
 from utils.data.datasets import NAMES
 
 
@@ -53,7 +53,7 @@ def main(args) -> None:
     from utils.explore.session import Session, open_session
 
     # The run, and where there is one a second to compare it with.
-    device = cli.pick_device(args.device)
+    device = processes.pick_device(args.device)
 
     def opened(folder: str, model: str, pretrained: str | None) -> Session:
         return open_session(Place(folder, args.dataset, model, args.split), args.data_path, args.text_descriptions,

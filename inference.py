@@ -11,7 +11,7 @@ beside it X.jsonl, one line a description: concept, question, description, seed,
 X.manifest.json, which says what made them. A run that was cut off goes on where it stopped, and what is finished is not
 made again.
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import WITH_CONCEPTS
 
@@ -74,7 +74,7 @@ def main(args) -> None:
             raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then "
                             f"run: .venv/bin/python inference.py --score {args.score} --descriptions {output}")
         models.split_vlm_name(args.score)
-        if cli.is_main_process():  # at once: what follows takes a while
+        if processes.is_main_process():  # at once: what follows takes a while
             print(f"{args.score} is to score {output} by images of {args.eval_dataset}; looking for them ...",
                   file=sys.stderr, flush=True)
         images = concepts.load_concepts(args.eval_dataset, args.data_root, args.split, args.num_concepts,
@@ -87,7 +87,7 @@ def main(args) -> None:
         names = concepts.concept_names(args.eval_dataset, args.data_root, args.split, args.num_concepts,
                                        args.class_names)
         rows, manifest = generate(args, args.eval_dataset, names, output)
-        if not cli.is_main_process():
+        if not processes.is_main_process():
             return
 
     # Rewards.
@@ -116,7 +116,7 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
 
     from tqdm import tqdm
 
-    if cli.is_main_process():  # at once: what follows takes a while to import
+    if processes.is_main_process():  # at once: what follows takes a while to import
         print(f"{args.model_name} describes {len(names)} concepts of {dataset} -> {output}; loading ...",
               file=sys.stderr, flush=True)
     from utils.ex2 import descriptions
@@ -141,11 +141,11 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     if made := descriptions.finished(output, manifest, loading.last_written(base)):
         return made
 
-    state = cli.start_processes(args.device) if backend == "hf" else None
-    with descriptions.kept(output, manifest) if cli.is_main_process() else nullcontext() as record:
+    state = processes.start_processes(args.device) if backend == "hf" else None
+    with descriptions.kept(output, manifest) if processes.is_main_process() else nullcontext() as record:
         done = record.lines if record else None
         if state:
-            done = cli.gather({0: done} if record else {})[0]
+            done = processes.gather({0: done} if record else {})[0]
         todo = rows[len(done):]
         chunks = generation.generate(
             backend, base, adapter, [loading.prompt_ids(tokenizer, row["question"]) for row in todo],
@@ -179,7 +179,7 @@ def score(args, images, rows: list[dict], output: str) -> None:
     if unknown:
         raise UserError(f"{args.eval_dataset} has no concept {unknown[0]!r}; name the data set of the descriptions "
                         "with --eval_dataset, and leave --num_concepts out")
-    vlm = load_vlm(args.score, cli.pick_device(args.device), args.vlm_16bit)
+    vlm = load_vlm(args.score, processes.pick_device(args.device), args.vlm_16bit)
     means = rewards.kept_image_means(str(Path(output).parent), args.eval_dataset, vlm, images,
                                      {"split": args.split, "vlm_16bit": args.vlm_16bit})
     texts, labels = [row["description"] for row in rows], [images.classes.index(row["concept"]) for row in rows]

@@ -23,7 +23,7 @@ empty is refused. Prints where the page is, and the folder's size.
 With --text, there is no page: prints what each part of the model is worth and the texts of the heads that vary most,
 and draws {dataset}_heads_{model}.png beside the arrays: for these heads, the images that score highest and lowest.
 """
-from utils import cli
+from utils import cli, processes
 from utils.data.datasets import NAMES
 
 LARGE = 30e6  # bytes, above which a report is a burden to send
@@ -77,7 +77,7 @@ def main(args) -> None:
     indices = run.indices(images)
     model = maps = None
     if args.heat_maps and not args.text:
-        model, maps = alignment.load_source(run, args.pretrained, cli.pick_device(args.device), args.seed)
+        model, maps = alignment.load_source(run, args.pretrained, processes.pick_device(args.device), args.seed)
         if model is None:
             print(f"heat maps are left out: the maps that made the arrays are not in {args.input_dir}")
 

@@ -15,7 +15,7 @@ images of its concept. Writes to --output_dir:
     top_descriptions.jsonl                           the ten best-rewarded descriptions at every log step
     train.json                                       the run's settings
 """
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data.datasets import WITH_CONCEPTS
 
@@ -111,11 +111,12 @@ def main(args) -> None:
         return
 
     # What can be wrong is found before the long work.
-    sizes = [args.batch_size, args.minibatch_size, args.per_device_batch_size * cli.process_count()]
+    sizes = [args.batch_size, args.minibatch_size, args.per_device_batch_size * processes.process_count()]
     if args.batch_size % args.num_generations or sizes[0] % sizes[1] or sizes[1] % sizes[2]:
         raise UserError(f"--batch_size {args.batch_size} must be a multiple of --num_generations "
                         f"{args.num_generations} and of --minibatch_size {args.minibatch_size}, and that of "
-                        f"--per_device_batch_size {args.per_device_batch_size} (times {cli.process_count()} processes)")
+                        f"--per_device_batch_size {args.per_device_batch_size} (times {processes.process_count()} "
+                        "processes)")
     if not args.vllm_server_base_url.startswith(("http://", "https://")):
         raise UserError(f"--vllm_server_base_url {args.vllm_server_base_url} is no URL; it looks like "
                         "http://localhost:8000")
@@ -130,7 +131,7 @@ def main(args) -> None:
     loading.check_use(args.model_name, quantization, args.use_vllm)
     names.split_vlm_name(args.vlm_name)
     questions = descriptions.read_questions(args.questions)
-    if cli.is_main_process():  # at once: what follows takes a while to import
+    if processes.is_main_process():  # at once: what follows takes a while to import
         print(f"{args.model_name} learns what {args.vlm_name} prefers on {args.dataset_name} -> {folder}; loading ...",
               file=sys.stderr, flush=True)
     images = concepts.load_concepts(args.dataset_name, args.data_root, args.split, args.num_concepts,
@@ -147,7 +148,7 @@ def main(args) -> None:
     # At every checkpoint, peft looks for the base model on the hub, where a .gguf file's is not.
     warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
     state = PartialState(cpu=not torch.cuda.is_available())
-    device = cli.pick_device(str(state.device))
+    device = processes.pick_device(str(state.device))
 
     # The reward, and the language model that is to gain by it.
     vlm = load_vlm(args.vlm_name, device, args.vlm_16bit)

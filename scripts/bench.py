@@ -17,7 +17,7 @@ from functools import partial
 
 from scripts.bench_scripts import page, scale, start
 from scripts.timing import turns
-from utils import cli
+from utils import cli, processes
 
 MODELS = ["vit_small_patch16_224", "deit_small_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
           "vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
@@ -79,7 +79,7 @@ def load(args):
     from utils.models.loading import load as load_model
 
     pretrained = args.pretrained or (None if args.model == "emojiclip" else "none")
-    clip = load_model(args.model, pretrained, cli.pick_device(args.device), args.seed)
+    clip = load_model(args.model, pretrained, processes.pick_device(args.device), args.seed)
     return clip, Decomposer(clip)
 
 
@@ -186,7 +186,7 @@ def coverage(args) -> None:
     from scripts import coverage as models
     from utils.decompose.decomposer import Decomposer
 
-    device, towers, models_of = cli.pick_device("cpu"), Counter(), Counter()
+    device, towers, models_of = processes.pick_device("cpu"), Counter(), Counter()
 
     def count(library: str, outcome: str, why: str, names: list[str]) -> None:
         towers[library, outcome, why] += 1
@@ -345,7 +345,7 @@ def names(args) -> None:
         run = Run.open(args.input_dir, "emoji", model)
         images = datasets.load_images("emoji")
         drawn = [images.scenes[i] for i in run.indices(images)]
-        embedded = bench_names.pools(run, texts, cli.pick_device(None))
+        embedded = bench_names.pools(run, texts, processes.pick_device(None))
         fresh, others, moved = bench_names.held_out(run, bench_names.SEED) or (None, None, None)
         for pool in embedded:
             own = methods if pool in bench_names.WHOLE else [name for name in methods if name not in bench_names.SLOW]

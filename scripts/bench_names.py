@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import cli
+from utils import cli, processes
 
 ATTRIBUTES = "configs/attributes/emoji.yaml"
 COVERAGE = (13, 27, 80, 160)  # object texts, drawn at random
@@ -67,10 +67,10 @@ def held_out(run, seed: int):
 
     manifest = run.manifest
     if "text_model" in manifest:
-        model, maps = alignment.load_source(run, None, cli.pick_device("cpu"), 0)
+        model, maps = alignment.load_source(run, None, processes.pick_device("cpu"), 0)
     else:
         option, pretrained, first = loading.options_of(run.place.model, manifest["pretrained"])
-        model, maps = loading.load_same(manifest, option, pretrained, cli.pick_device("cpu"), first), None
+        model, maps = loading.load_same(manifest, option, pretrained, processes.pick_device("cpu"), first), None
     if model is None:
         return None
     drawn = scenes.sample_scenes(HELD_OUT, seed)

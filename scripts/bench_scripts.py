@@ -48,7 +48,7 @@ def page(args) -> None:
     import torch
 
     from scripts.timing import turns
-    from utils import cli
+    from utils import processes
     from utils.explore import picture
     from utils.explore.session import open_session
     from utils.runs.files import Place
@@ -60,7 +60,7 @@ def page(args) -> None:
         measured(f"compute_prs.py --model {args.model}{weights} --seed {args.seed} --dataset imagefolder --data_path "
                  f"{folder}/images --output_dir {folder}/o --batch_size 4")
         session = open_session(Place(f"{folder}/o", "imagefolder", args.model), f"{folder}/images", "none", 1, folder,
-                               pretrained, cli.pick_device(args.device), args.seed)
+                               pretrained, processes.pick_device(args.device), args.seed)
         asked = iter(range(args.repeats + 1))
         last = {}
 

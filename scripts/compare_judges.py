@@ -8,7 +8,7 @@ Word lists; language models by the log-probability of "yes" and "no" after a que
 by their answers about data/inspection/labels.jsonl, which inspect.py wrote. Prints Cohen's kappa with its 95% interval,
 also for the two passes of labelling; writes judges.json to --output_dir.
 """
-from utils import cli
+from utils import cli, processes
 
 ASKED = {"informative": "Does the text state a specific fact about {concept}?",
          "visual": "Does the text say how {concept} looks: its color, shape, size, pattern, parts, material or pose?",
@@ -60,7 +60,7 @@ def main(args) -> None:
 
         prompts = [PROMPT.format(description=description, question=question.format(concept=concept))
                    for concept, description in truth for question in ASKED.values()]
-        margins = judging.yes_over_no(name, prompts, args.batch_size, cli.pick_device(args.device))
+        margins = judging.yes_over_no(name, prompts, args.batch_size, processes.pick_device(args.device))
         judges[f"{name}, yes over no"] = {key: dict(zip(ASKED, (margin > 0 for margin in margins[4 * i:4 * i + 4])))
                                           for i, key in enumerate(truth)}
     for path in args.answers:

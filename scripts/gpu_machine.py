@@ -46,9 +46,9 @@ class Machine:
         import torch
 
         from utils.analysis import textspan
-        from utils.cli import pick_device
         from utils.decompose.decomposer import Decomposer
         from utils.models import loading
+        from utils.processes import pick_device
         from utils.runs import storage
 
         self.small, self.device = small, pick_device("cpu" if small else None)

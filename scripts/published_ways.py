@@ -12,7 +12,7 @@ the pool emoji_descriptions. Prints, and writes to --output_dir as published_way
     random        the best worst group of ten random sets of four heads, over twenty seeds
     score         rank correlation of component scores with those where the whole's deviation is over directions
 """
-from utils import cli
+from utils import cli, processes
 
 MODEL, POOL, LAST, TEXTS, RANK, BATCH = "emojiclip", "emoji_descriptions", 4, 10, 80, 8
 FIGURES = ("pixel_accuracy", "mean_iou", "mean_ap")
@@ -127,7 +127,7 @@ def score(run) -> dict:
 
     features = component_scores.read("configs/features_emoji.yaml")
     embeddings = component_scores.embed(run.manifest, list(features.values()), run.width, MODEL, None,
-                                        cli.pick_device("cpu"), 0)
+                                        processes.pick_device("cpu"), 0)
     ours, found = component_scores.feature_scores(run.stacks("scores"), embeddings), {}
     terms = run.stack(slice(None)).astype(np.float64)
     for name, texts, own in zip(features, embeddings, ours):

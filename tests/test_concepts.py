@@ -49,7 +49,7 @@ def test_aircraft_and_dogs_are_called_so(tmp_path):
 
 
 def test_an_aircraft_s_maker_is_named_once(tmp_path):
-    from utils.data import layouts
+    from utils.data import concept_names
 
     makers = {"Boeing 717": "Boeing", "ATR-42": "ATR", "Gulfstream IV": "Gulfstream Aerospace", "707-320": "Boeing",
               "Eurofighter Typhoon": "Eurofighter"}
@@ -57,7 +57,7 @@ def test_an_aircraft_s_maker_is_named_once(tmp_path):
         for kind, names in (("variant", makers.keys()), ("manufacturer", makers.values())):
             (tmp_path / f"images_{kind}_{split}.txt").write_text(
                 "".join(f"{i:07d} {name}\n" for i, name in enumerate(names)))
-    assert layouts.with_maker(list(makers), tmp_path) == [
+    assert concept_names.with_maker(list(makers), tmp_path) == [
         "Boeing 717 aircraft", "ATR ATR-42 aircraft", "Gulfstream Aerospace Gulfstream IV aircraft",
         "Boeing 707-320 aircraft", "Eurofighter Typhoon aircraft"]
 
@@ -73,14 +73,14 @@ def test_names_are_as_published(tmp_path, name, names):
 def test_names_of_birds_have_their_hyphens_and_no_flower_is_a_question():
     from torchvision.datasets import Flowers102
 
-    from utils.data import layouts
+    from utils.data import concept_names
 
     names = ["Black footed Albatross", "Spotted Catbird", "Great Crested Flycatcher", "Nelson Sharp tailed Sparrow",
              "Cape May Warbler", "Whip poor Will", "Bobolink", ""]
-    assert layouts.with_hyphens(names, None) == [
+    assert concept_names.with_hyphens(names, None) == [
         "Black-footed Albatross", "Spotted Catbird", "Great-Crested Flycatcher", "Nelson-Sharp-tailed Sparrow",
         "Cape-May Warbler", "Whip-poor Will", "Bobolink", ""]
-    found = layouts.without_question_marks(list(Flowers102.classes), None)
+    found = concept_names.without_question_marks(list(Flowers102.classes), None)
     assert "pink-yellow dahlia" in found
     assert not any("?" in name for name in found)
 

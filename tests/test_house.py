@@ -8,8 +8,8 @@ import pytest
 from builders import ROOT
 
 # From left to right; a folder imports what stands to its left, and its own rank where that makes no circle.
-RANKS = [("inputs", "options", "light", "cli", "plots"), ("data", "models", "language"), ("runs",), ("decompose",),
-         ("analysis",), ("report",), ("explore",)]
+RANKS = [("inputs", "options", "light", "processes", "cli", "plots"), ("data", "models", "language"), ("runs",),
+         ("decompose",), ("analysis",), ("report",), ("explore",)]
 RANK = {folder: rank for rank, folders in enumerate(RANKS) for folder in folders}
 UTILS = sorted((ROOT / "utils").rglob("*.py"))
 SCRIPTS = [*sorted(ROOT.glob("*.py")), *(path for place in ("scripts", "models", "data")

@@ -6,7 +6,7 @@ Top-1 accuracy, in percent, at naming the object (of all concepts), in seen styl
 training never showed, and at naming every other attribute of the scenes of `emoji`. Chance is what
 guessing would reach. Prints a table (that of models/emojiclip/README.md), and writes JSON with --json FILE.
 """
-from utils import cli
+from utils import cli, processes
 
 
 def get_args_parser():
@@ -57,7 +57,7 @@ def main(args) -> None:
     from utils.data import captions, datasets, loader, scenes
     from utils.models.loading import load
 
-    clip = load(args.model, args.pretrained, cli.pick_device(args.device), args.seed, text_side=True)
+    clip = load(args.model, args.pretrained, processes.pick_device(args.device), args.seed, text_side=True)
     names = [[template(concept["name"]) for template in captions.templates("emoji")] for concept in scenes.concepts()]
     rows = {}
     for dataset in ("emoji", "emoji_unseen_style"):

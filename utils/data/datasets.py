@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from utils.cli import UserError, describe, note, some
-from utils.data import layouts, masks, pictures, shards
+from utils.data import concept_names, layouts, masks, pictures, shards
 from utils.data.layouts import DataSet
 
 # torch and what needs it are imported where they are used: every script's --help answers at once, and names of classes
@@ -49,9 +49,9 @@ def _scenes_with_masks(data_path: str | None) -> "SceneImages":
 REGISTRY = layouts.LAYOUTS | {
     "webdataset": DataSet(reading="seen", split=""),
     "huggingface": DataSet(reading="seen"),
-    "emoji": DataSet(classes=_drawings, concepts=layouts.as_classes,
+    "emoji": DataSet(classes=_drawings, concepts=concept_names.as_classes,
                      scenes={"train": (7800, 7), "val": (2080, 8), "test": (2080, 1)}),
-    "emoji_fixed": DataSet(classes=_fixed_drawings, concepts=layouts.as_classes, images=False),
+    "emoji_fixed": DataSet(classes=_fixed_drawings, concepts=concept_names.as_classes, images=False),
     "emoji_unseen_style": DataSet(classes=_drawings, scenes={"test": (1040, 2)}),
     "emoji_spurious": DataSet(classes=lambda: list(SPURIOUS_CLASSES), places=("land", "sea"),
                               scenes={"train": (1200, 4), "val": (400, 5), "test": (800, 6)}),

@@ -1,5 +1,5 @@
 """How the official download of each data set of image files is laid out. To add one, write its reader and its entry in
-LAYOUTS, both here.
+LAYOUTS, both here; a name of its own for EX2 goes into concept_names.py.
 
 A reader, `reader(root, split)`, gives the image files with their labels, and the class names in the order of the
 labels, underscores as spaces. The files of a list come by class, then by name (binary_waterbirds and cub: in the order
@@ -10,13 +10,14 @@ import csv
 import io
 import os
 import random
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from utils.cli import UserError, describe, note, some
+from utils.data import concept_names
+from utils.data.tables import lines, listed, mat, need
 from utils.inputs import read_text
 
 # torchvision, scipy and open_clip are imported where they are used: names of class folders need none of them.
@@ -81,12 +82,12 @@ def _flat_imagenet(root: Path, images: Path) -> Files:
     """Validation images in one folder: line i of the ground truth is the number of image i's class in meta.mat, whose
     names (n01440764, ...), sorted, are the order of labels."""
     kit = ("ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data", "data", "")
-    table, meta = (_need(root, kit, name, "ILSVRC2012_devkit_t12.tar.gz")
+    table, meta = (need(root, kit, name, "ILSVRC2012_devkit_t12.tar.gz")
                    for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))
-    synsets, = _mat(meta, "synsets")
+    synsets, = mat(meta, "synsets")
     names = {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets if not int(entry["num_children"])}
     labels = {number: label for label, (number, _) in enumerate(sorted(names.items(), key=lambda item: item[1]))}
-    rows = _lines(table, int)
+    rows = lines(table, int)
     if len(names) != 1000 or not {number for number, in rows} <= set(labels):
         raise UserError(f"{table}: has classes that {meta} does not name; unpack ILSVRC2012_devkit_t12.tar.gz again")
     files = [(str(images / f"ILSVRC2012_val_{i:08d}.JPEG"), labels[number]) for i, (number,) in enumerate(rows, 1)]
@@ -119,7 +120,7 @@ def caltech101(root: Path, split: str) -> tuple[Files, list[str]]:
     """Caltech-101: 101_ObjectCategories/accordion/image_0001.jpg; 102 classes, the background among them. The download
     has no splits. Here train is 30 images of each class, drawn by a fixed seed, and test all others."""
     check_split("caltech101", split, ("train", "test"))
-    place = _need(root, ("", "caltech-101", "caltech101"), "101_ObjectCategories", "caltech-101.zip")
+    place = need(root, ("", "caltech-101", "caltech101"), "101_ObjectCategories", "caltech-101.zip")
     files, classes = _class_folders(place)
     found, rng = [], random.Random(0)
     for label in range(len(classes)):
@@ -132,7 +133,7 @@ def caltech101(root: Path, split: str) -> tuple[Files, list[str]]:
 def binary_waterbirds(root: Path, split: str) -> tuple[Files, list[str]]:
     """Waterbirds: metadata.csv beside the folders of images."""
     table, rows = _waterbirds_rows(root, split)
-    files = [(str(table.parent / _listed(row["img_filename"], table)), int(row["y"])) for row in rows]
+    files = [(str(table.parent / listed(row["img_filename"], table)), int(row["y"])) for row in rows]
     return files, list(WATERBIRDS_CLASSES)
 
 
@@ -145,7 +146,7 @@ def _waterbirds_rows(root: Path, split: str) -> tuple[Path, list[dict]]:
     splits = {"train": "0", "val": "1", "test": "2"}
     check_split("binary_waterbirds", split, splits)
     folder = "waterbird_complete95_forest2water2"
-    table = _need(root, (folder, ""), "metadata.csv", f"{folder}.tar.gz")
+    table = need(root, (folder, ""), "metadata.csv", f"{folder}.tar.gz")
     rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
     if not rows or not {"img_filename", "y", "split", "place"} <= set(rows[0]):
         raise UserError(f"{table}: expected the columns img_filename, place, split, y")
@@ -157,12 +158,12 @@ def cub(root: Path, split: str) -> tuple[Files, list[str]]:
     flags = {"train": 1, "test": 0}
     check_split("cub", split, flags)
     paths = [_cub_table(root, name) for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")]
-    images, labels, train = (dict(_lines(path, str, kind)) for path, kind in zip(paths, (str, int, int)))
+    images, labels, train = (dict(lines(path, str, kind)) for path, kind in zip(paths, (str, int, int)))
     if not images.keys() == labels.keys() == train.keys():
         raise UserError(f"{paths[0].parent}: {', '.join(path.name for path in paths)} do not list the same images")
-    files = [(str(paths[0].parent / "images" / _listed(name, paths[0])), labels[i] - 1)
+    files = [(str(paths[0].parent / "images" / listed(name, paths[0])), labels[i] - 1)
              for i, name in images.items() if train[i] == flags[split]]
-    classes = [_spaced(name.split(".", 1)[-1]) for _, name in _lines(_cub_table(root, "classes.txt"), str, str)]
+    classes = [_spaced(name.split(".", 1)[-1]) for _, name in lines(_cub_table(root, "classes.txt"), str, str)]
     return _checked(files, classes, paths[1])
 
 
@@ -170,15 +171,15 @@ def fgvc_aircraft(root: Path, split: str) -> tuple[Files, list[str]]:
     """FGVC Aircraft, classes by variant: images/ and images_variant_SPLIT.txt of '0034309 747-400' lines."""
     check_split("fgvc_aircraft", split, ("train", "val", "trainval", "test"))
     archive = "fgvc-aircraft-2013b.tar.gz"
-    variants = _need(root, ("fgvc-aircraft-2013b/data", "data", ""), "variants.txt", archive)
+    variants = need(root, ("fgvc-aircraft-2013b/data", "data", ""), "variants.txt", archive)
     data = variants.parent
-    table, images = (_need(data, ("",), name, archive) for name in (f"images_variant_{split}.txt", "images"))
-    classes = [name for name, in _lines(variants, str)]
-    rows = _lines(table, str, str)
+    table, images = (need(data, ("",), name, archive) for name in (f"images_variant_{split}.txt", "images"))
+    classes = [name for name, in lines(variants, str)]
+    rows = lines(table, str, str)
     unknown = sorted({name for _, name in rows} - set(classes))
     if unknown:
         raise UserError(f"{table}: {unknown[0]!r} is not among the names of {variants}; unpack {archive} again")
-    files = [(str(images / f"{_listed(i, table)}.jpg"), classes.index(name)) for i, name in rows]
+    files = [(str(images / f"{listed(i, table)}.jpg"), classes.index(name)) for i, name in rows]
     return _by_class(files), classes
 
 
@@ -186,10 +187,10 @@ def flowers(root: Path, split: str) -> tuple[Files, list[str]]:
     """Flowers102: jpg/image_00001.jpg, imagelabels.mat and setid.mat; the names are torchvision's."""
     variables = {"train": ("trnid",), "val": ("valid",), "trainval": ("trnid", "valid"), "test": ("tstid",)}
     check_split("flowers", split, variables)
-    labels_path, ids_path = (_need(root, ("",), name, name) for name in ("imagelabels.mat", "setid.mat"))
-    images = _need(root, ("",), "jpg", "102flowers.tgz")
-    labels, = _mat(labels_path, "labels")
-    ids = [i for part in _mat(ids_path, *variables[split]) for i in part]
+    labels_path, ids_path = (need(root, ("",), name, name) for name in ("imagelabels.mat", "setid.mat"))
+    images = need(root, ("",), "jpg", "102flowers.tgz")
+    labels, = mat(labels_path, "labels")
+    ids = [i for part in mat(ids_path, *variables[split]) for i in part]
     if len(ids) and not 1 <= min(ids) <= max(ids) <= len(labels):
         raise UserError(f"{ids_path}: lists images that {labels_path} has no labels for; download both again")
     from torchvision.datasets import Flowers102
@@ -202,9 +203,9 @@ def pets(root: Path, split: str) -> tuple[Files, list[str]]:
     trainval."""
     tables = {"train": "trainval.txt", "trainval": "trainval.txt", "test": "test.txt"}
     check_split("pets", split, tables)
-    table = _need(root, ("annotations",), tables[split], "annotations.tar.gz")
-    images = _need(root, ("",), "images", "images.tar.gz")
-    rows = [(_listed(name, table), label) for name, label, *_ in _lines(table, str, int, int, int)]
+    table = need(root, ("annotations",), tables[split], "annotations.tar.gz")
+    images = need(root, ("",), "images", "images.tar.gz")
+    rows = [(listed(name, table), label) for name, label, *_ in lines(table, str, int, int, int)]
     classes = _classes_by_label([(label, name.rsplit("_", 1)[0]) for name, label in rows], table)
     return _by_class([(str(images / f"{name}.jpg"), label - 1) for name, label in rows]), classes
 
@@ -214,85 +215,41 @@ def stanford_cars(root: Path, split: str) -> tuple[Files, list[str]]:
     tables = {"train": ("cars_train_annos.mat", "car_devkit.tgz"),
               "test": ("cars_test_annos_withlabels.mat", "cars_test_annos_withlabels.mat")}
     check_split("stanford_cars", split, tables)
-    meta = _need(root, ("devkit",), "cars_meta.mat", "car_devkit.tgz")
-    table = _need(root, ("devkit", ""), *tables[split])
-    images = _need(root, ("",), f"cars_{split}", f"cars_{split}.tgz")
-    classes, = _mat(meta, "class_names")
-    rows, = _mat(table, "annotations")
+    meta = need(root, ("devkit",), "cars_meta.mat", "car_devkit.tgz")
+    table = need(root, ("devkit", ""), *tables[split])
+    images = need(root, ("",), f"cars_{split}", f"cars_{split}.tgz")
+    classes, = mat(meta, "class_names")
+    rows, = mat(table, "annotations")
     if not {"fname", "class"} <= set(rows.dtype.names or ()):
         raise UserError(f"{table}: expected annotations with fname and class; download it again")
-    files = [(str(images / _listed(row["fname"], table)), int(row["class"]) - 1) for row in rows]
+    files = [(str(images / listed(row["fname"], table)), int(row["class"]) - 1) for row in rows]
     return _checked(_by_class(files), [str(name) for name in classes], table)
 
 
 def stanford_dogs(root: Path, split: str) -> tuple[Files, list[str]]:
     """Stanford Dogs: Images/n02085620-Chihuahua/*.jpg and {train,test}_list.mat."""
     check_split("stanford_dogs", split, ("train", "test"))
-    table = _need(root, ("", "lists"), f"{split}_list.mat", "lists.tar")
-    images = _need(root, ("",), "Images", "images.tar")
-    rows = [(_listed(name, table), int(label)) for name, label in zip(*_mat(table, "file_list", "labels"))]
+    table = need(root, ("", "lists"), f"{split}_list.mat", "lists.tar")
+    images = need(root, ("",), "Images", "images.tar")
+    rows = [(listed(name, table), int(label)) for name, label in zip(*mat(table, "file_list", "labels"))]
     classes = _classes_by_label([(label, name.split("/")[0].split("-", 1)[-1]) for name, label in rows], table)
     return _by_class([(str(images / name), label - 1) for name, label in rows]), classes
 
 
-# What EX2 calls the classes, as published.
-
-def as_classes(classes: list[str], root: Path | None) -> list[str]:
-    """The names of the classes as they are."""
-    return list(classes)
-
-
-def with_hyphens(classes: list[str], root: Path | None) -> list[str]:
-    """Birds with hyphens between all words but before the last: "Black-footed Albatross", "Cape-May Warbler"."""
-    return ["".join((first.replace(" ", "-"), blank, last))
-            for first, blank, last in (name.rpartition(" ") for name in classes)]
-
-
-def with_maker(classes: list[str], root: Path) -> list[str]:
-    """Aircraft with their maker, once: "Boeing 707-320 aircraft", "Boeing 717 aircraft"."""
-    data = next((root / place for place in ("fgvc-aircraft-2013b/data", "data", "")
-                 if (root / place / "variants.txt").exists()), root)
-    maker_of = {}
-    for split in ("train", "val", "test"):
-        variants, makers = (dict(_lines(_need(data, ("",), f"images_{kind}_{split}.txt", "fgvc-aircraft-2013b.tar.gz"),
-                                        str, str)) for kind in ("variant", "manufacturer"))
-        maker_of |= {variant: makers[i] for i, variant in variants.items() if i in makers}
-    missing = [name for name in classes if name not in maker_of]
-    if missing:
-        raise UserError(f"{data}: no image tells the maker of {missing[0]!r}; unpack fgvc-aircraft-2013b.tar.gz again")
-    return [(name if name.startswith(f"{maker_of[name]} ") else f"{maker_of[name]} {name}") + " aircraft"
-            for name in classes]
-
-
-def year_first(classes: list[str], root: Path | None) -> list[str]:
-    """Cars with their year first: "2000 AM General Hummer SUV"."""
-    return [re.sub(r"^(.*) (\d{4})$", r"\2 \1", name) for name in classes]
-
-
-def without_question_marks(classes: list[str], root: Path | None) -> list[str]:
-    """Flowers, of which one has a question mark in its name."""
-    return [name.replace("?", "") for name in classes]
-
-
-def called_dogs(classes: list[str], root: Path | None) -> list[str]:
-    """Dogs, those without "dog" in their name with it."""
-    return [name if "dog" in name.lower() else f"{name} dog" for name in classes]
-
-
 LAYOUTS = {
     "imagenet": DataSet(imagenet, split="val", classes=imagenet_classes),
-    "imagefolder": DataSet(imagefolder, "seen", split="", concepts=as_classes),
+    "imagefolder": DataSet(imagefolder, "seen", split="", concepts=concept_names.as_classes),
     "CIFAR10": DataSet(partial(cifar, "CIFAR10")),
     "CIFAR100": DataSet(partial(cifar, "CIFAR100")),
     "caltech101": DataSet(caltech101),
     "binary_waterbirds": DataSet(binary_waterbirds, classes=lambda: list(WATERBIRDS_CLASSES), places=("land", "water"),
                                  read_places=waterbirds_places),
-    "cub": DataSet(cub, concepts=with_hyphens),
-    "fgvc_aircraft": DataSet(fgvc_aircraft, concepts=with_maker),
-    "flowers": DataSet(flowers, concepts=without_question_marks),
-    "pets": DataSet(pets, concepts=as_classes),
-    "stanford_cars": DataSet(stanford_cars, concepts=year_first),
-    "stanford_dogs": DataSet(stanford_dogs, concepts=called_dogs),
+    "cub": DataSet(cub, concepts=concept_names.with_hyphens),
+    "fgvc_aircraft": DataSet(fgvc_aircraft, concepts=concept_names.with_maker),
+    "flowers": DataSet(flowers, concepts=concept_names.without_question_marks),
+    "pets": DataSet(pets, concepts=concept_names.as_classes),
+    "stanford_cars": DataSet(stanford_cars, concepts=concept_names.year_first),
+    "stanford_dogs": DataSet(stanford_dogs, concepts=concept_names.called_dogs),
 }
 
 
@@ -300,24 +257,6 @@ def check_split(name: str, split: str, splits: Collection[str]) -> None:
     """Raises UserError, which names the splits there are, for another one."""
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}; there are {', '.join(splits)}")
-
-
-def _need(root: Path, folders: tuple[str, ...], name: str, archive: str) -> Path:
-    """The file or folder of that name in the first of the folders that has it."""
-    for folder in folders:
-        if (root / folder / name).exists():
-            return root / folder / name
-    verb = "put" if archive.endswith(".mat") else "unpack"
-    raise UserError(f"{root / folders[0] / name} does not exist; get {archive} from the data set's official page and "
-                    f"{verb} it so that this path is there, or give the folder that has it")
-
-
-def _listed(name: str, source) -> str:
-    """A name of a list as it is; one that leads out of the data set's folder is refused."""
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == "..":
-        raise UserError(f"{source}: {name!r} leads out of the data set's folder; get the data set from its official "
-                        "page")
-    return name
 
 
 def _spaced(name: str) -> str:
@@ -344,34 +283,8 @@ def _classes_by_label(pairs: list[tuple[int, str]], source: Path) -> list[str]:
     return [_spaced(name) for _, name in known]
 
 
-def _lines(path: Path, *kinds: type) -> list[tuple]:
-    """The lines of a list, their first columns as these types; the last one takes the rest of the line."""
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        parts = line.strip().split(maxsplit=len(kinds) - 1)
-        try:
-            if parts:
-                rows.append(tuple(kind(part) for kind, part in zip(kinds, parts, strict=True)))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not as in the official download; unpack it again") from error
-    return rows
-
-
-def _mat(path: Path, *names: str) -> list:
-    """Variables of a MATLAB file as arrays of one axis."""
-    import numpy as np
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path, squeeze_me=True)
-        return [np.atleast_1d(content[name]) for name in names]
-    except Exception as error:  # damage shows itself in many ways, and each ends the run
-        raise UserError(f"{path}: expected a MATLAB file with {' and '.join(names)} ({describe(error)}); "
-                        "download it again") from error
-
-
 def _cub_table(root: Path, name: str) -> Path:
-    return _need(root, ("CUB_200_2011", ""), name, "CUB_200_2011.tgz")
+    return need(root, ("CUB_200_2011", ""), name, "CUB_200_2011.tgz")
 
 
 def say_hidden(place, hidden: list[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import cli
+from utils import cli, processes
 from utils.cli import UserError
 from utils.data import datasets, loader
 from utils.data.datasets import Images
@@ -162,7 +162,7 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
     with RunWriter(manifest, identity, len(images.samples), batch_size, state, resume) as writer:
         if writer.complete:
             return None
-        numbers, begun = cli.own_batches(writer.left, state), time.perf_counter()
+        numbers, begun = processes.own_batches(writer.left, state), time.perf_counter()
         batches = loader.batches(images, model.preprocess, batch_size, num_workers, skip_bad_images, numbers)
         computed = compute(decomposer, zip(numbers, clock.over(batches, "decode")), storage, save_dtype, moments, clock)
         for number, labels, bad, moved in tqdm(behind(computed, by=int(state.device.type == "cuda")), "batches",

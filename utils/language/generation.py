@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
-from utils import cli
+from utils import processes
 from utils.cli import UserError, describe
 from utils.language import loading
 from utils.language.replies import without_thoughts
@@ -43,7 +43,7 @@ def pick_backend(wanted: str, base_url: str | None = None, engine_options: Colle
     backend = wanted if wanted != "auto" else "vllm" if runs else "hf"
     if backend != "vllm" and engine_options:
         raise UserError(f"--{next(iter(engine_options))} is of --backend vllm, and this is {backend}; leave it out")
-    if backend != "hf" and cli.process_count() > 1:
+    if backend != "hf" and processes.process_count() > 1:
         raise UserError(f"--backend {backend} uses several GPUs by itself; start one process, or give --backend hf")
     return backend
 
@@ -53,9 +53,9 @@ def generate(backend: str, base: str, adapter: str | None, prompts: list[list[in
              served_model_name: str | None = None, engine_options: dict | None = None) -> Iterator[list[str]]:
     """Texts for prompts (token ids), in chunks, by the backend that `pick_backend` picked.
 
-    With hf, the processes of `state` (of `cli.start_processes`) share the batches, and all of them get all texts. A
-    server is asked for its first model where none is named; `engine_options` are those of vLLM's engine. Raises
-    UserError for a model that cannot be loaded, and for a server that does not answer.
+    With hf, the processes of `state` (of `start_processes`) share the batches, and all of them get all texts. A server
+    is asked for its first model where none is named; `engine_options` are those of vLLM's engine. Raises UserError for
+    a model that cannot be loaded, and for a server that does not answer.
     """
     if not prompts:
         return iter(())
@@ -66,11 +66,11 @@ def generate(backend: str, base: str, adapter: str | None, prompts: list[list[in
         return with_vllm(base, adapter, prompts, seeds, max_new_tokens, batch_size, engine_options or {})
     indices = range(len(prompts))
     batches = [indices[start:start + batch_size] for start in range(0, len(prompts), batch_size)]
-    numbers = cli.own_batches(range(len(batches)), state)
+    numbers = processes.own_batches(range(len(batches)), state)
     own = [i for number in numbers for i in batches[number]]
     chunks = with_transformers(base, adapter, [prompts[i] for i in own], [seeds[i] for i in own], max_new_tokens,
                                batch_size, state.device)
-    return cli.gather_in_order(numbers, chunks, len(batches), state)
+    return processes.gather_in_order(numbers, chunks, len(batches), state)
 
 
 def cpu_build() -> bool:

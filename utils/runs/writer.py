@@ -66,7 +66,7 @@ class RunWriter:
     """Writes the arrays of a run, batch by batch; used with `with`.
 
     `manifest` is the manifest's path, `identity` what the run is made from, `images` their number, in batches of
-    `batch_size`; `state` is that of cli.start_processes (None: one process). With `resume` a run that was cut off goes
+    `batch_size`; `state` is that of `start_processes` (None: one process). With `resume` a run that was cut off goes
     on, and one that is complete is `complete`; without, everything begins anew; None: what is cut off is removed.
     `left` are the batches that are not there yet, by number.
 

@@ -15,7 +15,7 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional.classification import binary_average_precision
 from torchvision.transforms import Compose, Normalize
 
-from utils import cli
+from utils import cli, processes
 from utils.plots import charts
 from utils.runs import files
 
@@ -136,7 +136,7 @@ class Scores:
 
 def gathered(scores: Scores, state) -> Scores:
     """The scores that all processes were fed together, on the CPU; every process has them."""
-    first, *others = cli.gather({state.process_index: scores.cpu()}).values()
+    first, *others = processes.gather({state.process_index: scores.cpu()}).values()
     for other in others:
         first.add(other)
     return first
