@@ -129,7 +129,7 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     engine = {"tensor_parallel_size": args.tensor_parallel_size} if args.tensor_parallel_size > 1 else {}
     if args.max_model_len:
         engine["max_model_len"] = args.max_model_len
-    backend = generation.pick_backend(args.backend, args.base_url, engine)
+    backend = generation.pick_backend(args.backend, args.base_url, engine, args.served_model_name)
     questions = descriptions.read_questions(args.questions)
     tokenizer = loading.load_tokenizer(base)
     queries = [(name, descriptions.fill(question, name)) for name in names for question in questions]
@@ -138,6 +138,8 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
     manifest = {"model_name": args.model_name, "base_model_name": base, "backend": backend, "dataset": dataset,
                 "concepts": names, "questions": questions, "seed": args.seed, "max_new_tokens": args.max_new_tokens,
                 "weights_sha256": loading.adapter_hash(adapter)}
+    if backend == "server":  # whose texts these are, whatever --model_name says
+        manifest["served_model"] = args.served_model_name or generation.served_model(args.base_url)
     if made := descriptions.finished(output, manifest, loading.last_written(base)):
         return made
 
@@ -150,7 +152,7 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
         chunks = generation.generate(
             backend, base, adapter, [loading.prompt_ids(tokenizer, row["question"]) for row in todo],
             [row["seed"] for row in todo], args.max_new_tokens, args.batch_size, state, args.base_url,
-            args.served_model_name, engine)
+            manifest.get("served_model"), engine)
         try:
             with tqdm(total=len(rows), initial=len(done), desc=f"descriptions ({backend})", unit="description") as bar:
                 for chunk in chunks:

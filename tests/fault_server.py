@@ -118,8 +118,19 @@ def run_batch(server, requests, output, errors):
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def completes(handler):
+    """The completion of a prompt: its seed, after thoughts; answers come in another order than requests."""
+    seed = handler.request_body["seed"]
+    time.sleep(0.02 * (seed % 3))
+    handler.reply(200, {"id": "1", "object": "text_completion", "created": 0, "model": "judge",
+                        "choices": [{"index": 0, "finish_reason": "length", "logprobs": None,
+                                     "text": f"<think>what? {seed}</think>  said {seed}\n"}]})
+
+
 def question_of(request):
     """Which question a request asks, by the worked example in it."""
+    if "prompt" in request:
+        return "completion"
     return "knowledge" if "increases_knowledge" in request["messages"][2]["content"] else "attributes"
 
 

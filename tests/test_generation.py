@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import fault_server
 import pytest
 import torch
-from fault_server import FaultServer, status
+from fault_server import FaultServer, body, completes, status
 from scipy import stats
 
 from utils.cli import UserError
@@ -174,6 +174,8 @@ def test_without_a_gpu_transformers_is_picked():
     assert generation.pick_backend("server", "http://localhost:8000/v1") == "server"
     with pytest.raises(UserError, match="--backend server needs --base_url"):
         generation.pick_backend("server")
+    with pytest.raises(UserError, match="--served_model_name judge goes with --backend server; give that too, or "):
+        generation.pick_backend("hf", served_model_name="judge")
     with pytest.raises(UserError, match="--backend vllm cannot run here: .*; or take --backend hf"):
         generation.pick_backend("vllm")
 
@@ -232,18 +234,9 @@ def test_vllm_is_asked_for_samples_with_those_seeds(tiny_lm, tiny_adapter, promp
 
 @pytest.fixture
 def completions(monkeypatch):
-    """FaultServer takes chats; here it takes completions too, and answers each with its seed."""
-    monkeypatch.setattr(fault_server, "question_of", lambda request: "completion")
+    """What FaultServer answers to prompts, for a run without a key."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-    def answer(handler):
-        seed = handler.request_body["seed"]
-        time.sleep(0.02 * (seed % 3))  # so that answers come in another order
-        handler.reply(200, {"id": "1", "object": "text_completion", "created": 0, "model": "judge",
-                            "choices": [{"index": 0, "finish_reason": "length", "logprobs": None,
-                                         "text": f"<think>what? {seed}</think>  said {seed}\n"}]})
-
-    return answer
+    return completes
 
 
 def test_a_server_is_asked_for_samples_with_those_seeds(completions):
@@ -265,6 +258,36 @@ def test_what_a_server_refuses_ends_in_one_line_and_keeps_what_is_done(completio
         with pytest.raises(UserError, match="--base_url http.*: .*too long.*; what is done is kept, ") as problem:
             next(chunks)
     assert "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize("answer, message", [
+    (body({"choices": None}), "an answer has no text; see to the server"), (body({"choices": []}), "has no text"),
+    (body({"choices": [{"index": 0, "text": None}]}), "has no text"), (body(b"<html>", "text/html"), "has no text"),
+    (body(b"null"), "has no text"), (body(b'{"id": "1", "cho'), "the response is not JSON"),
+    (status(401, "wrong key sk-secret-1"), r"wrong key \*\*\*; set OPENAI_API_KEY to a key of this server"),
+    (status(404, "no such model"), "check --served_model_name and --base_url")])
+def test_what_a_server_sends_in_place_of_a_text_ends_in_one_line(completions, monkeypatch, answer, message):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1")
+    with FaultServer(script=[completions] * 2 + [answer] * 9) as server:
+        chunks = generation.with_server(server.url, "judge", [[1], [2], [3]], [0, 1, 2], 9, 2)
+        assert next(chunks) == ["said 0", "said 1"]
+        with pytest.raises(UserError, match=f"--base_url {server.url}: .*{message}.*; what is done is kept, "):
+            next(chunks)
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_an_empty_key_is_none(completions, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with FaultServer(script=[completions]) as server:
+        assert generation.served_model(server.url) == "judge"
+        assert list(generation.with_server(server.url, "judge", [[1]], [0], 9, 2)) == [["said 0"]]
+
+
+@pytest.mark.parametrize("models", [b"null", b"[]", b'{"data": null}', b'{"data": [null]}', b'{"data": [{}]}',
+                                    b'{"data": [{"id": null}]}', b'{"da'])
+def test_a_list_of_models_without_a_name_is_refused(models):
+    with FaultServer(models=body(models)) as server, pytest.raises(UserError, match=f"--base_url {server.url}: "):
+        generation.served_model(server.url)
 
 
 def test_a_server_s_faults_that_pass_are_tried_again(completions):

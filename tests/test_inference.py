@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import ROOT, WRITERS
+from fault_server import FaultServer, completes, status
 from PIL import Image
 
 from utils.cli import UserError
@@ -330,6 +331,30 @@ def test_a_server_that_is_not_there_is_refused(refused, options, tmp_path):
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
     assert f"--base_url {url}: no OpenAI-compatible server answers there" in refused(
         "inference", *options, "--backend", "server", "--base_url", url)
+
+
+def test_the_manifest_tells_which_served_model_speaks(run_script, refused, options, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    manifest = tmp_path / "out" / "d.manifest.json"
+
+    def asked(server, *more):
+        return [*options, "--backend", "server", "--base_url", server.url, *more]
+
+    with FaultServer([completes] * 4 + [status(400)] * 2, models=("first", "second")) as server:
+        assert "what is done is kept" in refused("inference", *asked(server))
+        assert "was made with another served_model (first, now second); go on with" in refused(
+            "inference", *asked(server, "--served_model_name", "second"))
+    with FaultServer([completes] * 20, models=("second",)) as other:  # another one at the same place
+        assert "was made with another served_model (first, now second)" in refused("inference", *asked(other))
+        assert not other.chats
+        assert run_script("inference", *asked(other, "--served_model_name", "first"))[0] == 0
+        assert len(other.chats) == 2
+        assert json.loads(manifest.read_text())["served_model"] == "first"
+        code, out, _ = run_script("inference", *asked(other, "--served_model_name", "first"))
+        assert (code, len(other.chats)) == (0, 2)  # finished already
+        assert run_script("inference", *asked(other))[0] == 0
+        assert len(other.chats) == 2 + 6
+    assert json.loads(manifest.read_text())["served_model"] == "second"
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or generation.cpu_build(),

@@ -5,6 +5,7 @@ Each engine is a generator function: from prompts (token ids) and seeds, in chun
 """
 import importlib.metadata
 import importlib.util
+import json
 import os
 from collections.abc import Collection, Iterator
 
@@ -21,18 +22,21 @@ IN_FLIGHT = 16     # requests to a server
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 
-def pick_backend(wanted: str, base_url: str | None = None, engine_options: Collection[str] = ()) -> str:
+def pick_backend(wanted: str, base_url: str | None = None, engine_options: Collection[str] = (),
+                 served_model_name: str | None = None) -> str:
     """The backend of `--backend auto`: vllm where it can run, which is far faster, else hf.
 
     Raises UserError for a backend that cannot run here, or not in several processes, for a server without a URL, or a
-    URL without a server, and for options of vLLM's engine (their names) where another is taken.
+    URL or a served model's name without a server, and for options of vLLM's engine (their names) where another is
+    taken.
     """
     installed = importlib.util.find_spec("vllm") is not None
     runs = installed and (torch.cuda.is_available() or cpu_build())
     if wanted == "server" and not base_url:
         raise UserError("--backend server needs --base_url, such as http://localhost:8000/v1")
-    if base_url and wanted != "server":
-        raise UserError(f"--base_url {base_url} goes with --backend server; give that too, or leave it out")
+    for option, value in (("--base_url", base_url), ("--served_model_name", served_model_name)):
+        if value and wanted != "server":
+            raise UserError(f"{option} {value} goes with --backend server; give that too, or leave it out")
     if wanted == "vllm" and not runs:
         raise UserError("--backend vllm cannot run here: " + (
             "vLLM is not installed; ALL=1 bash scripts/setup.sh installs it"
@@ -53,15 +57,14 @@ def generate(backend: str, base: str, adapter: str | None, prompts: list[list[in
              served_model_name: str | None = None, engine_options: dict | None = None) -> Iterator[list[str]]:
     """Texts for prompts (token ids), in chunks, by the backend that `pick_backend` picked.
 
-    With hf, the processes of `state` (of `start_processes`) share the batches, and all of them get all texts. A server
-    is asked for its first model where none is named; `engine_options` are those of vLLM's engine. Raises UserError for
-    a model that cannot be loaded, and for a server that does not answer.
+    With hf, the processes of `state` (of `start_processes`) share the batches, and all of them get all texts.
+    `served_model_name` is the model of the server; `engine_options` are those of vLLM's engine. Raises UserError for a
+    model that cannot be loaded, and for a server that does not answer.
     """
     if not prompts:
         return iter(())
     if backend == "server":
-        model = served_model_name or served_model(base_url)
-        return with_server(base_url, model, prompts, seeds, max_new_tokens, batch_size)
+        return with_server(base_url, served_model_name, prompts, seeds, max_new_tokens, batch_size)
     if backend == "vllm":
         return with_vllm(base, adapter, prompts, seeds, max_new_tokens, batch_size, engine_options or {})
     indices = range(len(prompts))
@@ -139,43 +142,68 @@ def with_vllm(base: str, adapter: str | None, prompts: list[list[int]], seeds: l
             yield [without_thoughts(answer.outputs[0].text).strip() for answer in answers]
 
 
-def served_model(base_url: str) -> str:
-    """The first model that an OpenAI-compatible server has. Raises UserError where there is no server."""
+def _client(base_url: str, **options) -> tuple:
+    """The client of an OpenAI-compatible server, and what it says of an error, without the key, which a server may
+    repeat."""
     import openai
 
+    from utils.language.chat import api_key
+
+    key = api_key(base_url)
+
+    def reason(error: Exception) -> str:
+        text = "the response is not JSON" if isinstance(error, json.JSONDecodeError) else describe(error)
+        return text.replace(key, "***")[:300]
+
+    return openai.OpenAI(base_url=base_url, api_key=key, **options), reason
+
+
+def served_model(base_url: str) -> str:
+    """The first model that an OpenAI-compatible server has. Raises UserError where there is no server."""
+    from utils.language.chat import HOPELESS
+
+    client, reason = _client(base_url, max_retries=2, timeout=20)
     try:
-        models = openai.OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=2,
-                               timeout=20).models.list().data
-    except (openai.OpenAIError, AttributeError, ValueError) as error:  # the client does not check what a server sends
-        raise UserError(f"--base_url {base_url}: no OpenAI-compatible server answers there ({describe(error)}); start "
-                        "one, for example: vllm serve FOLDER --dtype float32 --generation-config vllm") from error
-    if not models:
-        raise UserError(f"--base_url {base_url}: the server there has no model")
-    return models[0].id
+        models = [model.id for model in client.models.list().data or ()]
+    except Exception as error:  # the client does not check what a server sends
+        remedy = HOPELESS.get(getattr(error, "status_code", None), "start one, for example: vllm serve FOLDER --dtype "
+                              "float32 --generation-config vllm")
+        raise UserError(f"--base_url {base_url}: no OpenAI-compatible server answers there ({reason(error)}); "
+                        + remedy.replace("--model", "--served_model_name")) from error
+    if not models or not isinstance(models[0], str):
+        raise UserError(f"--base_url {base_url}: the server there has no model; name one with --served_model_name, or "
+                        "start it with one")
+    return models[0]
 
 
 def with_server(base_url: str, model: str, prompts: list[list[int]], seeds: list[int], max_new_tokens: int,
                 batch_size: int) -> Iterator[list[str]]:
     """Generate with an OpenAI-compatible server's completions, IN_FLIGHT requests at a time. Raises UserError for what
-    the server refuses."""
+    the server refuses, and for an answer without a text."""
     from concurrent.futures import ThreadPoolExecutor
 
-    import openai
+    from utils.language.chat import HOPELESS
 
-    client = openai.OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=5)
+    client, reason = _client(base_url, max_retries=5)
 
     def complete(prompt: list[int], seed: int) -> str:
         # top_k is not of the protocol, but servers take it, and some would else apply the model's own default.
         answer = client.completions.create(model=model, prompt=prompt, seed=seed, temperature=1.0, top_p=1.0,
                                            max_tokens=max_new_tokens, extra_body={"top_k": -1})
-        text = answer.choices[0].text.encode(errors="replace").decode()  # it may end with half a character
+        try:
+            text = answer.choices[0].text.encode(errors="replace").decode()  # it may end with half a character
+        except (AttributeError, LookupError, TypeError) as error:  # the client does not check what a server sends
+            raise ValueError("an answer has no text") from error
         return without_thoughts(text).strip()
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for start in range(0, len(prompts), batch_size):
             chunk = slice(start, start + batch_size)
             try:
-                yield list(pool.map(complete, prompts[chunk], seeds[chunk]))
-            except openai.OpenAIError as error:
-                raise UserError(f"--base_url {base_url}: {describe(error)}; what is done is kept, run the same command "
-                                "again to go on") from error
+                texts = list(pool.map(complete, prompts[chunk], seeds[chunk]))
+            except Exception as error:  # of the client, of HTTP, or of JSON that was cut off
+                remedy = HOPELESS.get(getattr(error, "status_code", None), "see to the server")
+                remedy = remedy.replace("--model", "--served_model_name")
+                raise UserError(f"--base_url {base_url}: {reason(error)}; {remedy}; what is done is kept, run the same "
+                                "command again to go on") from error
+            yield texts
