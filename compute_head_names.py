@@ -71,7 +71,7 @@ def main(args) -> None:
     texts = attributes.read(args.attributes)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
     path = naming.path(run.place, args.output_dir)
-    kept = path.with_name(f"{path.stem}_answers.jsonl")
+    kept = naming.answers_path(run.place, args.output_dir)
     rows, quality, thin = explain(args, run, texts)
     rounds = [naming.growth(rows[:len(run.heads)], texts)]
     for _ in range(args.refine or 0):

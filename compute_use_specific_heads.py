@@ -114,7 +114,6 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
 
     from utils.analysis import component_scores, groups, selection, zeroshot
     from utils.analysis.names import attributes, describe, naming
-    from utils.runs.components import Component
     from utils.runs.run import Run
 
     run = Run.open(args.input_dir, args.dataset, args.model, args.select_split)
@@ -137,25 +136,16 @@ def select(args, reported, classifier) -> tuple[list[int], dict]:
     elif args.select == "names":
         chosen, how = selection.by_names(run, naming.read(run), args.attribute, args.keep_last_layers, number)
     elif args.select == "describe":
-        names = naming.read(run)
-        said = {str(run.heads[head]): names[run.heads[head]].get("described") or names[run.heads[head]]["role"]
-                for head in kept}
-        file = naming.path(run.place, args.output_dir)
-        found = describe.spurious(describe.client(args.language_model, args.base_url),
-                                  file.with_name(f"{file.stem}_answers.jsonl"), args.task, said)
-        if not found:
-            raise UserError(f"{args.language_model} calls no role spurious for {args.task!r}; name heads with --heads")
-        chosen = [run.heads.index(Component.parse(head)) for head in found][:number]
-        how = {"task": args.task, "heads": said}
+        said = naming.roles(naming.read(run), [run.heads[head] for head in kept])
+        spurious = describe.spurious(describe.client(args.language_model, args.base_url),
+                                     naming.answers_path(run.place, args.output_dir), args.task, said)
+        chosen, how = selection.by_roles(run, spurious, number), {"task": args.task, "heads": said}
     else:
         texts = [zeroshot.read_texts(Path(file)) for file in (args.spurious_texts, args.core_texts)]
         embeddings = component_scores.embed(reported.manifest, texts, run.width,
                                             args.model, args.pretrained, processes.pick_device(args.device), args.seed)
         scores = component_scores.feature_scores(run.stacks("components"), embeddings)
-        chosen = selection.by_scores(scores, kept)[:number]
-        spurious, core = scores.tolist()
-        how = {"heads": {str(run.heads[head]): {"spurious_score": spurious[head], "core_score": core[head]}
-                         for head in kept}}
+        chosen, how = selection.by_texts(run, scores, kept, number)
     return chosen, {"by": f"--select {args.select}", "split": args.select_split, **how}
 
 

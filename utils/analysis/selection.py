@@ -90,6 +90,21 @@ def by_scores(scores: np.ndarray, pool: Sequence[int]) -> list[int]:
     return sorted(pool, key=lambda column: scores[1][column] - scores[0][column])
 
 
+def by_texts(run: Run, scores: np.ndarray, pool: Sequence[int], number: int) -> tuple[list[int], dict]:
+    """The first `number` of `by_scores`, of heads, and how they were found."""
+    spurious, core = scores.tolist()
+    details = {str(run.heads[head]): {"spurious_score": spurious[head], "core_score": core[head]} for head in pool}
+    return by_scores(scores, pool)[:number], {"heads": details}
+
+
+def by_roles(run: Run, spurious: Sequence[str], number: int | None = None) -> list[int]:
+    """The first `number` (None: all) of the heads, such as 5.4, whose roles are spurious for a task. Raises UserError
+    where there are none."""
+    if not spurious:
+        raise UserError("the language model calls no role spurious for --task; name heads with --heads")
+    return [run.heads.index(Component.parse(head)) for head in spurious][:number]
+
+
 def by_names(run: Run, names: Mapping[Component, dict], attributes: Sequence[str], last_layers: int,
              number: int | None = None) -> tuple[list[int], dict]:
     """The heads of the last layers that go with some attributes before all others, those with the largest share first,

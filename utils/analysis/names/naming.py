@@ -5,7 +5,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,12 @@ def path(place: Place, folder: str | None = None) -> Path:
     return place.path("names", ".json", folder)
 
 
+def answers_path(place: Place, folder: str | None = None) -> Path:
+    """Where a language model's answers about these names are kept."""
+    file = path(place, folder)
+    return file.with_name(f"{file.stem}_answers.jsonl")
+
+
 def command(run: Run) -> str:
     """The command that makes them."""
     place, file = run.place, "emoji" if run.place.dataset.startswith("emoji") else "general"
@@ -148,6 +154,11 @@ def role_of(file: str, layer: int, head: int) -> str:
     names, _ = read_file(Path(file))
     check_heads([Component("attn", layer, head)], list(names), file)
     return names[Component("attn", layer, head)]["role"]
+
+
+def roles(names: Mapping[Component, dict], heads: Sequence[Component]) -> dict[str, str]:
+    """The role of each of these heads: what a language model said, or else the name."""
+    return {str(head): names[head].get("described") or names[head]["role"] for head in heads}
 
 
 def leading(row: dict) -> list[str]:
