@@ -4,21 +4,32 @@
 #   INSPECTOR=smollm2-135m bash inspection_runner.sh                           # a language model, served on this machine
 #   OPENAI_API_KEY=... INSPECTOR=gpt-5.4-mini bash inspection_runner.sh
 #   BASE_URL=http://host:8000/v1 INSPECTOR=NAME bash inspection_runner.sh      # any OpenAI-compatible server
-# Further arguments go to inspect.py. A run that was cut off asks nothing twice.
+# Further arguments go to inspect.py, for both files it reads here: settings of the inspector, --dry_run, and --batch, with
+# which the same command is given again when the answers are there. A run that was cut off asks nothing twice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUTPUT_DIR=${OUTPUT_DIR:-output_dir/ex2}
 BASE_URL=${BASE_URL:-}                               # empty: OpenAI where there is a key, else a server started here
-INSPECTOR=${INSPECTOR:-}                             # the chat model; empty or words: the word lists
+INSPECTOR=${INSPECTOR:-words}                        # the chat model; words: the word lists
 LABELS=${LABELS:-data/inspection/labels.jsonl}       # descriptions labelled by hand
 PORT=${PORT:-8765}                                   # of the server started here
 CONCURRENCY=${CONCURRENCY:-16}
 
 [ -f "$OUTPUT_DIR/aligned.jsonl" ] || {
     echo "error: no descriptions in $OUTPUT_DIR; run inference_runner.sh first" >&2; exit 2; }
+by_hand=                                             # nothing is sent: no server is needed
+for given in "$@"; do
+    case "${given%%=*}" in
+        --batch | --dry_run) by_hand=${given#--} ;;
+        --model | --base_url | --temperature | --top_p | --max_tokens | --concurrency | --max_requests | --max_retries | \
+            --timeout | --price_per_million | --words | --inspection | --output_format | --debug) ;;
+        --*) echo "error: $given does not go to both files that are inspected here, $OUTPUT_DIR/aligned.jsonl and $LABELS;" \
+            "run inspect.py itself with it" >&2; exit 2 ;;
+    esac
+done
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
-if [ -z "$BASE_URL" ] && [ -z "${OPENAI_API_KEY:-}" ] && [ -n "$INSPECTOR" ] && [ "$INSPECTOR" != words ]; then
+if [ -z "$BASE_URL$by_hand${OPENAI_API_KEY:-}" ] && [ "$INSPECTOR" != words ]; then
     BASE_URL=http://127.0.0.1:$PORT/v1
     engine=python
     if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -41,14 +52,19 @@ if [ -z "$BASE_URL" ] && [ -z "${OPENAI_API_KEY:-}" ] && [ -n "$INSPECTOR" ] && 
     done
 fi
 [ -n "$BASE_URL" ] && set -- --base_url "$BASE_URL" "$@"
-[ -n "$INSPECTOR" ] && set -- --model "$INSPECTOR" "$@"
+set -- --model "$INSPECTOR" "$@"
 inspect() {
     echo "+ python inspect.py $*" >&2
     python inspect.py "$@"
 }
 aligned=$OUTPUT_DIR/aligned_inspection.jsonl
 labels=$OUTPUT_DIR/labels_inspection.jsonl
-inspect --input_filepath "$OUTPUT_DIR/aligned.jsonl" --output_filepath "$aligned" --concurrency "$CONCURRENCY" "$@"
+set -- --concurrency "$CONCURRENCY" "$@"
+inspect --input_filepath "$OUTPUT_DIR/aligned.jsonl" --output_filepath "$aligned" "$@"
 # The same questions about descriptions labelled by hand tell how far to trust the inspector.
-inspect --input_filepath "$LABELS" --dataset_name labelled --vlm_name any --output_filepath "$labels" --concurrency "$CONCURRENCY" "$@"
+inspect --input_filepath "$LABELS" --dataset_name labelled --vlm_name any --output_filepath "$labels" "$@"
+[ "$by_hand" != dry_run ] || exit 0
+for answers in "$aligned" "$labels"; do
+    [ -f "$answers" ] || { echo "no answers yet in $answers; with answers, the same command sums them up" >&2; exit 0; }
+done
 inspect --summarize "$aligned" "$labels" --output_dir "$OUTPUT_DIR"

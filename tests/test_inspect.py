@@ -252,6 +252,23 @@ def test_a_refusal_that_names_several_settings_is_met_at_once(run_script, descri
     assert err.count("note: ") == 3
 
 
+@pytest.mark.parametrize("refusal", [
+    "Invalid schema for response_format 'attributes': In context=(), enum has too many values; at most 100 are allowed",
+    "The specified schema produces a constraint that has too many states for serving",
+    "response_format: the grammar exceeds the maximum number of rules"])
+def test_a_schema_that_is_too_large_is_left_out(run_script, descriptions, refusal):
+    def answer(handler):
+        if handler.request_body.get("response_format", {}).get("type") == "json_schema":
+            return status(400, refusal)(handler)
+        says(GOOD[handler.question])(handler)
+
+    with FaultServer([answer] * 100) as server:
+        done, out, err = run_script("inspect", *options(descriptions, server, "--concurrency", 1))
+    assert done == 0, err
+    assert "8 of 8 questions answered, 0 asked in vain; 9 requests sent" in out
+    assert err.count("note: the server takes no JSON schema; asking for a JSON object from here on") == 1
+
+
 CONTEXT = "This model's maximum context length is 2048 tokens"
 
 

@@ -23,6 +23,7 @@ ROOM_TO_THINK = 4096  # tokens that a model gets beside its answer where it thin
 FORMS = ("json_schema", "json_object", None)  # of an answer, the next where a server refuses one
 # Words of a refusal that is about the size of a request, and of one about a setting that a server does not know.
 TOO_MUCH = r"too (large|long|many)|fewer|context.(length|window|size)|at most|maximum|exceed|cannot be greater"
+TOKENS = r"token|context.(length|window|size)"  # that a request is counted in, as schemas are not
 UNSUPPORTED = r"unsupported|n.t support|not (support|allow|permit|accept)|unknown|unrecogni|unexpected|deprecat|instead"
 HOPELESS = {401: "set OPENAI_API_KEY to a key of this server", 403: "use a key that may ask this model",
             404: "check --model and --base_url, which usually ends with /v1"}
@@ -57,8 +58,11 @@ class Settings:
 
     def meet(self, refusal: str, sent: dict) -> bool:
         """Change what a refusal names of the settings that were sent (`by_name`), once; a change is said in one line. A
-        refusal that speaks of a request's size changes nothing. Returns whether the request can be sent again."""
-        if re.search(TOO_MUCH, refusal, re.IGNORECASE):
+        refusal that speaks of the size of a request, in tokens, changes nothing; of that of its schema, the form.
+        Returns whether the request can be sent again."""
+        form = sent["response_format"]
+        of_form = form and re.search("response_format|schema|grammar|json_object", refusal, re.IGNORECASE)
+        if re.search(TOO_MUCH, refusal, re.IGNORECASE) and (not of_form or re.search(TOKENS, refusal, re.IGNORECASE)):
             return False  # the next question may well be shorter
         named = [name for name in ("max_tokens", "temperature", "top_p")
                  if name in sent and re.search(rf"\b{name}\b", refusal)]
@@ -75,8 +79,7 @@ class Settings:
             elif name in self.sampling:
                 del self.sampling[name]
                 _note(f"the server refuses {name}; it is left out from here on")
-        form = sent["response_format"]
-        if form and re.search("response_format|schema|grammar|json_object", refusal, re.IGNORECASE):
+        if of_form:
             if form == self.form:
                 self.form = FORMS[FORMS.index(form) + 1]
                 _note(f"the server takes no {form.replace('_', ' ').replace('json', 'JSON')}; asking for "
