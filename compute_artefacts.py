@@ -1,7 +1,7 @@
 """Do some patches hold outlying tokens, which neurons write them, and what do they do to a heat map?
 
     python compute_artefacts.py --model ViT-B-16 --pretrained laion2b_s34b_b88k --dataset imagenet --data_path DIR
-    python compute_artefacts.py --model emojiclip --dataset emoji --image photo.png --text "a red apple"
+    python compute_artefacts.py --model emojiclip --dataset emoji --image photo.png
 
 A patch token is an outlier if its norm after the last block but one is above the median of all such norms plus
 --deviations times their median absolute deviation; the rule is printed. Says of each layer the median norm, the 99.9th

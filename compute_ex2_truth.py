@@ -1,7 +1,7 @@
 """Does EX2 find what is true? On emoji_fixed, whose concepts share one known attribute each (or none).
 
     python compute_ex2_truth.py --output_dir output_dir/ex2_fixed                       # what the VLM itself prefers
-    python compute_ex2_truth.py --output_dir output_dir/ex2_fixed --before output_dir/ex2_fixed/untrained.json \
+    python compute_ex2_truth.py --output_dir output_dir/ex2_fixed --before output_dir/ex2_fixed/untrained.json \\
         --after output_dir/ex2_fixed/aligned.json --answers output_dir/ex2_fixed/aligned_inspection.jsonl
 
 Without a language model: what the VLM gives the true word of an attribute ("an owl on a red background") more than "an

@@ -1,6 +1,6 @@
 """Embed a text pool: a file with one description a line.
 
-    python compute_text_set_projection.py --data_path text_descriptions/image_descriptions_general.txt \
+    python compute_text_set_projection.py --data_path text_descriptions/image_descriptions_general.txt \\
         --model ViT-H-14 --pretrained laion2b_s32b_b79k
     python compute_text_set_projection.py --data_path text_descriptions/emoji_descriptions.txt --model emojiclip
 

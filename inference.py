@@ -1,9 +1,9 @@
 """Generate descriptions of concepts with an aligned language model, and score them with a VLM (EX2, section 3).
 
-    python inference.py --model_name output_dir/emoji_adapter --output_filepath output_dir/descriptions.json \
+    python inference.py --model_name output_dir/emoji_adapter --output_filepath output_dir/descriptions.json \\
         --num_concepts 32 --score r-open-clip:emojiclip
     python inference.py --model_name smollm2-135m --output_filepath output_dir/untrained.json --num_concepts 32
-    python inference.py --score openai/clip-vit-large-patch14 --eval_dataset cub --data_root DIR \
+    python inference.py --score openai/clip-vit-large-patch14 --eval_dataset cub --data_root DIR \\
         --descriptions output_dir/descriptions.json                                  # scores, generates nothing
 
 One description a concept and question. Writes --output_filepath X.json, a list (concepts) of lists (descriptions), and

@@ -1,7 +1,7 @@
 """What do descriptions say? Asks a chat model about each, and sums up which are informative, visual or spurious (EX2).
 
     python inspect.py --input_filepath output_dir/descriptions.jsonl                    # word lists; asks no model
-    python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini --dry_run \
+    python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini --dry_run \\
         --price_per_million 0.75 4.5
     OPENAI_API_KEY=... python inspect.py --input_filepath output_dir/descriptions.jsonl --model gpt-5.4-mini
     python inspect.py --input_filepath output_dir/descriptions.jsonl --base_url http://localhost:8000/v1 --model NAME

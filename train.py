@@ -1,7 +1,7 @@
 """Align a language model with a VLM's preferences, by reinforcement learning (EX2, section 3).
 
     python train.py --config configs/train/emoji.yaml --output_dir output_dir/emoji_adapter   # embedded, on a CPU
-    python train.py --config configs/train/published.yaml --dataset_name cub --data_root DIR \
+    python train.py --config configs/train/published.yaml --dataset_name cub --data_root DIR \\
         --vlm_name openai/clip-vit-large-patch14 --output_dir output_dir/cub_adapter
     accelerate launch --config_file configs/accelerate/one_node.yaml train.py ...              # several GPUs
 

@@ -21,7 +21,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs" / "experiments"
 TOLERANCE = 0.5  # points, where a figure names none: ours, not the papers'
 KEYS = {"title", "paper", "data", "cost", "defaults", "variants", "embedded", "steps", "about", "figures", "published",
         "note"}
-ABOUT = ("model", "pretrained", "weights_sha256", "dataset", "split", "images", "precision", "options", "versions")
+ABOUT = ("model", "pretrained", "base_model_name", "weights_sha256", "dataset", "split", "images", "precision",
+         "options", "versions")
 
 
 @dataclass(frozen=True)

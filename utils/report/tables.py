@@ -104,15 +104,18 @@ def origin(table: dict) -> list[str]:
     lines = []
     for variant, runs in table["runs"].items():
         for run in runs:
-            weights = f"{run.get('pretrained', run.get('model'))} (sha256 {run['weights_sha256'][:12]})" \
-                if run.get("weights_sha256") else run.get("model")
-            lines.append(f"- {variant}: {weights}; {run.get('images', '?')} images of {run.get('dataset')}"
-                         + (f" ({run['split']})" if run.get("split") else "")
-                         + (f"; {run['options']}" if run.get("options") else ""))
+            aligned = f"{run['base_model_name']} with an adapter" if run.get("base_model_name") else "weights"
+            weights = run.get("pretrained") or run.get("model") or aligned
+            if run.get("weights_sha256"):
+                weights += f" (sha256 {run['weights_sha256'][:12]})"
+            images = f"{run['images']} images of {run.get('dataset')}" if run.get("images") else run.get("dataset")
+            options = ", ".join(f"{key} {value}" for key, value in run.get("options", {}).items() if value is not None)
+            lines.append(f"- {variant}: {weights}; {images}" + (f" ({run['split']})" if run.get("split") else "")
+                         + (f"; {options}" if options else ""))
     lines += [f"- failed: `{step['step']}`: {step['failed']}" for step in table["steps"] if "failed" in step]
     done = sum("seconds" in step for step in table["steps"])
     versions = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
-    return [*lines, f"- {done} steps, {table['seconds'] / 60:.0f} min on {table['device']}; {versions}"]
+    return [*lines, f"- {cli.counted(done, 'step')}, {table['seconds'] / 60:.0f} min on {table['device']}; {versions}"]
 
 
 def write_results(folder: Path, every: list[str], docs: Path) -> None:
