@@ -68,9 +68,9 @@ def main(args) -> None:
     path = run.place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".txt", args.output_dir)
     cli.write_text(path, "\n".join(lines) + "\n")
     cli.save_result(path.with_suffix(".json"), {
-        "model": args.model, "dataset": args.dataset, "images": len(run), "pool": args.text_descriptions,
-        "texts_per_head": args.texts_per_head, "num_of_last_layers": args.num_of_last_layers,
-        "w_ov_rank": args.w_ov_rank,
+        "model": args.model, "dataset": args.dataset, "images": len(run), "made_of": run.made_of,
+        "pool": args.text_descriptions, "texts_per_head": args.texts_per_head,
+        "num_of_last_layers": args.num_of_last_layers, "w_ov_rank": args.w_ov_rank,
         "accuracy": accuracy, "number_of_texts": distinct, "command": cli.command(__file__, get_args_parser(), args),
         "heads": [{"layer": head.layer, "head": head.head, "rank_used": span.rank,
                    "variance": span.variance, "explained": sum(span.shares),

@@ -96,7 +96,8 @@ def main(args) -> None:
     print(naming.table(rows, run.components))
     cli.save_result(path, {
         "model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
-        "attributes": args.attributes, "labels": args.labels, "quality": quality, "rounds": rounds,
+        "made_of": run.made_of, "attributes": args.attributes, "labels": args.labels, "quality": quality,
+        "rounds": rounds,
         "heads": rows[:len(run.heads)], "others": rows[len(run.heads):],
         "command": cli.command(__file__, get_args_parser(), args)})
     cli.write_text(path.with_suffix(".csv"), naming.to_csv(rows, run.components, list(texts)))

@@ -97,6 +97,8 @@ def main(args) -> None:
     else:
         model, maps = load(args.model, args.pretrained, device, args.seed, True, cli.model_settings(args)), None
         clip = model
+    if args.names:
+        naming.role_of(args.names, args.layer, args.head, maps.sha256 if maps else model.weights_hash)
     directions = embed_texts(clip, args.text, len(args.text), "--text")
 
     # What each patch adds to each similarity.

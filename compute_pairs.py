@@ -60,6 +60,8 @@ def main(args) -> None:
     device = processes.pick_device(args.device)
     model = load(args.model, args.pretrained, device, args.seed, True, cli.model_settings(args))
     decomposer, texts = Decomposer(model), TextDecomposer(model)
+    if args.names:
+        naming.read_file(Path(args.names), model.weights_hash)
     said = [text for text in (args.text, args.against) if text is not None]
     zeroshot.check_texts(model, said, "--text and --against", [repr(text) for text in said])
 

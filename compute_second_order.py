@@ -89,7 +89,7 @@ def main(args) -> None:
     for some in (images, fit_images):
         some.draw_at(model.image_size[0])
     place = files.Place(args.output_dir, args.dataset, args.model, args.split)
-    weights = {"weights_sha256": model.weights_hash, "pretrained": model.source}
+    weights = {"weights_sha256": model.weights_hash, "pretrained": model.source, "model_settings": model.settings}
     classifier, pool = neuron_runs.texts_of_model(place, weights, args.text_descriptions, texts, of_model.width)
 
     # Means, directions and thresholds of one split; scores and norms of the other.
@@ -131,7 +131,7 @@ def main(args) -> None:
               + ", ".join(f"layer {name} {value:.1f}" for name, value in found["indirect"]["layers"].items()))
 
     # Names, the truth of scenes, and the neurons that feed some heads.
-    neuron_runs.name_heads(found["neurons"], place, len(run.labels))
+    neuron_runs.name_heads(found["neurons"], place, model.weights_hash, len(run.labels))
     if named:
         found["quality"] = neuron_runs.name(run, found["neurons"], model, named, args.seed)
         print(naming.quality_table(found["quality"]))

@@ -54,6 +54,7 @@ def main(args) -> None:
     from pathlib import Path
 
     from utils.analysis import ablation, alignment, zeroshot
+    from utils.decompose import registers
     from utils.plots import charts
     from utils.report import page, results
     from utils.runs.files import Place, check_there
@@ -102,7 +103,8 @@ def main(args) -> None:
     with page.complete_folder(folder) as partial:
         shape = page.save_thumbnails(heads, images, 2 * args.thumbnail_size, model, partial)
         if model:
-            page.save_heat_maps(heads, args.heat_maps, pool, images, model, maps, partial)
+            page.save_heat_maps(heads, args.heat_maps, pool, images, model, maps, registers.recorded(run.manifest),
+                                partial)
         content = results.describe(run, args.data_path, found, heads, own, thumbnail=shape, texts=len(texts),
                                    classes=classifier.shape[1])
         size = page.save_page(content, partial)

@@ -105,6 +105,31 @@ def test_labels_of_another_run_are_refused(tmp_path):
         open_run(tmp_path)
 
 
+def test_labels_that_another_model_on_other_images_replaced_are_refused(tmp_path):
+    write_run(tmp_path)
+    before = open_run(tmp_path).labels
+    write_run(tmp_path, model="other")  # the same images
+    assert np.array_equal(open_run(tmp_path).labels, before)
+    parts = {what: np.zeros(shape) for what, shape in (("attn", (10, 1, 1, 4)), ("mlp", (10, 2, 4)))}
+    builders.write_run(tmp_path, "emoji", "third", parts, (before + 1) % 4, classes=list("abcd"))
+    assert np.array_equal(Run.open(str(tmp_path), "emoji", "third").labels, (before + 1) % 4)
+    with pytest.raises(UserError, match="holds other labels than those of m: a run of another model, of other images"):
+        open_run(tmp_path)
+
+
+def test_a_result_about_other_weights_settings_or_images_is_not_about_the_run(tmp_path):
+    write_run(tmp_path)
+    run = open_run(tmp_path)
+    about = {"made_of": run.made_of}
+    assert run.is_about(about)
+    assert run.is_about({})  # of an older version
+    for change in ({"weights_sha256": "bb"}, {"registers": {"number": 1}}, {"images_sha256": "cc"},
+                   {"model_settings": {"quick_gelu": True}}):
+        run.manifest |= change
+        assert not run.is_about(about)
+        run = open_run(tmp_path)
+
+
 def test_a_cut_file_is_refused(tmp_path):
     write_run(tmp_path)
     path = tmp_path / "emoji_attn_m.npy"

@@ -6,11 +6,14 @@ import pytest
 import torch
 from builders import VISION, images_for, model_of, random_clip
 
-from utils.analysis import artefacts
+from utils.analysis import artefacts, retrieval
 from utils.cli import UserError
+from utils.data import pictures
 from utils.decompose import registers
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.registers import Registers
+from utils.models import loading
+from utils.runs.run import Run
 
 PATCH, NEURON = 5, 7  # where an outlier is planted, and the neuron of layer 1 that writes it
 
@@ -156,6 +159,13 @@ def test_scripts_find_outliers_and_take_registers(tmp_path, planted_folder, fold
     assert manifest["registers"]["neurons"][0] == "1.7"
     with_register = np.load(out / "imagefolder_attn_planted.npy")
     assert "--resume goes on with the same options" in refused("compute_prs", *common, *data, "--resume")
+
+    run = Run.open(str(out), "imagefolder", common[1])  # a picture of the run, decomposed again as the run was
+    model, ways = loading.load_same(run.manifest, common[1], None, torch.device("cpu")), [None, [0, 1], [17]]
+    picture = pictures.read_option(str(folder_of_images / "cat" / "1.png"))
+    np.testing.assert_allclose(retrieval.of_pictures(run, model, [picture], ways),
+                               retrieval.vectors(run, np.array([6]), ways), atol=1e-5)
+
     run_script("compute_prs", *common, *data, "--num_workers", 0)
     assert np.abs(np.load(out / "imagefolder_attn_planted.npy") - with_register).max() > 1e-3
     assert json.loads((out / "imagefolder_planted.json").read_text())["registers"] is None

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from builders import write_classifier, write_run
+from builders import opened, write_classifier, write_run
 
 from utils.analysis import truth
 from utils.cli import UserError
@@ -61,7 +61,7 @@ def test_texts_of_heads_are_read_or_refused(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"x\.json: .*make it again with: python"):
-        truth.read_heads(path, "python")
+        truth.read_heads(opened({"attn": np.zeros((1, 1, 1, 2))}), path, "python")
 
 
 def test_a_mapping_holds_what_is_needed_in_its_kind(tmp_path):

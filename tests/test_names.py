@@ -307,6 +307,11 @@ def test_a_file_of_names_is_read_and_a_wrong_one_refused(tmp_path):
     assert naming.role_of(str(path), 1, 2) == "color: one ... two"
     with pytest.raises(UserError, match="there is no head 2.0"):
         naming.role_of(str(path), 2, 0)
+    path.write_text(json.dumps({"images": 30, "heads": list(named(run, "color").values()),
+                                "made_of": {"weights_sha256": "aa"}}))
+    assert naming.role_of(str(path), 1, 2, "aa") == "color: one ... two"
+    with pytest.raises(UserError, match="names heads of other weights than those of --model"):
+        naming.role_of(str(path), 1, 2, "bb")
     path.write_text("{}")
     with pytest.raises(UserError, match="holds no names; make it again with: python compute_head_names.py"):
         naming.role_of(str(path), 1, 2)

@@ -259,12 +259,13 @@ def test_neurons_are_named_and_held_against_the_truth_of_scenes(tmp_path):
         100 * np.mean([entry["truth"] == entry["named"]["attribute"] for entry in entries]))
 
     place = files.Place(str(tmp_path), "emoji", "emojiclip")
-    neuron_runs.name_heads(entries, place, 1000)
+    neuron_runs.name_heads(entries, place, "aa", 1000)
     assert entries[0]["heads"][0]["name"] is None
-    for images, name in ((99, None), (1000, "color")):
-        place.path("names", ".json").write_text(json.dumps(
-            {"images": images, "heads": [{"layer": 5, "head": 4, "name": "color"}]}))
-        neuron_runs.name_heads(entries, place, 1000)
+    for images, weights, name in ((99, "aa", None), (1000, "bb", None), (1000, "aa", "color")):
+        place.path("names", ".json").write_text(json.dumps({
+            "images": images, "made_of": {"weights_sha256": weights},
+            "heads": [{"layer": 5, "head": 4, "name": "color"}]}))
+        neuron_runs.name_heads(entries, place, "aa", 1000)
         assert entries[0]["heads"][0]["name"] == name
     entries[1]["named"]["name"] = "color"
     assert neuron_runs.title(entries[1]) == "3.2 (colour) through 5.4 colour: + red"

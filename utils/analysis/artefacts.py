@@ -87,7 +87,7 @@ def classifier_of(place: Place, model: Model) -> Tensor | None:
     """The classifier [d, classes] of the data set, where there is one."""
     if not files.term_path(place.folder, place.dataset, "classifier", place.model_name).is_file():
         return None
-    about = {"weights_sha256": model.weights_hash, "pretrained": model.source}
+    about = {"weights_sha256": model.weights_hash, "pretrained": model.source, "model_settings": model.settings}
     columns = files.open_classifier(place.folder, place.dataset, place.model, about, known(model).projection.shape[1])
     return torch.from_numpy(columns).to(model.device)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from utils.analysis import groups, neurons, truth
 from utils.analysis.names import attributes, naming, shares
 from utils.analysis.neurons import Fit, Prepared
-from utils.cli import UserError
+from utils.cli import UserError, note
 from utils.data import datasets, loader
 from utils.data.datasets import Images
 from utils.decompose.neurons import Neurons
@@ -59,7 +59,7 @@ def fit(of_model: Neurons, reading, images: Images, about: dict, heads: Sequence
         resume: bool) -> tuple[dict[int, Fit], dict[int, list[int]]]:
     """The fit of every layer to images, kept beside the results, and the ten neurons that feed `heads` most, by layer.
     `reading` is `read` with its first arguments; a fit that is there is taken with `resume`."""
-    keys = ("model", "weights_sha256", "dataset", "layers", "fit_split", "fit_images")
+    keys = ("model", "weights_sha256", "model_settings", "dataset", "layers", "fit_split", "fit_images")
     identity = {key: about[key] for key in keys} | {"data_sha256": datasets.fingerprint(images)}
     manifest = place.path("neurons_fit", ".json")
     names = {(layer, field.name): place.path(f"neurons{layer}_{field.name}") for layer in of_model.layers
@@ -86,7 +86,8 @@ def write(of_model: Neurons, reading, images: Images, about: dict, fits: dict[in
     """The effects of all images in blocks, as NeuronRun reads them; a run that was cut off goes on with `resume`."""
     prepared = {layer: Prepared.of(of_model.directions(layer), fitted) for layer, fitted in fits.items()}
     identity = {key: value for key, value in about.items() if key != "command"} | {
-        "data_sha256": datasets.fingerprint(images)}
+        "data_sha256": datasets.fingerprint(images),
+        "fit": files.read_manifest(place.path("neurons_fit", ".json"))["identity"]}
     size = about["batch_size"]
     with RunWriter(place.path("neurons", ".json"), identity, len(images.samples), size, resume=resume) as writer:
         if writer.complete:
@@ -174,11 +175,15 @@ def against_truth(entries: list[dict], about: dict[str, str] | None) -> dict[str
     return found
 
 
-def name_heads(entries: list[dict], place: Place, images: int) -> None:
+def name_heads(entries: list[dict], place: Place, weights: str, images: int) -> None:
     """Add to the heads of neurons the attribute that compute_head_names.py named them after, where its file is there
-    and about so many images."""
+    and about these weights, by their hash, and so many images."""
     path = naming.path(place)
-    names, of = naming.read_file(path) if path.is_file() else ({}, images)
+    try:
+        names, of = naming.read_file(path, weights) if path.is_file() else ({}, images)
+    except UserError as error:
+        note(str(error))
+        names, of = {}, images
     for head in (head for entry in entries for head in entry["heads"]):
         own = names.get(Component.parse(head["head"])) if of == images else None
         head["name"] = own and own["name"]

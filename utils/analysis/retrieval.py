@@ -18,6 +18,7 @@ from utils.analysis.truth import ATTRIBUTES
 from utils.cli import UserError
 from utils.data import captions
 from utils.data.datasets import Images
+from utils.decompose import registers
 from utils.decompose.decomposer import Decomposer
 from utils.models.model import Model
 from utils.plots.charts import MOST_COLUMNS, MOST_ROWS
@@ -109,7 +110,7 @@ def of_pictures(run: Run, model: Model, pictures: Sequence[Image.Image], ways: S
 
     Raises UserError for a model that has not the heads and width of the run.
     """
-    decomposer, found = Decomposer(model), []
+    decomposer, found = Decomposer(model, registers=registers.recorded(run.manifest)), []
     for picture in pictures:
         terms = decomposer.terms(model.preprocess(picture)[None].to(model.device))
         heads = [replace(part, head=part.head or 0) for part in terms.components if part.kind == "attn"]

@@ -69,10 +69,11 @@ def few(groups: dict[str, np.ndarray]) -> list[str]:
             f"than {FEW}; give more images, or fewer values" for name, number in images.items() if number < FEW]
 
 
-def read_heads(path: Path, hint: str) -> list[dict]:
-    """The heads and their texts that compute_complete_text_set.py wrote. Raises UserError for another file, with the
-    command that makes it again."""
-    heads, again = files.read_json(path, ("heads",), f"make it again with: {hint}")["heads"], False
+def read_heads(run: Run, path: Path, hint: str) -> list[dict]:
+    """The heads of a run and their texts that compute_complete_text_set.py wrote. Raises UserError for another file,
+    with the command that makes it again."""
+    content = files.read_json(path, ("heads",), f"make it again with: {hint}")
+    heads, again = content["heads"], False
     try:
         for head in heads:
             again = not {"layer", "head", "variance", "texts"} <= set(head)
@@ -81,6 +82,9 @@ def read_heads(path: Path, hint: str) -> list[dict]:
         again = True
     if again:
         raise UserError(f"{path}: does not hold heads with their texts; make it again with: {hint}")
+    if not run.is_about(content):
+        raise UserError(f"{path}: is about other arrays, of other weights, settings or images; make it again "
+                        f"with: {hint}")
     return heads
 
 

@@ -26,7 +26,7 @@ class ShardImages:
     """Images in tar files: (tar file, where in it, bytes, label), read where they lie."""
 
     def __init__(self, samples: list[tuple[str, int, int, int]], reading: str):
-        self.samples, self.reading = samples, reading
+        self.samples, self.reading, self.labels = samples, reading, [label for *_, label in samples]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -17,6 +17,7 @@ from utils.cli import UserError
 from utils.decompose import tower
 from utils.decompose.tower import Tower
 from utils.models.model import Model
+from utils.runs import files
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,18 @@ def read(number: int, path: str | None, folder: str, model: Model) -> Registers 
     if weights != model.weights_hash:
         raise UserError(f"{found[0]}: was made with other weights than --model {model.name} has; make it again with: "
                         f"{hint}")
+    files.same_settings(str(found[0]), content.get("model_settings"), model.settings, hint)
     if not neurons:
         raise UserError(f"{found[0]}: the model has no outlying tokens, and so no register neurons; leave --registers "
                         "out")
     return Registers(number, neurons)
+
+
+def recorded(manifest: dict | None) -> Registers | None:
+    """The registers that a run was made with, as its manifest holds them; None for none at all."""
+    record = (manifest or {}).get("registers")
+    return record and Registers(record["number"], tuple(tuple(map(int, neuron.split(".")))
+                                                        for neuron in record["neurons"]))
 
 
 def with_registers(read_tower: Tower, visual: nn.Module, registers: Registers) -> Tower:

@@ -19,6 +19,7 @@ from utils.analysis.names import naming
 from utils.cli import UserError
 from utils.data import pictures
 from utils.data.datasets import Images
+from utils.decompose import registers
 from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import TokenTerms
 from utils.decompose.texts import TextDecomposer
@@ -64,7 +65,7 @@ class Session:
         self.embed = functools.lru_cache(64)(self._embed)
         self.words = functools.lru_cache(16)(self._words)
         self.pairs = functools.lru_cache(4)(self._pairs)
-        self.decomposer = self.model and Decomposer(self.model)
+        self.decomposer = self.model and Decomposer(self.model, registers=registers.recorded(self.run.manifest))
 
     # Pictures. A query is the number of an image of the run, or the name of one that was given.
 

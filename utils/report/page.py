@@ -22,6 +22,7 @@ from utils.cli import UserError
 from utils.data import pictures
 from utils.data.datasets import Images
 from utils.decompose.decomposer import Decomposer
+from utils.decompose.registers import Registers
 from utils.models.model import Model
 
 HERE = Path(__file__).resolve().parent
@@ -57,16 +58,17 @@ def save_thumbnails(heads: list[dict], images: Images, size: int, model: Model |
 
 
 def save_heat_maps(heads: list[dict], number: int, pool: np.ndarray, images: Images, model: Model, maps: Maps | None,
-                   folder: Path) -> None:
+                   some: Registers | None, folder: Path) -> None:
     """Draw the heat maps of the first `number` of the highest and of the lowest images of each head, over their
     thumbnails, and add them to `heads`.
 
-    `pool` [m, d] are the texts' embeddings; `maps` carry the model to their space where it is no CLIP. A heat map is
-    what each patch adds to the similarity with the head's first text through this head alone. Raises UserError where
-    patches and the tokens before them do not sum to what the arrays hold.
+    `pool` [m, d] are the texts' embeddings; `maps` carry the model to their space where it is no CLIP; `some` are the
+    registers that the arrays were made with. A heat map is what each patch adds to the similarity with the head's first
+    text through this head alone. Raises UserError where patches and the tokens before them do not sum to what the
+    arrays hold.
     """
     images.draw_at(model.image_size[0])
-    decomposer = Decomposer(model)
+    decomposer = Decomposer(model, registers=some)
     (folder / "heat").mkdir()
     for head in tqdm(heads, desc="heat maps", unit="head", delay=3, leave=False):
         ends = {"heat_maps": head["highest"][:number], "heat_maps_lowest": head["lowest"][:number]}

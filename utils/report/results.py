@@ -84,7 +84,7 @@ def read_texts(run: Run, pool: str, texts_per_head: int, texts: list[str], text_
     hint = hints(run, pool, texts_per_head, text_dir)["compute_complete_text_set"]
     spans = run.place.path(files.texts_of_heads(pool, texts_per_head), ".json")
     found = _read(spans, len(run), hint, "num_of_last_layers")
-    read_heads(spans, hint)
+    read_heads(run, spans, hint)
     wanted = run.heads[run.last(found["num_of_last_layers"])]
     entries = [entry for head in found["heads"] for entry in head["texts"]]
     if ([Component("attn", head["layer"], head["head"]) for head in found["heads"]] != wanted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError
-from utils.data.datasets import Images, load_images
+from utils.data.datasets import Images, content, load_images
 from utils.inputs import read_json
 from utils.models.names import file_name
 from utils.runs import commands, files
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SMALL_BLOCK = 64  # images whose every component is in memory at a time
 AXES = {"attn": (3, 4), "heads": (4,), "scalars": (2,), "mlp": (3,), "conv": (3,), "cls_attn": (3,), "labels": (1,)}
+MADE_OF = ("weights_sha256", "model_settings", "registers", "images_sha256")  # what tells runs apart
 Rows = slice | Sequence[int] | np.ndarray
 
 
@@ -110,6 +111,7 @@ class Run:
         else:
             labels = np.asarray(array("labels"))
         _check(place, arrays | {"labels": labels})
+        _check_same_labels(place, manifest)
         _check_labels(place, labels, (manifest or {}).get("classes"))
         named = storage == "full" and (arrays["attn"].ndim == 3 or "conv" in arrays)  # shapes do not say which is whose
         components = _read_components(place, arrays) if named else None
@@ -122,6 +124,16 @@ class Run:
             raise UserError(f"{place.manifest} does not exist, and without it nobody knows which weights made the "
                             f"arrays; make them again with: {place.command()}")
         return cls(arrays, components, labels, manifest, place)
+
+    @property
+    def made_of(self) -> dict:
+        """What the run is made of, as results about it hold it."""
+        return {name: (self.manifest or {}).get(name) for name in MADE_OF}
+
+    def is_about(self, result: dict) -> bool:
+        """Whether a result, as its JSON holds it, is about this run, and not about one that was there before, as far as
+        it says."""
+        return self.manifest is None or result.get("made_of", self.made_of) == self.made_of
 
     def images(self, data_path: str | None, image_size: int = 224) -> Images:
         """The images that the run was made from, read as they were then. Raises UserError where they are not there."""
@@ -241,6 +253,10 @@ class Run:
                             f"{number - len(indices) + len(self)}; give the --data_path and --split {again}")
         if self.manifest and self.manifest.get("classes") != images.classes:
             raise UserError(f"the data set has other classes than the arrays; give the --data_path {again}")
+        made_of = (self.manifest or {}).get("images_sha256")
+        if made_of and made_of != content(images):
+            raise UserError("the data set has other images than the arrays, by the names, sizes or labels of its "
+                            f"files; give the --data_path and --split {again}")
         return indices
 
 
@@ -267,6 +283,18 @@ def _check(place: Place, arrays: dict[str, np.ndarray]) -> None:
     if len(widths) > 1:
         raise UserError(f"{place.folder}: the arrays of {place.name} and {place.model} have different widths "
                         f"{sorted(widths)}; make them again with: {hint}")
+
+
+def _check_same_labels(place: Place, manifest: dict | None) -> None:
+    """Refuse labels that another run has replaced, since all models of a data set share their file."""
+    path = place.path("labels")
+    if not path.is_file():
+        return
+    entry = next((entry for entry in (manifest or {}).get("arrays", []) if entry["file"] == path.name), {})
+    if entry.get("sha256", found := files.checksum(path)) != found:
+        raise UserError(f"{path}: holds other labels than those of {place.model}: a run of another model, of other "
+                        "images, has replaced them; give each set of images an --output_dir of its own, and make this "
+                        f"run again with: {place.command()}")
 
 
 def _check_labels(place: Place, labels: np.ndarray, classes: list[str] | None) -> None:

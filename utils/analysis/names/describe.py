@@ -43,7 +43,8 @@ def span_texts(run: Run) -> dict[str, list[str]]:
     place = run.place
     there = sorted(Path(place.folder).glob(f"{place.name}_completeness_*_heads_{place.model_name}.json"),
                    key=lambda file: file.stat().st_mtime)
-    heads = json.loads(there[-1].read_text(encoding="utf-8"))["heads"] if there else []
+    found = [content for file in there if run.is_about(content := json.loads(file.read_text(encoding="utf-8")))]
+    heads = found[-1]["heads"] if found else []
     return {f"{head['layer']}.{head['head']}": [entry["text"] for entry in head["texts"]] for head in heads}
 
 

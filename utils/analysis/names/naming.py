@@ -131,27 +131,44 @@ def read(run: Run) -> dict[Component, dict]:
     """The names of a run's heads, as `describe` made them. Raises UserError where there are none, or they are about
     other arrays."""
     file = path(run.place)
-    found, images = read_file(file, command(run))
-    if images != len(run) or list(found) != run.heads:
+    content = _load(file, command(run))
+    found = _by_head(content)
+    if content["images"] != len(run) or list(found) != run.heads or not run.is_about(content):
         raise UserError(f"{file}: is about other arrays; make it again with: {command(run)}")
     return found
 
 
-def read_file(file: Path, hint: str = "python compute_head_names.py") -> tuple[dict[Component, dict], int]:
-    """The names in a file, by head, and the number of images they were found on. Raises UserError, with the command
-    that helps, where there are none."""
+def read_file(file: Path, weights: str | None = None) -> tuple[dict[Component, dict], int]:
+    """The names in a file, by head, and the number of images they were found on. Raises UserError where there are none,
+    and where they are about other `weights` than these, by their hash."""
+    hint = "python compute_head_names.py"
+    content = _load(file, hint)
+    about = (content.get("made_of") or {}).get("weights_sha256")
+    if weights and about and weights != about:
+        raise UserError(f"{file}: names heads of other weights than those of --model; make it again with: {hint}")
+    return _by_head(content), content["images"]
+
+
+def _load(file: Path, hint: str) -> dict:
+    """A file of names. Raises UserError, with the command that helps, for another."""
     if not file.is_file():
         raise UserError(f"{file} does not exist; make it with: {hint}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return {Component("attn", row["layer"], row["head"]): row for row in content["heads"]}, content["images"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: holds no names; make it again with: {hint}") from error
+        if _by_head(content) and "images" in content:
+            return content
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file}: holds no names; make it again with: {hint}")
 
 
-def role_of(file: str, layer: int, head: int) -> str:
-    """What a file of names calls a head. Raises UserError for a head it does not name."""
-    names, _ = read_file(Path(file))
+def _by_head(content: dict) -> dict[Component, dict]:
+    return {Component("attn", row["layer"], row["head"]): row for row in content["heads"]}
+
+
+def role_of(file: str, layer: int, head: int, weights: str | None = None) -> str:
+    """What a file of names calls a head. Raises UserError as `read_file` does, and for a head it does not name."""
+    names, _ = read_file(Path(file), weights)
     check_heads([Component("attn", layer, head)], list(names), file)
     return names[Component("attn", layer, head)]["role"]
 

@@ -116,6 +116,7 @@ class Explainer:
         if identity["weights_sha256"] != model.weights_hash:
             raise UserError(f"{path}: was made with other weights than --model {option} has; make it again with: "
                             f"{hint}")
+        files.same_settings(str(path), identity.get("model_settings"), model.settings, hint)
         directions = [np.asarray(files.open_array(place.path(f"neurons{layer}_direction"), manifest, hint))
                       for layer in identity["layers"]]
         self.neurons = Neurons(model, identity["layers"]), torch.from_numpy(np.concatenate(directions)).to(model.device)
