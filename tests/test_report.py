@@ -285,6 +285,7 @@ def test_what_others_wrote_is_escaped(own):
     (images / first).rename(images / "<b>x&")
     for name in ("imagefolder_emojiclip.json", "imagefolder_classifier_emojiclip.json"):
         change(own / "out" / name, lambda found: found["classes"].__setitem__(0, "<b>x&"))
+    change(own / "out" / "imagefolder_emojiclip.json", lambda found: found.pop("images_sha256"))
     lines = pool.read_text().splitlines()
     evil = '</script><script>alert("1")</script>{{ 7 * 7 }} \'"&amp;'
     index = json.loads((own / "out" / TEXTS).read_text())["heads"][0]["texts"][0]["index"]
@@ -539,6 +540,8 @@ def test_other_weights_are_refused_unless_no_model_is_needed(run_script, refused
     for name in ("imagefolder", "imagefolder_classifier", "pool"):
         change(own / "out" / f"{name}_emojiclip.json",
                lambda found: found.update(weights_sha256="0" * 64, pretrained="others"))
+    assert f"{TEXTS}: is about other arrays" in refused("make_report", *report_options(own))
+    change(own / "out" / TEXTS, lambda found: found["made_of"].update(weights_sha256="0" * 64))
     assert "are not those of the arrays (others)" in refused("make_report", *report_options(own))
     # With a tag that does not go with the model, loading it would be refused.
     code, _, err = run_script("make_report", *report_options(

@@ -48,7 +48,7 @@ def same_images(run: Run, another: Run) -> None:
     """Raises UserError unless two runs, by their manifests, are of the same images, as far as both say."""
     manifest, other = run.manifest, another.manifest
     for key, what in (("images", "number of images"), ("skipped_indices", "skipped images"), ("classes", "classes"),
-                      ("images_sha256", "images (names, sizes or labels)")):
+                      ("images_sha256", "images (names or labels)")):
         if None not in (manifest.get(key), other.get(key)) and manifest[key] != other[key]:
             raise UserError(f"the arrays of {manifest['model']} and {other['model']} differ in their {what}; make both "
                             "with compute_prs.py from the same data set and split")

@@ -238,33 +238,26 @@ def class_names(name: str, data_path: str | None = None) -> list[str]:
 def fingerprint(images: Images) -> str:
     """SHA-256 by which a data set is known to be unchanged: its number of images, its classes and labels, and the
     place, size and time of each file. Raises UserError for a file that is gone."""
-    digest = _digest(images)
+    digest = hashlib.sha256(f"{len(images.samples)} {images.classes} {_labels(images)}".encode())
     for path in images.files or images.paths or []:
-        about = _stat(path)
+        try:
+            about = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{path} is gone; the data set changes while it is read") from error
         digest.update(os.fsencode(f"{path} {about.st_size} {about.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
-def content(images: Images) -> str:
-    """SHA-256 by which images are known to be the same ones in the same order, wherever and whenever they were copied:
-    their number, classes and labels, the names of their files below the folder that holds all, and the files' sizes.
-    Raises UserError for a file that is gone."""
-    digest, paths = _digest(images), images.paths or []
+def names_hash(images: Images) -> str:
+    """SHA-256 by which images are known to be the same ones in the same order, wherever they lie: their number, their
+    labels, and their names below the folder that holds all."""
+    digest, paths = hashlib.sha256(f"{len(images.samples)} {_labels(images)}".encode()), images.paths or []
     root = len(os.path.commonpath(paths)) if paths else 0
     for path in paths:
         digest.update(os.fsencode(f"{path[root:]}\n"))
-    for path in images.files or paths:
-        digest.update(f"{_stat(path).st_size}\n".encode())
     return digest.hexdigest()
 
 
-def _digest(images: Images):
-    labels = list(map(int, getattr(images.samples, "labels", ())))
-    return hashlib.sha256(f"{len(images.samples)} {images.classes} {labels}".encode())
-
-
-def _stat(path: str) -> os.stat_result:
-    try:
-        return os.stat(path)
-    except OSError as error:
-        raise UserError(f"{path} is gone; the data set changes while it is read") from error
+def _labels(images: Images) -> list[int]:
+    """The labels of images, where they are known before these are read."""
+    return list(map(int, getattr(images.samples, "labels", ())))

@@ -148,7 +148,7 @@ def write_run(decomposer: Decomposer, images: Images, folder: str, name: str, ab
     storage, save_dtype = options["storage"], options["save_dtype"]
     batch_size = min(options["batch_size"] or default_batch_size(model), len(images.samples) or 1)
     loader.check_memory(batch_size, model.image_size, num_workers)
-    about = {**about, "options": {**options, "batch_size": batch_size}, "images_sha256": datasets.content(images)}
+    about = {**about, "options": {**options, "batch_size": batch_size}, "images_sha256": datasets.names_hash(images)}
     clock, fingerprint = Clock(state.device), datasets.fingerprint(images)
     whole = {} if storage == "full" else {"readout": decomposer.readout().cpu().numpy()}  # arrays without images
     moments = MomentSums() if storage == "moments" else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError
-from utils.data.datasets import Images, content, load_images
+from utils.data.datasets import Images, load_images, names_hash
 from utils.inputs import read_json
 from utils.models.names import file_name
 from utils.runs import commands, files
@@ -254,9 +254,9 @@ class Run:
         if self.manifest and self.manifest.get("classes") != images.classes:
             raise UserError(f"the data set has other classes than the arrays; give the --data_path {again}")
         made_of = (self.manifest or {}).get("images_sha256")
-        if made_of and made_of != content(images):
-            raise UserError("the data set has other images than the arrays, by the names, sizes or labels of its "
-                            f"files; give the --data_path and --split {again}")
+        if made_of and made_of != names_hash(images):
+            raise UserError("the data set has other images than the arrays, by their names or labels; give the "
+                            f"--data_path and --split {again}")
         return indices
 
 
