@@ -150,6 +150,14 @@ def test_waterbirds_takes_the_test_split(tmp_path):
         assert images.classes == ["landbird", "waterbird"]
 
 
+@pytest.mark.parametrize("row", ["1,a.jpg,,2,1", "1,a.jpg,2,2,1", "1,a.jpg,1,2", "1,a.jpg,0,3,1", "1,,0,2,1"])
+def test_a_row_of_waterbirds_that_is_none_is_named(tmp_path, row):
+    header = "\ufeffimg_id,img_filename,y,split,place"
+    (tmp_path / "metadata.csv").write_text(f"{header}\r\n0,b.jpg,0,2,1\r\n{row}\r\n", encoding="utf-8", newline="")
+    with pytest.raises(UserError, match="metadata.csv, line 3: not as in the official download; unpack waterbird_"):
+        datasets.load_images("binary_waterbirds", str(tmp_path))
+
+
 def test_cub_takes_the_test_images(tmp_path):
     root = tmp_path / "CUB_200_2011"
     root.mkdir()

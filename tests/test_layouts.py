@@ -118,8 +118,11 @@ def test_splits_of_class_folders(tmp_path):
         layouts.imagefolder(tmp_path, "val")
     with pytest.raises(UserError, match=r"no split '\.\.'"):
         layouts.imagefolder(tmp_path / "train", "..")
-    # The folder as it is, unless asked.
-    assert datasets.load_images("imagefolder", str(tmp_path)).classes == ["test", "train"]
+    for read in (datasets.load_images, datasets.class_names):  # train and test are no classes
+        with pytest.raises(UserError, match=f"its folders train, test are splits, and not classes; choose one with "
+                                            f"--split, or give the folder of one, {tmp_path}/train$"):
+            read("imagefolder", str(tmp_path))
+    assert datasets.class_names("imagefolder", str(tmp_path / "test")) == ["A"]
     test = datasets.load_images("imagefolder", str(tmp_path), split="test")
     assert test.paths == [str(tmp_path / "test" / "A" / "0.png")]
 
@@ -129,6 +132,9 @@ def test_class_folders_without_splits(tmp_path):
     picture(tmp_path / "car" / "0.png")
     for split in ("train", "val", "test"):
         assert layouts.imagefolder(tmp_path, split)[1] == ["car", "train"]
+    picture(tmp_path / "train" / "steam" / "0.png")
+    assert layouts.imagefolder(tmp_path, "")[1] == ["car", "train"]
+    shutil.rmtree(tmp_path / "train" / "steam")
     with pytest.raises(UserError, match="no split 'tset'; there are train, val, test"):
         layouts.imagefolder(tmp_path, "tset")
     (tmp_path / "dog").mkdir()

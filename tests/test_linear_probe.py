@@ -306,6 +306,16 @@ def test_splits_that_do_not_belong_together_are_refused(refused, tmp_path, split
     assert f"flowers_{split}_attn_m.npy" in line
 
 
+def test_a_folder_without_splits_is_not_probed_on_what_it_is_fitted_to(refused, tmp_path):
+    """Its images are those of every split."""
+    run = linear_run(30, 1)
+    for split in ("train", "test"):
+        builders.write_run(tmp_path, files.run_name("imagefolder", split), "m", {what: run[what] for what in (
+            "attn", "mlp")}, run["labels"], classes=list("abc"), identity={"data_sha256": "one"})
+    line = refused("compute_linear_probe", *arguments(tmp_path), "--dataset", "imagefolder", "--split", "test")
+    assert "imagefolder_train_attn_m.npy: is of the same images as imagefolder_test, as the folder has no " in line
+
+
 def test_a_train_split_that_teaches_nothing_is_refused(refused, tmp_path):
     write_run(tmp_path, None, linear_run(20, 2), "abc")
     write_run(tmp_path, "train", linear_run(20, 1, absent=(0, 2)), "abc")

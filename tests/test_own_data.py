@@ -102,6 +102,43 @@ def test_an_empty_class_folder_is_named_or_left_out_and_listed(tmp_path, capsys)
     assert datasets.class_names("imagefolder", str(tmp_path / "data")) == ["a", "of nothing"]
 
 
+def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):
+    put(tmp_path / "a" / "deep" / "0.png")
+    put(tmp_path / "b" / "0.png")
+    for place, target in (("a/self", "."), ("a/deep/root", "../.."), ("a/other", "../b")):
+        (tmp_path / place).symlink_to(target)
+    found = datasets.load_images("imagefolder", str(tmp_path))
+    assert [path.removeprefix(f"{tmp_path}/") for path in found.paths] == ["a/deep/0.png", "a/other/0.png", "b/0.png"]
+
+
+def test_a_link_to_nothing_is_named_or_left_out(tmp_path, capsys):
+    put(tmp_path / "data" / "a" / "0.png")
+    (tmp_path / "data" / "a" / "1.png").symlink_to("gone.png")
+    with pytest.raises(UserError, match="cannot read .*a/1.png .*No such file.* --skip_bad_images"):
+        compute(tmp_path / "out", tmp_path / "data")
+    assert len(compute(tmp_path / "out", tmp_path / "data", "--skip_bad_images")) == 1
+    assert "a/1.png" in capsys.readouterr().out
+
+
+def test_pictures_of_endings_that_are_not_read_are_counted(tmp_path, capsys):
+    put(tmp_path / "a" / "0.png")
+    for name in ("1.HEIC", "2.heic", "notes.txt", "3.gif"):
+        (tmp_path / "a" / name).touch()
+    assert len(datasets.load_images("imagefolder", str(tmp_path)).samples) == 1
+    err = capsys.readouterr().err
+    assert "left out, as no picture of that ending is read: " in err
+    assert "2 .heic" in err
+    assert "1 .gif" in err
+    assert ".txt" not in err
+
+
+def test_two_classes_of_one_name_are_said(tmp_path, capsys):
+    for name in ("big_dog", "big dog", "cat"):
+        put(tmp_path / name / "0.png")
+    assert datasets.class_names("imagefolder", str(tmp_path)) == ["big dog", "big dog", "cat"]
+    assert "two classes are called big dog: texts cannot tell them apart" in capsys.readouterr().err
+
+
 def test_of_many_empty_class_folders_five_are_named(tmp_path):
     put(tmp_path / "0" / "0.png")
     for name in "abcdefg":

@@ -33,7 +33,7 @@ def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dic
     """Runs by what they are for: train, test (the `split` that is reported), and validation where arrays of val are
     there and val is not what is reported. `model` is as it was given.
 
-    Raises UserError where arrays are missing, or of different models or classes.
+    Raises UserError where arrays are missing, of different models or classes, or of the same images.
     """
     name = files.run_name(dataset, split)
     if name == files.run_name(dataset, "train"):
@@ -50,6 +50,10 @@ def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dic
         if run.manifest and test.manifest and run.manifest["classes"] != test.manifest["classes"]:
             raise UserError(f"{path}: has other classes than {name}; make both from one data set, each with its "
                             "--split")
+        data = [(one.manifest or {}).get("identity", {}).get("data_sha256") for one in (run, test)]
+        if dataset == "imagefolder" and part != "test" and data[0] and data[0] == data[1]:
+            raise UserError(f"{path}: is of the same images as {name}, as the folder has no splits; put its class "
+                            "folders into train/ and test/, and make both again with compute_prs.py")
         if run.layout != test.layout or run.heads != test.heads:
             raise UserError(f"{path}: has other layers, heads or width than {name}; make it again with: "
                             f"{run.place.command()}")

@@ -225,26 +225,32 @@ def load_masks(name: str, data_path: str | None = None) -> Images:
 
 
 def class_names(name: str, data_path: str | None = None) -> list[str]:
-    """Class names of a data set, in the order of its labels; `data_path` is needed where they come with the images."""
+    """Class names of a data set, in the order of its labels; `data_path` is needed where they come with the images. Of
+    one class, and of two of the same name, a line says what that means."""
     known = REGISTRY[name]
     classes = known.classes() if known.classes else load_images(name, data_path).classes
     if not classes:
         raise UserError(f"--data_path {data_path}: no image has a label, so there are no classes to name")
     if len(classes) == 1:
         note(f"{name} has one class, {classes[0]}: every accuracy is 100%")
+    twice = sorted({class_name for class_name in classes if classes.count(class_name) > 1})
+    if twice and not known.classes:
+        note(f"{data_path}: two classes are called {some(twice)}: texts cannot tell them apart, and all images of the "
+             "second count as wrong; rename one of them")
     return classes
 
 
 def fingerprint(images: Images) -> str:
     """SHA-256 by which a data set is known to be unchanged: its number of images, its classes and labels, and the
-    place, size and time of each file. Raises UserError for a file that is gone."""
+    place, size and time of each file; one that is gone, or a link to nothing, is named when it is read."""
     digest = hashlib.sha256(f"{len(images.samples)} {images.classes} {_labels(images)}".encode())
     for path in images.files or images.paths or []:
         try:
             about = os.stat(path)
-        except OSError as error:
-            raise UserError(f"{path} is gone; the data set changes while it is read") from error
-        digest.update(os.fsencode(f"{path} {about.st_size} {about.st_mtime_ns}\n"))
+            what = f"{about.st_size} {about.st_mtime_ns}"
+        except OSError:
+            what = "gone"
+        digest.update(os.fsencode(f"{path} {what}\n"))
     return digest.hexdigest()
 
 

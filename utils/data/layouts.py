@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from utils.inputs import read_text
 
 # Those of torchvision's ImageFolder.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jfif", ".jxl", ".svg")  # of pictures that are not read
 SPLITS = ("train", "val", "test")
 WATERBIRDS_CLASSES = ("landbird", "waterbird")
 
@@ -52,7 +54,8 @@ class DataSet:
 def imagefolder(root: Path, split: str) -> tuple[Files, list[str]]:
     """Any folder of class folders: root/split where that holds class folders, else root itself.
 
-    The split "" is root itself. A root with class folders in train/, val/ or test/ has those splits only.
+    The split "" is root itself, where its folders are classes. A root with class folders in train/, val/ or test/ has
+    those splits only.
     """
     inside = _folders(root)
     # A folder `train` with images alone is a class (of vehicles), not a split.
@@ -61,6 +64,9 @@ def imagefolder(root: Path, split: str) -> tuple[Files, list[str]]:
         return _class_folders(root / split)
     if split:
         check_split(str(root), split, held or SPLITS)
+    elif len(held) > 1 or held and held == inside:
+        raise UserError(f"{root}: its folders {', '.join(held)} are splits, and not classes; choose one with --split, "
+                        f"or give the folder of one, {root / held[0]}")
     return _class_folders(root)
 
 
@@ -150,6 +156,9 @@ def _waterbirds_rows(root: Path, split: str) -> tuple[Path, list[dict]]:
     rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
     if not rows or not {"img_filename", "y", "split", "place"} <= set(rows[0]):
         raise UserError(f"{table}: expected the columns img_filename, place, split, y")
+    for number, row in enumerate(rows, 2):
+        if not row["img_filename"] or not {row["y"], row["place"]} <= {"0", "1"} or row["split"] not in splits.values():
+            raise UserError(f"{table}, line {number}: not as in the official download; unpack {folder}.tar.gz again")
     return table, [row for row in rows if row["split"] == splits[split]]
 
 
@@ -300,7 +309,9 @@ def _folders(root: Path) -> list[str]:
 
 
 def _class_folders(root: Path) -> tuple[Files, list[str]]:
-    """As torchvision's ImageFolder: sorted folders, each with its image files at any depth; none that is hidden."""
+    """As torchvision's ImageFolder: sorted folders, each with its image files at any depth; none that is hidden, and no
+    link to a folder that it lies in."""
+    others: Counter[str] = Counter()
     hidden = [entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name.startswith(".")] \
         if root.is_dir() else []
 
@@ -308,7 +319,8 @@ def _class_folders(root: Path) -> tuple[Files, list[str]]:
         for place, inside, names in os.walk(folder, followlinks=True):
             hidden.extend(os.path.relpath(os.path.join(place, name), root) for name in (*inside, *names)
                           if name.startswith(".") and (name in inside or name.lower().endswith(SUFFIXES)))
-            inside[:] = [name for name in inside if not name.startswith(".")]
+            inside[:] = [name for name in inside if not name.startswith(".") and not _leads_back(place, name)]
+            others.update(suffix for name in names if (suffix := Path(name).suffix.lower()) in OTHER_SUFFIXES)
             yield place, [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
 
     folders = _folders(root)
@@ -321,4 +333,13 @@ def _class_folders(root: Path) -> tuple[Files, list[str]]:
     files = [(os.path.join(place, name), label) for label, folder in enumerate(folders)
              for place, names in sorted(walk(root / folder)) for name in sorted(names)]
     say_hidden(root, hidden)
+    if others:
+        note(f"{root}: left out, as no picture of that ending is read: "
+             f"{', '.join(f'{number} {suffix}' for suffix, number in others.items())}; convert them to PNG or JPEG")
     return files, [_spaced(name) for name in folders]
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in: following it would read the same images again and again."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
