@@ -8,10 +8,10 @@
         --spurious_texts text_descriptions/spurious_backgrounds_emoji.txt \\
         --core_texts text_descriptions/core_animals_emoji.txt
 
-Reads what compute_prs.py, or compute_alignment.py for a model mapped to a CLIP's space, wrote to --input_dir of
---split, which is reported, and of --select_split, where the --components are chosen whose score for the spurious texts
-minus that for the core texts is highest (arXiv 2406.01583). They are heads, MLPs, convolution blocks or the embedding,
-of any layer.
+Components are heads, MLPs, convolution blocks or the embedding, of any layer. Those are ablated whose score for the
+spurious texts minus that for the core texts is highest (arXiv 2406.01583). They are chosen on --select_split, and
+accuracies are of --split. Reads the runs of both in --input_dir, from compute_prs.py, or from compute_alignment.py for
+a model mapped to a CLIP's space.
 
 --classifier texts is the zero-shot classifier of compute_text_projection.py, of the CLIP that the model was mapped to.
 With --classifier probe it is a linear head, fitted to whole representations of the train split as in

@@ -8,8 +8,8 @@
 The image's unit representation is a sum of terms, and so is the text's; their cosine similarity is the sum over all
 pairs of them, exactly and without a reference input. Rows are the patches, the class token as a source, the MLPs and
 the embedding; columns are the words, the start and end of the text as sources, the MLPs and the start embedding of the
-token that is read. Over all columns, the patches sum to the heat map of compute_heatmaps.py. --against compares two
-texts: their difference is theirs pair by pair.
+token that is read. Over all columns, the patches sum to the heat map of compute_heatmaps.py. --against computes the
+pairs of a second text, to compare.
 
 Prints each word's share through patches and through the rest. Writes to --output, by default
 ./output_dir/{picture}_pairs.png: the words, each under its heat map, on one scale; and beside it, as JSON, cosine,

@@ -11,13 +11,14 @@ of texts of --features, and the images from --data_path. A component's score for
 goes along with the whole representation, over the run's images, in the directions of the feature's texts (arXiv
 2406.01583).
 
-By --text: the --components with the highest score are summed, and the images shown whose sum has the highest inner
-product with the text. By --index (images of the run, each left out of its own neighbours): the components with the
-highest score minus that for the best other feature are summed, in the space of the model itself where its components
-were mapped (--source_model, whose run is read, too), and compared by the cosine, their mean over the run subtracted.
-The last row of each query is the same by the whole representation: by the cosine. On the embedded scenes it says how
-many of the images found have the query's value of the feature, where the feature is an attribute (color, position,
-...), and how many of all do.
+--text: the --components with the highest score are summed, and the images shown whose sum has the highest inner product
+with the text.
+--index: images of the run, each left out of its own neighbours. The components are summed whose score is highest above
+that for the best other feature; their mean over the run is subtracted, and images are compared by the cosine. For a
+mapped model that happens in its own space (--source_model, whose run is read, too).
+The last row of each query is by the cosine of whole representations. On the embedded scenes, where a feature is an
+attribute (color, position, ...), each row also says how many of the images found have the query's value of it, and how
+many of all do.
 
 Prints these, and writes to --output_dir: {dataset}_retrieval_{model}.png, a contact sheet, and .json, with indices,
 classes, similarities, and the components of each feature with their scores.

@@ -7,21 +7,30 @@
         --core_texts text_descriptions/core_animals_emoji.txt
     python compute_use_specific_heads.py --model emojiclip --dataset emoji --keep_mlps --heads 5.3,5.4
 
-Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir; --select also reads the arrays of the
-split that heads are chosen on (compute_prs.py --split val), and never those of the split that is reported (--split).
-auto ranks the heads by their share of what the place does to the logits, minus their share of what the class does;
-texts by how far their scores for the texts of the cue go along with the whole model's, minus the same for the core
-texts; textspan and sith by how much of what they write goes to the cue's attributes, by that method of
-utils/analysis/names (SITH reads weights alone); names takes the heads that go with the attributes of the cue before all
-others, by compute_head_names.py on that split; describe those whose role a language model on a chat server calls
-spurious for the --task, the role as compute_head_names.py --describe said it, or else their name.
+Reads what compute_prs.py and compute_text_projection.py wrote to --input_dir. Heads are named (--heads, or a list in a
+file), or chosen by --select, which also reads the arrays of the split that it chooses on (compute_prs.py --split val),
+and never those of the split that is reported (--split):
+
+    auto            by their share of what the place does to the logits, minus their share of what the class does
+    texts           by how far their scores for --spurious_texts go along with the whole model's, minus the same for
+                    --core_texts
+    textspan, sith  by how much of what they write goes to --attribute, by this method (SITH reads weights alone)
+    names           those that compute_head_names.py, on that split, named after --attribute
+    describe        those whose role a language model on a chat server calls spurious for the --task; the role is what
+                    compute_head_names.py --describe said, or else their name
 
 The heads are mean-ablated together with all MLPs and all attention layers but the last four, as published (paper
-section 4.3), convolution blocks kept; each mean is over the split at hand. Prints, in percent, the overall accuracy
-before (`Baseline`) and after (`Replaced`), and a table: each group (class x place), the average of groups and the
-worst, for the whole model, with the rest of the recipe but no heads ablated, with the heads ablated, and with as many
-heads drawn at random (the trial with the best worst group, and the mean of all). A data set without places has the
-overall accuracy alone.
+section 4.3); --keep_mlps and --keep_last_layers change that. Convolution blocks are kept. Means are over the split at
+hand. Prints, in percent, the overall accuracy before (`Baseline`) and after (`Replaced`), and a table of each group
+(class x place), the average of groups and the worst, with the columns
+
+    before                    the whole model
+    no head ablated           the rest of the recipe alone
+    heads ablated             the recipe with the heads
+    best random, mean random  the recipe with as many heads drawn at random: the trial with the best worst group, and
+                              the mean of all
+
+A data set without places has the overall accuracy alone.
 
 Writes to --output_dir: {dataset}_specific_heads_{model}.json and .png.
 """
