@@ -7,10 +7,10 @@
 An attribute is a set of texts that exclude each other. Each image's answer to it is the text that the CLIP itself
 scores highest above the text's mean; a head's share is how much of the variance of what it writes lies between the
 groups of images with the same answer. A head is named after the attribute with the largest share; it is `mixed` where
-the second has more than half of that, and `none` where shuffled answers reach as much. Nothing is fitted, and no label
-is read. With --labels soft an image goes with all values of an attribute at once, by a softmax of its scores; that
-names more heads right where the texts cover few of the values. The partial share is what an attribute adds to all
-others: small where its answers only follow those of another.
+the second has more than half of that, and `none` where shuffled answers reach as much, or the share's interval reaches
+0. Nothing is fitted, and no label is read. With --labels soft an image goes with all values of an attribute at once, by
+a softmax of its scores; that names more heads right where the texts cover few of the values. The partial share is what
+an attribute adds to all others: small where its answers only follow those of another.
 
 Reads what compute_prs.py wrote to --input_dir for a CLIP, or compute_alignment.py for any model. Prints how well the
 CLIP tells the values of each attribute apart: entropy (1: all values as often), margin (of the best text over the

@@ -13,6 +13,7 @@ component. With --image, which texts each head (or the one of --head) brings nea
 Writes {dataset}_text_heads_{pool}_{model}.json to --output_dir, and a picture of the accuracies beside it.
 """
 from utils import cli, processes
+from utils.cli import UserError
 from utils.data.datasets import NAMES
 
 
@@ -52,9 +53,13 @@ def main(args) -> None:
     picture = pictures.read_option(args.image) if args.image else None
     terms, manifest = files.open_text_terms(args.input_dir, pool, args.model, texts)
     run = Run.open(args.input_dir, args.dataset, args.model, args.split)
+    run.check_labelled()
+    if run.manifest and run.manifest["classes"] != classes:
+        raise UserError(f"--data_path {args.data_path}: has other classes than the arrays; give the folder that they "
+                        "were made from")
     files.same_weights(run.place.manifest, run.manifest, manifest, run.place.command())
     device = processes.pick_device(args.device)
-    clip = load_same(manifest, args.model, args.pretrained, device, args.seed, text_side=True)
+    clip = load_same(run.manifest or manifest, args.model, args.pretrained, device, args.seed, text_side=True)
     decomposer = TextDecomposer(clip)
     parts = decomposer.components
     heads = {str(part): column for column, part in enumerate(parts) if part.kind == "attn"}

@@ -171,6 +171,15 @@ def test_without_a_val_split_a_tenth_of_train_is_held_out(run_script, folder, tm
     check_rows(found, runs, probe.hold_out(runs["train"]["labels"], 3))
 
 
+def test_a_val_split_that_is_stored_otherwise_chooses_too(tmp_path):
+    heads = {"heads": np.zeros((6, 5, 2, 3)), "scalars": np.ones((6, 3)), "mlp": np.zeros((6, 2, 4)),
+             "readout": np.zeros((5, 2, 6, 4))}
+    for split in ("train", "val", "test"):
+        builders.write_run(tmp_path, "flowers" if split == "test" else f"flowers_{split}", "m", heads, [0, 1] * 3,
+                           options={"storage": "compact"})
+    assert set(probe.open_splits(str(tmp_path), "flowers", "m", None)) == {"test", "train", "validation"}
+
+
 @pytest.mark.parametrize("with_val", [True, False])
 def test_the_final_probe_is_fitted_to_all_of_train(with_val):
     def sample(number, seed):

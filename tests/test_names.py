@@ -94,6 +94,27 @@ def test_a_constant_part_and_more_groups_than_images():
     assert rows[1]["partial"] == {"a": None, "b": None}
 
 
+def test_an_attribute_with_one_answer_for_all_images_explains_nothing():
+    terms, sizes = RNG(1).normal(size=(60, 1, 5)).astype(np.float32), {"a": 4, "one": 3}
+    groups = {"a": RNG(4).integers(4, size=60), "one": np.full(60, 2)}
+    found = shares.explain(opened({"attn": terms[:, None], "mlp": np.zeros((60, 1, 5))}), groups, sizes, range(1))
+    check(found, terms.astype(np.float64), groups)
+    assert found.partial[1, 0] == pytest.approx(0, abs=1e-6)
+
+
+def test_heads_of_noise_have_no_name():
+    # The largest of seven shares is above what its own shuffled answers reach in more than half of such heads.
+    sizes = {"object": 60, "style": 7, "count": 4, "position": 9, "size": 3, "color": 12, "texture": 6}
+    texts = {name: [f"{name} {i}" for i in range(number)] for name, number in sizes.items()}
+    terms = RNG(0).normal(size=(400, 1, 40, 8)).astype(np.float32)
+    groups = {name: RNG(i).integers(number, size=400) for i, (name, number) in enumerate(sizes.items())}
+    terms[:, 0, :5, 0] += groups["color"][:, None] / 3
+    run = opened({"attn": terms, "mlp": np.zeros((400, 1, 8))})
+    names = [row["name"] for row in naming.describe(run.heads, shares.explain(run, groups, sizes, range(40)), texts)]
+    assert names[:5] == ["color"] * 5
+    assert names[5:].count("none") >= 33
+
+
 def test_the_interval_is_the_jackknife_over_parts_of_the_images():
     terms, sizes = RNG(1).normal(size=(80, 1, 3)).astype(np.float32), {"a": 3}
     group = RNG(2).integers(3, size=80)

@@ -7,6 +7,7 @@ import pytest
 from builders import NAMES, components_of, opened, uneven_terms
 
 from utils.analysis.names import attributes, soft_shares
+from utils.cli import UserError
 
 RNG = np.random.default_rng
 
@@ -60,6 +61,13 @@ def test_soft_shares_are_regressions_on_memberships(monkeypatch, example, memory
         assert found.error[0, c] == pytest.approx(np.sqrt(19 * np.var(without)), rel=1e-3, abs=1e-6)
         assert found.variance[c] == pytest.approx(terms[:, c].var(axis=0).sum(), rel=1e-5)
     assert np.abs(found.chance).max() < 0.3
+
+
+def test_more_values_than_images_are_refused(example):
+    parts, texts = example
+    run = opened({what: part[:5] for what, part in parts.items()}, NAMES)
+    with pytest.raises(UserError, match="a: 5 images are too few to tell 5 soft values apart"):
+        soft_shares.explain(run, texts, range(12))
 
 
 def test_a_constant_part_has_no_share(example):

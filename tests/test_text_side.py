@@ -168,7 +168,7 @@ def test_lines_that_the_model_does_not_read_to_their_end_are_named(tmp_path, run
     assert "line 1 and line 2 are the same in their first 32 tokens" in refused("compute_text_prs", *given)
 
 
-def test_heads_of_the_text_side_are_ablated_and_described(tmp_path, run_script, monkeypatch):
+def test_heads_of_the_text_side_are_ablated_and_described(tmp_path, run_script, refused, monkeypatch):
     monkeypatch.setitem(datasets.REGISTRY["emoji"].scenes, "test", (40, 1))
     pool = tmp_path / "pool.txt"
     pool.write_text("\n".join(TEXTS) + "\n")
@@ -181,6 +181,13 @@ def test_heads_of_the_text_side_are_ablated_and_described(tmp_path, run_script, 
                                 "--text_descriptions", "pool", "--text_dir", tmp_path, "--input_dir", tmp_path,
                                 "--image", tmp_path / "scene.png", "--head", "3.1", "--device", "cpu")
     assert code == 0, err
+    manifest = tmp_path / "emoji_emojiclip.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"classes": content["classes"][::-1]}))
+    assert "has other classes than the arrays" in refused(
+        "compute_text_heads", "--model", "emojiclip", "--dataset", "emoji", "--text_descriptions", "pool",
+        "--text_dir", tmp_path, "--input_dir", tmp_path, "--device", "cpu")
+    manifest.write_text(json.dumps(content))
     found = json.loads((tmp_path / "emoji_text_heads_pool_emojiclip.json").read_text())
     run = Run.open(tmp_path, "emoji", "emojiclip")
     scores = run.whole(slice(None)) @ np.load(tmp_path / "emoji_classifier_emojiclip.npy")

@@ -39,7 +39,7 @@ def open_splits(folder: str, dataset: str, model: str, split: str | None) -> dic
     if name == files.run_name(dataset, "train"):
         raise UserError("--split train: the probe is fitted on it; report another, such as --split test")
     splits, held_out = {"test": split, "train": "train"}, Place(folder, dataset, model, "val")
-    if held_out.name != name and held_out.path("attn").is_file():
+    if held_out.name != name and any(held_out.path(what).is_file() for what in ("attn", "heads", "mlp")):
         splits["validation"] = "val"
     runs = {}
     for part, own in splits.items():

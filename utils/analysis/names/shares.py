@@ -77,7 +77,7 @@ class _Regression:
         beta = np.tensordot(self.inverse, b, 1)                                              # [g, c, k]
         explained = [np.einsum("gck,gck->c", b, beta)]
         for own in self.places:
-            solved = np.linalg.solve(self.inverse[own, own], beta[own].reshape(own.stop - own.start, -1))
+            solved = np.linalg.solve(self.inverse[own, own], beta[own].reshape(own.stop - own.start, b[0].size))
             explained.append(explained[0] - np.einsum("gck,gck->c", beta[own], solved.reshape(beta[own].shape)))
         adjusted = [1 - (1 - part / total) * (images - 1) / (images - 1 - degree) if images - 1 > degree
                     else np.full(len(total), np.nan) for part, degree in zip(explained, self.degrees)]

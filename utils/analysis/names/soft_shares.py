@@ -8,6 +8,7 @@ import numpy as np
 
 from utils.analysis.names import attributes
 from utils.analysis.names.shares import JACKKNIFE, SHUFFLES, Shares, chunks
+from utils.cli import UserError
 from utils.runs.files import blocks
 from utils.runs.run import Run
 
@@ -24,7 +25,8 @@ def scores(run: Run, texts: Mapping[str, np.ndarray], columns: range, seed: int 
 def explain(run: Run, texts: Mapping[str, np.ndarray], columns: range, seed: int = 0, parts: int = JACKKNIFE,
             shuffles: int = SHUFFLES) -> Shares:
     """The soft shares of components, by their columns, with what shares.py gives beside them for answers. Errors and
-    partial shares are NaN with one of `parts` of the images."""
+    partial shares are NaN with one of `parts` of the images. Raises UserError where there are too few images for the
+    values of an attribute."""
     member, images = np.concatenate(list(memberships_of(run, texts).values()), axis=1), len(run)
     ends, rng = np.cumsum([0, *map(len, texts.values())]), np.random.default_rng(seed)
     owns = [np.arange(start, stop) for start, stop in zip(ends, ends[1:])]
@@ -40,6 +42,10 @@ def explain(run: Run, texts: Mapping[str, np.ndarray], columns: range, seed: int
         without = [[_regression(gram - g, total - t, images - len(rows), own) for own in owns]
                    for g, t, rows in zip(grams, totals, some)]
         joint = [_regression(gram, total, images, np.setdiff1d(np.arange(ends[-1]), own)) for own in ([], *owns)]
+    for name, of_all in zip(texts, zip(plain, *without)):
+        if not all(one.free for one in of_all):
+            raise UserError(f"{name}: {images} images are too few to tell {len(texts[name])} soft values apart; give "
+                            "more images or fewer texts, or leave --labels soft out")
     found = [_of_some(run, own, member, shuffled, some, plain, without, joint)
              for own in chunks(run, columns, (len(some) + shuffles + 3) * ends[-1])]
     stacked = [np.concatenate(own, axis=-1) for own in zip(*(entry[:5] for entry in found))]
@@ -70,6 +76,11 @@ class _Regression:
     directions: np.ndarray  # [r, m]: of centred memberships, orthonormal over images
     images: int
 
+    @property
+    def free(self) -> int:
+        """Degrees of freedom that are left; 0 where there are too few images."""
+        return max(self.images - 1 - len(self.directions), 0)
+
     def share(self, sums: np.ndarray, whole: np.ndarray, squares: np.ndarray) -> np.ndarray:
         """The adjusted R2 [c] for components, from their sums by membership [M, c, k], their sum [c, k] and squares
         [c] over images; 0 for a constant component, and NaN where there are too few images."""
@@ -77,8 +88,7 @@ class _Regression:
         varies = variation > 1e-12 * (squares + np.finfo(float).tiny)
         centred = sums[self.own] - self.totals[:, None, None] * whole / self.images
         explained = np.square(np.tensordot(self.directions, centred, 1)).sum(axis=(0, 2))
-        free = max(self.images - 1 - len(self.directions), 0) or np.nan
-        share = 1 - (1 - explained / np.where(varies, variation, 1)) * (self.images - 1) / free
+        share = 1 - (1 - explained / np.where(varies, variation, 1)) * (self.images - 1) / (self.free or np.nan)
         return np.where(varies, share, 0.0)
 
 
