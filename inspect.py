@@ -96,7 +96,7 @@ def ask(args) -> None:
     from utils.ex2 import batch, descriptions, inspection, words
     from utils.language import jsonl
 
-    # Whom, and about what.
+    # Who is asked, and about what.
     if not args.input_filepath:
         raise cli.UserError("name descriptions with --input_filepath, or answers with --summarize; see --help")
     if not args.model and (args.base_url or args.batch or os.environ.get("OPENAI_API_KEY")):
@@ -124,8 +124,7 @@ def ask(args) -> None:
         print(f"{len(tasks)} {'questions' if model == 'words' else 'requests'} for {len(rows)} descriptions, two each, "
               f"{total - len(tasks)} answered before")
         if model != "words":
-            estimate(args, sum(inspection.estimate_tokens(inspection.messages(sheet, question, rows[i]))
-                               for i, question in tasks), len(tasks))
+            print(*inspection.estimate(sheet, rows, tasks, args.max_tokens, args.price_per_million), sep="\n")
         print("nothing was sent")
         return
 
@@ -133,9 +132,7 @@ def ask(args) -> None:
     with jsonl.Record(path, header) as record:
         answers = inspection.by_question(path, record.lines)
         if model == "words":
-            for index, question in inspection.missing(rows, answers):
-                said = words.judge(rows[index]["description"], lists, sheet)[question]
-                inspection.keep_answer(rows, answers, record, (index, question), inspection.answered(said))
+            words.answer(lists, sheet, rows, answers, record)
         elif args.batch:
             written = batch.go_on(stem, model, sampling, sheet, rows, answers, record)
         else:
@@ -143,6 +140,8 @@ def ask(args) -> None:
 
             client = chat.ChatClient(model, args.base_url, sampling, args.timeout, args.max_retries, args.max_requests)
             inspection.ask(client, sheet, rows, answers, record, args.concurrency)
+
+    # Say what came of it, and what comes next.
     answered = total - len(inspection.missing(rows, answers))
     asked = f"; {client.sent} requests sent" if model != "words" and not args.batch else ""
     print(f"{answered} of {total} questions answered, {len(answers) - answered} asked in vain{asked}")
@@ -181,18 +180,6 @@ def check_options(args, model: str) -> None:
             if given:
                 raise UserError(f"{option} is for a chat model, and word lists ask none; leave it out, or name a chat "
                                 "model with --model")
-
-
-def estimate(args, tokens: int, requests: int) -> None:
-    """Print what so many requests, with so many tokens to read, would cost at most."""
-    written = requests * args.max_tokens
-    print(f"about {tokens:,} tokens to read, estimated at four characters a token; at most {written:,} to write; "
-          "retries come on top")
-    if args.price_per_million:
-        read, write = args.price_per_million
-        price = (tokens * read + written * write) / 1e6
-        print(f"at most {price:.2f} at these prices, and {price / 2:.2f} with --batch, half of it; a model that thinks "
-              "before it answers writes more")
 
 
 def summarize(args) -> None:

@@ -176,6 +176,21 @@ def estimate_tokens(chat: list[dict]) -> int:
     return sum(len(message["content"]) // 4 + 4 for message in chat)
 
 
+def estimate(sheet: dict, rows: list[dict], tasks: list[tuple[int, str]], most: int,
+             prices: list[float] | None) -> list[str]:
+    """Lines that say what the questions `tasks` (index, question) would cost, with answers of `most` tokens; `prices`
+    are those of a million tokens to read, and to write."""
+    tokens = sum(estimate_tokens(messages(sheet, question, rows[index])) for index, question in tasks)
+    written = len(tasks) * most
+    lines = [f"about {tokens:,} tokens to read, estimated at four characters a token; at most {written:,} to write; "
+             "retries come on top"]
+    if prices:
+        price = (tokens * prices[0] + written * prices[1]) / 1e6
+        lines.append(f"at most {price:.2f} at these prices, and {price / 2:.2f} with --batch, half of it; a model that "
+                     "thinks before it answers writes more")
+    return lines
+
+
 def read_answers(path: Path, header: dict | None = None) -> tuple[dict, dict[tuple[int, str], dict]]:
     """Header and answers, by (index, question), of a file of answers.
 

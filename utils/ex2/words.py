@@ -1,8 +1,10 @@
 """An inspector without a model: word lists find the attributes that a description uses (EX2, section 4)."""
 import re
 
+from utils.ex2 import inspection
 from utils.ex2.inspection import KINDS
 from utils.inputs import UserError, read_yaml
+from utils.language import jsonl
 
 
 def read_lists(path: str, sheet: dict) -> dict[str, re.Pattern]:
@@ -20,6 +22,13 @@ def read_lists(path: str, sheet: dict) -> dict[str, re.Pattern]:
                                           for word in words)) for name, words in lists.items()}
     except (re.error, AttributeError, TypeError) as error:
         raise UserError(f"{path}: each name needs a list of words ({error})") from error
+
+
+def answer(lists: dict[str, re.Pattern], sheet: dict, rows: list[dict], answers: dict, record: jsonl.Record) -> None:
+    """Answer all that has no answer yet; every answer goes to `record` and `answers`."""
+    for index, question in inspection.missing(rows, answers):
+        said = judge(rows[index]["description"], lists, sheet)[question]
+        inspection.keep_answer(rows, answers, record, (index, question), inspection.answered(said))
 
 
 def judge(description: str, lists: dict[str, re.Pattern], sheet: dict) -> dict[str, dict]:
