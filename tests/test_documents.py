@@ -35,6 +35,12 @@ def commands(text: str) -> list[str]:
     return [match.strip() for match in re.findall(pattern, text) if ".py" in match or "-m " in match]
 
 
+def anchors(text: str) -> set[str]:
+    """The headings of a document as links name them: in lower case, hyphens for blanks, no other signs."""
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+            for heading in re.findall(r"(?m)^#+ (.*)$", text)}
+
+
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*(document.read_text(encoding="utf-8") for document in DOCUMENTS),
          *(ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) for script in sorted(ROOT.glob("*.py")))]
@@ -53,12 +59,16 @@ def test_every_command_in_the_documents_and_in_the_paper_is_understood(command):
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", *(
-    path for folder in ("data", "models", "text_descriptions") for path in sorted((ROOT / folder).rglob("README.md")))],
+    path for folder in ("configs", "data", "models", "text_descriptions")
+    for path in sorted((ROOT / folder).rglob("README.md")))],
     ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_of_a_document_exist(document):
-    text = document.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("http") or (document.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        if not link.startswith("http"):
+            there = document.parent / name if name else document
+            assert there.exists(), link
+            assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), link
 
 
 def test_every_script_is_in_the_readme():
