@@ -25,7 +25,7 @@ def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_run_options(parser, NAMES)
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME",
-                        help="one class, or two that are held against each other (default: all, one by one)")
+                        help="one class, or two that are compared (default: all, one by one)")
     parser.add_argument("--index", type=cli.NATURAL, metavar="N",
                         help="one image of the run, counted from 0 (default: all)")
     cli.add_output_dir(parser, "JSON, CSV and picture go", beside_input=True)
@@ -34,7 +34,7 @@ def get_args_parser():
 
 def main(args) -> None:
     if len(args.classes) > 2:
-        raise UserError(f"--classes names {len(args.classes)}; give one, or two that are held against each other")
+        raise UserError(f"--classes names {len(args.classes)}; give one, or two that are compared")
     import numpy as np
 
     from utils.analysis import logits
