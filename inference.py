@@ -69,6 +69,9 @@ def main(args) -> None:
     output = args.output_filepath or args.descriptions
     if not output:
         raise UserError("--output_filepath X.json is missing: where should the descriptions go?")
+    if not output.endswith((".json", ".jsonl")):  # what follows a dot in a name would be taken for its ending
+        option = "--output_filepath" if args.output_filepath else "--descriptions"
+        raise UserError(f"{option} {output}: the name should end in .json, such as {output}.json")
     if args.score:  # what is missing is found before the long work
         if importlib.util.find_spec("open_clip") is None:
             raise UserError("there is no open_clip in this environment to score with; leave --score out here, and then "

@@ -24,6 +24,15 @@ data=(--dataset "$DATASET" ${DATA_PATH:+--data_path "$DATA_PATH"})
 read -ra pools <<< "$POOLS"
 read -ra texts <<< "$TEXTS"
 
+# Arrays that are there already must be of these weights; of images from elsewhere, a line says so.
+differs() {
+    python -c 'import sys; from utils.runs.commands import differs; print(differs(sys.argv[1], {sys.argv[2]: sys.argv[3]}))' \
+        "$OUTPUT_DIR/${DATASET}_$name.json" "$1" "$2"
+}
+other=$(differs pretrained "${PRETRAINED:-}")
+[ -z "$other" ] || { echo "error: $other; name another OUTPUT_DIR" >&2; exit 2; }
+other=$(differs data_path "${DATA_PATH:-}")
+[ -z "$other" ] || echo "note: $other; where these are other images, name another OUTPUT_DIR" >&2
 made() { [ -f "$OUTPUT_DIR/$1.json" ]; }             # a manifest is written last
 made "${DATASET}_$name" || run compute_prs.py "${model[@]}" "${data[@]}" --batch_size 64
 made "${DATASET}_classifier_$name" || run compute_text_projection.py "${model[@]}" "${data[@]}"

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 CONFIG=${CONFIG:-configs/train/emoji.yaml}           # data set, language model and settings
 DATASET=${DATASET:-}                                 # whose classes are described; empty: as in CONFIG
-VLM_NAME=${VLM_NAME:-r-open-clip:emojiclip}          # whose preferences
+VLM_NAME=${VLM_NAME:-}                               # whose preferences; empty: as in CONFIG, else the embedded CLIP's
 DATA_ROOT=${DATA_ROOT:-}                             # folder of the images, where the data set needs one
 OUTPUT_DIR=${OUTPUT_DIR:-output_dir/ex2}             # the adapter goes to its subfolder adapter
 LAUNCH=${LAUNCH:-python}    # or "accelerate launch --config_file configs/accelerate/one_node.yaml"
@@ -20,7 +20,8 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000    # on a CPU, me
 [ -f "$OUTPUT_DIR/adapter/train.json" ] && set -- --resume "$@"
 [ -n "$DATA_ROOT" ] && set -- --data_root "$DATA_ROOT" "$@"
 [ -n "$DATASET" ] && set -- --dataset_name "$DATASET" "$@"
-set -- --config "$CONFIG" --vlm_name "$VLM_NAME" --output_dir "$OUTPUT_DIR/adapter" "$@"
+[ -n "$VLM_NAME" ] && set -- --vlm_name "$VLM_NAME" "$@"
+set -- --config "$CONFIG" --output_dir "$OUTPUT_DIR/adapter" "$@"
 echo "+ $LAUNCH train.py $*" >&2
 $LAUNCH train.py "$@"
 echo "next: bash inference_runner.sh"

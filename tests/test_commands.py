@@ -100,6 +100,21 @@ def test_only_what_is_missing_is_named(tmp_path):
     files.check_there([place], classifier=True)
 
 
+def test_what_was_made_of_other_weights_or_images_is_found_by_its_manifest(tmp_path):
+    manifest = tmp_path / "imagefolder_m.json"
+    assert commands.differs(str(manifest), {"pretrained": "openai"}) == ""
+    manifest.write_text("[]")
+    assert commands.differs(str(manifest), {"pretrained": "openai"}) == ""
+    command = f"python compute_prs.py --model m --pretrained laion --data_path {tmp_path}/my/../images"
+    manifest.write_text(json.dumps({"command": command}))
+    for same in ({}, {"pretrained": ""}, {"pretrained": "laion", "data_path": f"{tmp_path}/images/"}):
+        assert commands.differs(str(manifest), same) == ""
+    assert commands.differs(str(manifest), {"pretrained": "openai", "data_path": ""}) == (
+        f"{manifest} was made with --pretrained laion, and now it is openai")
+    assert "--data_path" in commands.differs(str(manifest), {"pretrained": "laion", "data_path": str(tmp_path)})
+    assert "--reading none, and" in commands.differs(str(manifest), {"reading": "seen"})
+
+
 def test_an_option_reads_back_from_a_command():
     options = {"model": ["a", "b c"], "probe": True, "seed": "3", "split": ""}
     assert commands.options_of(commands.line("x", options)) == options

@@ -4,6 +4,7 @@ import json
 import statistics
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -266,6 +267,33 @@ def test_what_was_made_survives_a_disk_that_is_full_at_the_end(tmp_path, monkeyp
         with pytest.raises(OSError, match="No space left"):
             descriptions.write(path, rows_of(AWKWARD), MANIFEST)
     assert go_on(path) == AWKWARD
+
+
+@pytest.mark.parametrize("full", [".manifest.json", ".jsonl", ".json"])
+def test_a_disk_that_is_full_leaves_rewards_with_their_manifest(tmp_path, monkeypatch, full):
+    path, rows = str(tmp_path / "d.json"), rows_of(["a", "b"])
+    descriptions.write(path, rows, MANIFEST)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    own = Path.write_text
+
+    def write_text(self, *arguments, **options):
+        if self.name == f"d{full}.partial":
+            raise OSError(28, "No space left on device")
+        return own(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with pytest.raises(OSError, match="No space left"):
+        descriptions.write(path, [row | {"reward": 1.0} for row in rows], MANIFEST | {"vlm_name": "v"})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_dots_in_a_name_are_no_ending(tmp_path):
+    for name in ("llama-3.1", "llama-3.2"):
+        descriptions.write(str(tmp_path / f"{name}.json"), rows_of([name, name]), MANIFEST)
+    for name in ("llama-3.1", "llama-3.2"):
+        for path in (name, f"{name}.json", f"{name}.jsonl"):
+            assert descriptions.read(str(tmp_path / path))[0][0]["description"] == name
+    assert descriptions.lines_path(str(tmp_path / "llama-3.3")) == tmp_path / "llama-3.3.jsonl"
 
 
 @pytest.mark.parametrize("last", ["plain", "ünïcödé 🦓", "line\u2028separator"],

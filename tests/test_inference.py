@@ -276,6 +276,14 @@ def test_what_is_missing_is_said(refused, tiny_lm, tmp_path):
     assert "--output_filepath X.json is missing" in refused("inference", "--model_name", tiny_lm)
 
 
+def test_a_name_without_its_ending_is_refused(refused, options, tmp_path, generated):
+    """Of llama-3.1 and llama-3.2, both would be written to llama-3.json."""
+    path = tmp_path / "llama-3.1"
+    assert f"--output_filepath {path}: the name should end in .json, such as {path}.json" in refused(
+        "inference", *options, "--output_filepath", path)
+    assert not generated
+
+
 def test_an_adapter_of_another_model_is_refused(refused, options, tiny_lm, tiny_adapter, tmp_path):
     line = refused("inference", *options, "--model_name", tiny_adapter, "--base_model_name", "smollm2-135m")
     assert f"{tiny_adapter} was trained on {tiny_lm} and does not fit --base_model_name smollm2-135m" in line

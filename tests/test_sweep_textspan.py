@@ -193,7 +193,11 @@ def test_the_runner_makes_only_what_is_missing(two_pools, tmp_path):
     done, commands = sweep()
     assert done.returncode == 0, done.stderr
     assert [command.split()[2] for command in commands] == ["compute_text_set_projection.py", "-m"]
+    assert f"note: {folder}/out/imagefolder_emojiclip.json was made with --data_path " in done.stderr
     assert len((folder / "out" / f"{NAME}.csv").read_text().splitlines()) == 5
+    done, commands = sweep(PRETRAINED="openai")  # the arrays are of other weights
+    assert (done.returncode, commands) == (2, [])
+    assert "was made with --pretrained none, and now it is openai; name another OUTPUT_DIR" in done.stderr
     done, commands = sweep(DATASET="another")  # has no arrays yet, and compute_prs.py does not know it
     assert done.returncode == 2
     assert "invalid choice: 'another'" in done.stderr

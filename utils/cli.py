@@ -327,12 +327,24 @@ def complete(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_texts(contents: dict[Path, str]) -> None:
+    """Write texts that belong together; no file has its name before all are complete, and the first gets it last."""
+    with contextlib.ExitStack() as names:
+        for path, content in contents.items():
+            partial = names.enter_context(complete(path))
+            partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
+
+
 def write_text(path: Path, content: str) -> None:
     """Write text; the file has its name only when it is complete."""
-    with complete(path) as partial:
-        partial.write_text(content, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
+    write_texts({path: content})
+
+
+def as_json(result: dict | list) -> str:
+    """A result as the JSON of its file."""
+    return json.dumps(result, indent=1, ensure_ascii=False) + "\n"
 
 
 def save_result(path: Path, result: dict) -> None:
     """Write a result as JSON; the file has its name only when it is complete."""
-    write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, as_json(result))

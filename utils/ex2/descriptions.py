@@ -148,7 +148,8 @@ def summary(rows: list[dict]) -> list[str]:
 
 def lines_path(path: str) -> Path:
     """X.jsonl, by its own name or that of X.json beside it."""
-    return Path(path).with_suffix(".jsonl") if path.endswith(".json") or not Path(path).is_file() else Path(path)
+    there = Path(path).is_file() and not path.endswith(".json")
+    return Path(path if there else f"{path.removesuffix('.jsonl').removesuffix('.json')}.jsonl")
 
 
 def read(path: str, concepts: list[str] | None = None) -> tuple[list[dict], dict]:
@@ -204,9 +205,9 @@ def write(path: str, rows: list[dict], manifest: dict) -> None:
     for row in rows:
         lists.setdefault(row["concept"], []).append(row["description"])
     lines = [json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) + "\n" for row in rows]
-    cli.save_result(output.with_suffix(".manifest.json"), manifest | sums(rows))
-    cli.write_text(output.with_suffix(".jsonl"), "".join(lines))
-    cli.save_result(output.with_suffix(".json"), list(lists.values()))
+    cli.write_texts({output.with_suffix(".manifest.json"): cli.as_json(manifest | sums(rows)),
+                     output.with_suffix(".jsonl"): "".join(lines),
+                     output.with_suffix(".json"): cli.as_json(list(lists.values()))})
     output.with_suffix(KEPT).unlink(missing_ok=True)
 
 

@@ -33,6 +33,20 @@ def options_of(command: str) -> dict[str, str | list[str] | bool]:
     return {name: (values if len(values) > 1 else values[0]) if values else True for name, values in found.items()}
 
 
+def differs(manifest: str, given: dict) -> str:
+    """What a manifest that is there says of options that now have another value, by their names; empty where it says
+    the same, of what is not given, and where there is no manifest. A path may be spelled in other ways."""
+    try:
+        made = options_of(json.loads(Path(manifest).read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    for name, value in given.items():
+        before = str(made.get(name, "none"))
+        if value and before != value and Path(before).resolve() != Path(value).resolve():
+            return f"{manifest} was made with --{name} {before}, and now it is {value}"
+    return ""
+
+
 def remembered(folder: str, model: str, dataset: str | None = None) -> dict:
     """The options of a model, `model` among them, and of a data set, as manifests in a folder keep them."""
     found = {}
