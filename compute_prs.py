@@ -13,8 +13,8 @@ Writes to --output_dir, for b images, l layers, h heads and joint width d (paper
     {dataset}_labels.npy            [b]
     {dataset}_{model}.json          what made them
 
-Of models of timm (arXiv 2406.01583), attn is [b, c, d] where the number of heads differs from block to block,
-convolution blocks are in {dataset}_conv_{model}.npy, and {dataset}_components_{model}.json says which term is whose;
+Of models of timm (arXiv 2406.01583), attn is [b, c, d] where blocks differ, as in their number of heads, convolution
+blocks are in {dataset}_conv_{model}.npy, and {dataset}_components_{model}.json says which term is whose;
 cls_attn is there for models with a class token alone.
 
 Of another split than the usual one (--split train), the files are named {dataset}_{split}_... .

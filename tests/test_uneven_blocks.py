@@ -7,13 +7,25 @@ import shutil
 import literal
 import numpy as np
 import pytest
-from builders import component_names, save_timm, split_components, write_classifier, write_pool, write_run
+from builders import (
+    component_names,
+    family_model,
+    opened,
+    random_images,
+    save_timm,
+    split_components,
+    write_classifier,
+    write_pool,
+    write_run,
+)
 from PIL import Image
 
 from utils import cli
 from utils.analysis import ablation, component_scores, groups, probe, selection, truth
 from utils.cli import UserError
 from utils.data import datasets
+from utils.decompose import dataset
+from utils.decompose.decomposer import Decomposer
 from utils.runs import files
 from utils.runs.components import Component
 from utils.runs.run import Run
@@ -482,3 +494,15 @@ def test_a_mapped_model_with_uneven_blocks(run_script, refused, folder_of_images
     line = refused("compute_nearest_neighbors", *mapped, "--data_path", folder_of_images, "--image",
                    folder_of_images / "cat" / "0.png")
     assert "its components were mapped, and a picture's are not; give the queries by --index" in line
+
+
+@pytest.mark.parametrize(("family", "layers", "shape"), [
+    ("vit", [0, 1, 2], [3, 4, 48]), ("vit_two_at_once", [0, 1, 3, 4, 6, 7], [24, 48])])
+def test_terms_are_read_under_the_names_that_they_were_written_with(family, layers, shape):
+    terms = Decomposer(family_model(family)).terms(random_images(32, 2))
+    names = dataset.names_of(terms.components)
+    run = opened({what: values.numpy() for what, values in terms.arrays().items()}, names)
+    assert run.layout["attn"] == shape
+    assert run.layers == layers
+    assert run.components == terms.components
+    np.testing.assert_array_equal(run.stack(slice(None)), terms.values)

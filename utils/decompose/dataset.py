@@ -24,7 +24,7 @@ from utils.decompose.decomposer import Decomposer
 from utils.decompose.terms import Terms
 from utils.models.model import Model
 from utils.runs import files
-from utils.runs.components import Component, by_array
+from utils.runs.components import Component, are_plain, by_array
 from utils.runs.storage import MomentSums
 from utils.runs.writer import RunWriter
 
@@ -210,12 +210,8 @@ def stored(terms: Terms, storage: str) -> dict[str, Tensor]:
 
 def names_of(components: list[Component]) -> dict[str, list[dict]] | None:
     """Whose terms each array holds, as {dataset}_components_{model}.json says it, for models where shapes do not say
-    it; None for those of as many heads in each layer, and without convolution blocks."""
-    layers = [component.layer for component in components if component.kind == "attn"]
-    convolutions = any(component.kind == "conv" for component in components)
-    if len({layers.count(layer) for layer in layers}) == 1 and not convolutions:
-        return None
-    return by_array(components)
+    it; None for a plain transformer."""
+    return None if are_plain(components) else by_array(components)
 
 
 def check_finite(finite: np.ndarray, images: Images, indices: list[int]) -> None:

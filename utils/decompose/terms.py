@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from utils.cli import UserError
-from utils.runs.components import ARRAYS, Component
+from utils.runs.components import ARRAYS, Component, are_plain
 
 
 @dataclass
@@ -26,13 +26,12 @@ class Terms:
         return self.values[:, chosen[0]:chosen[-1] + 1] if chosen else self.values[:, :0]
 
     def arrays(self) -> dict[str, Tensor]:
-        """The terms by the arrays that keep them, those that the model has: attn [b, l, h, d], or [b, c, d] where
-        layers differ in their number of heads; mlp [b, l + 1, d], the embedding first; conv [b, c, d]; and cls_attn [b,
-        l, d]."""
+        """The terms by the arrays that keep them, those that the model has: attn [b, l, h, d] of a plain transformer,
+        or [b, c, d]; mlp [b, l + 1, d], the embedding first; conv [b, c, d]; and cls_attn [b, l, d]."""
         found = {what: terms for what, kinds in ARRAYS.items() if (terms := self.of(*kinds)).shape[1]}
-        layers = [component.layer for component in self.components if component.kind == "attn"]
-        if len({layers.count(layer) for layer in layers}) == 1:
-            found["attn"] = found["attn"].unflatten(1, (len(set(layers)), -1))
+        if are_plain([part for part in self.components if part.kind != "conv"]):
+            layers = {part.layer for part in self.components if part.kind == "attn"}
+            found["attn"] = found["attn"].unflatten(1, (len(layers), -1))
         return found if self.cls_attn is None else found | {"cls_attn": self.cls_attn}
 
 

@@ -56,6 +56,20 @@ class Component:
         return cls(entry["kind"], entry["block"], entry["head"])
 
 
+def plain_components(layers: int, heads: int, mlps: int | None) -> list[Component]:
+    """The components of a plain transformer, as arrays hold them whose shapes alone say which term is whose: heads,
+    layer by layer, the embedding and the MLPs (None: neither)."""
+    found = [Component("attn", layer, head) for layer in range(layers) for head in range(heads)]
+    return found if mlps is None else [*found, Component("embed"), *(Component("mlp", layer) for layer in range(mlps))]
+
+
+def are_plain(components: Sequence[Component]) -> bool:
+    """Whether components are those of a plain transformer: blocks numbered from 0, each with as many heads."""
+    heads = [part for part in components if part.kind == "attn"]
+    layers, mlps = len({part.layer for part in heads}), sum(part.kind == "mlp" for part in components)
+    return layers > 0 and [*components] == plain_components(layers, len(heads) // layers, mlps)
+
+
 def by_array(components: Iterable[Component]) -> dict[str, list[dict]]:
     """Components as {dataset}_components_{model}.json names them: those of each array, in order."""
     components = list(components)

@@ -11,7 +11,7 @@ from utils.data.datasets import Images, load_images, names_hash
 from utils.inputs import read_json
 from utils.models.names import file_name
 from utils.runs import commands, files
-from utils.runs.components import ARRAYS, Component
+from utils.runs.components import ARRAYS, Component, plain_components
 from utils.runs.files import Place, blocks
 from utils.runs.storage import CompactHeads, FullTerms, MomentHeads
 
@@ -54,9 +54,8 @@ class Run:
         self.layout = {what: list(part.layout) for what, part in self._parts.items()}
         self.dtype, self.width = heads.dtype, heads.layout[-1]
         if components is None:
-            components = [Component("attn", *key) for key in np.ndindex(*heads.layout[:2])]
-            if "attn" in arrays and "mlp" in arrays:  # other storages keep all MLPs as one
-                components += [Component("embed"), *(Component("mlp", i) for i in range(arrays["mlp"].shape[1] - 1))]
+            single = "attn" in arrays and "mlp" in arrays  # other storages keep all MLPs as one
+            components = plain_components(*heads.layout[:2], arrays["mlp"].shape[1] - 1 if single else None)
         self.components = list(components)
         ends = np.cumsum([0, *(math.prod(part.layout[:-1]) for part in self._parts.values())]).tolist()
         self.columns = {what: slice(first, last) for what, first, last in zip(self._parts, ends, ends[1:])}
