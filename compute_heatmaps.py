@@ -110,7 +110,7 @@ def main(args) -> None:
     for one in found:
         print(f"{one.text}\n{heatmaps.table(one)}\n")
 
-    from utils.plots import charts  # late: pyplot takes a second
+    from utils.plots import sheets  # late: pyplot takes a second
 
     path = Path(args.output)
     name = f"{args.model}, mapped to {clip.name}" if args.maps else args.model
@@ -119,7 +119,7 @@ def main(args) -> None:
     if clip.name == "emojiclip":
         title += f"; {DRAWINGS}"
         print(f"{DRAWINGS}\n")
-    charts.heat_maps(shown, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
+    sheets.heat_maps(shown, [(one.text, one.patches, heatmaps.table(one)) for one in found], title, path)
     rows, columns = found[0].patches.shape
     cli.save_result(path.with_suffix(".json"), {
         "model": args.model, "pretrained": model.source, "weights_sha256": model.weights_hash,

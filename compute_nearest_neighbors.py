@@ -51,7 +51,7 @@ def main(args) -> None:
     from utils.analysis.names import naming
     from utils.data import pictures
     from utils.models.loading import load_same
-    from utils.plots import charts
+    from utils.plots import sheets
     from utils.runs import files
     from utils.runs.components import head_list_path
     from utils.runs.run import Run
@@ -68,7 +68,7 @@ def main(args) -> None:
                                {} if args.heads_file else naming.by_attribute(naming.find(run)))
     cli.fit(get_args_parser(), args, "neighbors", len(run) - bool(args.index))
     retrieval.check(run, asked, len(ways), args.neighbors, bool(args.index))
-    images = run.images(args.data_path, charts.SIDE)
+    images = run.images(args.data_path, sheets.SIDE)
     places = run.indices(images)
 
     def picture(index: int):
@@ -89,7 +89,7 @@ def main(args) -> None:
     path = run.place.path("neighbors", ".json", args.output_dir)
     cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
                            "queries": report})
-    charts.contact_sheet(report, shown, picture, retrieval.title,
+    sheets.contact_sheet(report, shown, picture, retrieval.title,
                          f"{args.model}: nearest among {len(run)} images of {run.place.name}", path.with_suffix(".png"))
     print(*retrieval.lines(report, asked), f"-> {path.with_suffix('.png')}", sep="\n")
 

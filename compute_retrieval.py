@@ -55,7 +55,7 @@ def main(args) -> None:
     import numpy as np
 
     from utils.analysis import component_scores, retrieval
-    from utils.plots import charts
+    from utils.plots import sheets
     from utils.runs import files
     from utils.runs.run import Run
 
@@ -78,7 +78,7 @@ def main(args) -> None:
         raise UserError("--source_model goes with --index and a mapped model (MODEL-as-CLIP); leave it out")
     if apart:  # in the space of the model itself
         compared = retrieval.open_source(run, args.source_model)
-    images = run.images(args.data_path, charts.SIDE)
+    images = run.images(args.data_path, sheets.SIDE)
     places = run.indices(images)
 
     # The components that have most to do with each feature
@@ -107,7 +107,7 @@ def main(args) -> None:
     path = run.place.path("retrieval", ".json", args.output_dir)
     cli.save_result(path, {"model": args.model, "dataset": args.dataset, "split": args.split, "images": len(run),
                            "features": args.features, "components": args.components, "queries": report})
-    charts.contact_sheet(report, [None if args.text else picture(index) for index in asked], picture, retrieval.title,
+    sheets.contact_sheet(report, [None if args.text else picture(index) for index in asked], picture, retrieval.title,
                          f"{args.model}: {len(run)} images of {run.place.name}", path.with_suffix(".png"))
     print(*retrieval.lines(report, asked), f"-> {path.with_suffix('.png')}", sep="\n")
 

@@ -79,7 +79,7 @@ def main(args) -> None:
     from utils.analysis import neuron_runs, neurons
     from utils.decompose.neurons import Neurons
     from utils.models.loading import load
-    from utils.plots import charts
+    from utils.plots import sheets
 
     model = load(args.model, args.pretrained, processes.pick_device(args.device), args.seed, text_side=bool(named),
                  settings=cli.model_settings(args))
@@ -152,7 +152,7 @@ def main(args) -> None:
     path = place.path("second_order", ".json")
     cli.save_result(path, {**about, **found, "command": cli.command(__file__, get_args_parser(), args)})
     if found["neurons"]:
-        charts.head_sheet([(neuron_runs.title(entry), *neuron_runs.pictures(images, entry, 5))
+        sheets.head_sheet([(neuron_runs.title(entry), *neuron_runs.pictures(images, entry, 5))
                            for entry in found["neurons"]], path.with_suffix(".png"),
                           f"{args.model}, {args.dataset}: neurons with the largest second-order effect")
     print(f"{len(run.labels)} images -> {path}")

@@ -195,10 +195,10 @@ def summarize(args) -> None:
     cli.save_result(folder / "summary.json", {"rows": rows, "agreement": trust})
     print(folder / "summary.json")
     if rows:
-        from utils.plots import charts
+        from utils.plots import ex2
 
         cli.write_text(folder / "summary.csv", verdicts.as_csv(rows))
-        charts.inspection_shares(rows, verdicts.MEASURES, verdicts.doubtful(trust), folder / "summary.png")
+        ex2.inspection_shares(rows, verdicts.MEASURES, verdicts.doubtful(trust), folder / "summary.png")
         print(folder / "summary.csv", folder / "summary.png", sep="\n")
 
 

@@ -55,7 +55,7 @@ def main(args) -> None:
 
     from utils.analysis import ablation, alignment, zeroshot
     from utils.decompose import registers
-    from utils.plots import charts
+    from utils.plots import sheets
     from utils.report import page, results
     from utils.runs.files import Place, check_there
     from utils.runs.run import Run
@@ -89,7 +89,7 @@ def main(args) -> None:
         images.draw_at(96)
         paths = results.paths(run, found)
         rows = results.sheet(found, scores, indices, images)
-        charts.head_sheet(rows, paths[-1], f"{args.model} on {place.name}: the {len(rows)} heads whose output varies "
+        sheets.head_sheet(rows, paths[-1], f"{args.model} on {place.name}: the {len(rows)} heads whose output varies "
                           "most, and images by what each adds to the cosine with its first text")
         print("\nAll of it:", *(f"  {path}" for path in paths), sep="\n")
         return

@@ -167,9 +167,9 @@ def test_a_number_in_a_settings_file_is_no_text(refused, photo_file, tmp_path):
 
 
 def test_a_map_of_zeros_is_drawn_white(photo, tmp_path):
-    from utils.plots import charts
+    from utils.plots import sheets
 
-    charts.heat_maps(photo, [("nothing", np.zeros((2, 3), np.float32), "a table")], "title", tmp_path / "x.png")
+    sheets.heat_maps(photo, [("nothing", np.zeros((2, 3), np.float32), "a table")], "title", tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 

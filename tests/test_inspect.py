@@ -899,16 +899,16 @@ def test_a_verdict_is_doubtful_where_a_part_of_it_is_near_chance_or_not_known(ka
 
 
 def test_bars_are_pale_where_the_verdict_is_doubtful(tmp_path, monkeypatch):
-    from utils.plots import charts
+    from utils.plots import ex2
 
     drawn = []
-    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(ex2, "save", lambda figure, path: drawn.append(figure))
     files = verdicts.read_files([write_record(tmp_path / "a.jsonl", JUDGED),
                                  write_record(tmp_path / "b.jsonl", JUDGED, {"inspector": "sure"}),
                                  write_record(tmp_path / "c.jsonl", JUDGED, {"dataset": "dogs"})])
     rows = verdicts.summarize(files)
     trust = {"judge": agreed(visual=0.1, spurious=None), "sure": agreed()}
-    charts.inspection_shares(rows, verdicts.MEASURES, verdicts.doubtful(trust), tmp_path / "x.png")
+    ex2.inspection_shares(rows, verdicts.MEASURES, verdicts.doubtful(trust), tmp_path / "x.png")
     figure, = drawn
     names = list(verdicts.MEASURES)
     pale = {"visual", "only_nonvisual", "informative_visual", "informative_only_nonvisual", "spurious"}
@@ -922,11 +922,11 @@ def test_bars_are_pale_where_the_verdict_is_doubtful(tmp_path, monkeypatch):
 
 
 def test_all_bars_are_pale_where_no_label_was_judged(run_script, tmp_path, monkeypatch):
-    from utils.plots import charts
+    from utils.plots import ex2
 
     monkeypatch.setattr(verdicts, "LABELS", tmp_path / "labels.jsonl")
     drawn = []
-    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(ex2, "save", lambda figure, path: drawn.append(figure))
     assert run_script("inspect", "--summarize", write_record(tmp_path / "a.jsonl", JUDGED))[0] == 0
     bars, = [bars for bars in drawn[0].axes[0].containers if hasattr(bars, "patches")]
     assert [bar.get_alpha() for bar in bars] == [0.3] * len(verdicts.MEASURES)

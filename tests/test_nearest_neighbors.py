@@ -7,7 +7,7 @@ from builders import ROOT, opened, write_run
 from PIL import Image
 
 from utils.analysis import retrieval
-from utils.plots import charts
+from utils.plots import sheets
 from utils.runs.components import head_list_path, read_head_list
 
 WAYS = [None, [6], [1, 8, 11]]  # columns: of the heads 1.2, and 0.1, 2.0 and 2.3
@@ -361,7 +361,7 @@ def test_a_sheet_of_odd_pictures_and_long_names(tmp_path):
     near = {"index": 0, "class": "great $white$ shark, Carcharodon carcharias", "similarity": -0.5}
     report = [{"query": {"path": "some/where/a photo.jpg"},
                "ways": [{"by": "whole", "heads": None, "neighbors": [near]}]}]
-    charts.contact_sheet(report, [Image.new("L", (900, 30))], lambda index: Image.new("RGBA", (3, 7)), retrieval.title,
+    sheets.contact_sheet(report, [Image.new("L", (900, 30))], lambda index: Image.new("RGBA", (3, 7)), retrieval.title,
                          "a $title$", tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as sheet:
         assert sheet.format == "PNG"

@@ -21,7 +21,7 @@ from utils.data.datasets import Images
 from utils.decompose import registers
 from utils.decompose.decomposer import Decomposer
 from utils.models.model import Model
-from utils.plots.charts import MOST_COLUMNS, MOST_ROWS
+from utils.plots.sheets import MOST_COLUMNS, MOST_ROWS
 from utils.runs.components import Component, check_heads, parse_heads, read_head_list
 from utils.runs.files import blocks
 from utils.runs.run import Run

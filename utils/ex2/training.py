@@ -238,13 +238,13 @@ def save_adapter(trainer, folder: Path) -> None:
 
 def draw_log(folder: Path, title: str) -> None:
     """reward_curve.png from log.csv, where there is one."""
-    from utils.plots import charts
+    from utils.plots import ex2
 
     if (folder / "log.csv").is_file():
         with (folder / "log.csv").open(newline="") as file:
             history = [{name: float(value) if value else float("nan") for name, value in row.items()}
                        for row in csv.DictReader(file)]
-        charts.reward_curve(history, title, folder / "reward_curve.png")
+        ex2.reward_curve(history, title, folder / "reward_curve.png")
 
 
 def _step(line: str) -> int | None:

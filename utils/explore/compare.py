@@ -3,7 +3,7 @@ import numpy as np
 
 from utils.explore import html, picture
 from utils.explore.session import Session
-from utils.plots import charts
+from utils.plots import sheets
 from utils.report.page import overlay
 
 
@@ -45,5 +45,5 @@ def save(sessions: list[Session], kind: str, query: str, texts: str) -> tuple[st
               for session, answer in each
               for title, values, patches in zip(answer.titles, answer.parts, answer.patches)]
     with sessions[0].lock:
-        return "compare.png", html.png(lambda file: charts.heat_maps(
+        return "compare.png", html.png(lambda file: sheets.heat_maps(
             answers[0].picture, panels, " and ".join(session.title for session in sessions), file))

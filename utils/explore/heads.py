@@ -7,7 +7,7 @@ from utils.analysis import retrieval
 from utils.cli import UserError
 from utils.explore import html
 from utils.explore.session import Session, read_lines
-from utils.plots import charts
+from utils.plots import sheets
 from utils.report.page import overlay
 from utils.runs.components import Component
 
@@ -165,7 +165,7 @@ def save(session: Session, kind: str, find: str, sort: str, head: str, text: str
         pictures = [[session.picture(row, 96) for row in found[end]] for end in ("Highest", "Lowest")]
         row = f"{session.run.heads[column]}:  {text}", pictures[0], pictures[1][::-1]
         with session.lock:
-            return f"head_{head}.png", html.png(lambda file: charts.head_sheet(
+            return f"head_{head}.png", html.png(lambda file: sheets.head_sheet(
                 [row], file, f"{session.title}: images by what the head adds to the cosine with the text"))
     figures = ("head", "about", "attribute", "share", "variance", "accuracy", "change", "interval", "lost", "gained")
     rows = table_rows(session, find, sort)

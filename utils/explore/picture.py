@@ -7,7 +7,7 @@ from PIL import Image
 
 from utils.explore import html, words
 from utils.explore.session import Session, read_lines
-from utils.plots import charts
+from utils.plots import sheets
 from utils.report.page import overlay
 from utils.runs import commands
 from utils.runs.components import Component
@@ -90,4 +90,4 @@ def save(session: Session, kind: str, query: str, texts: str, part: str, contras
               for title, values, patches in zip(answer.titles, answer.parts, answer.patches)]
     title = f"{session.run.place.model}: what each patch adds, through {f'head {part}' if part else 'all heads'}"
     with session.lock:
-        return "picture.png", html.png(lambda file: charts.heat_maps(answer.picture, panels, title, file))
+        return "picture.png", html.png(lambda file: sheets.heat_maps(answer.picture, panels, title, file))

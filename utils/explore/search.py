@@ -2,7 +2,7 @@
 from utils.analysis import retrieval
 from utils.explore import html
 from utils.explore.session import Session, read_lines
-from utils.plots import charts
+from utils.plots import sheets
 from utils.runs.components import head_list_path, read_head_list
 
 FOUND = 12
@@ -74,8 +74,8 @@ def save(session: Session, kind: str, query: str, by: str, heads: str, text: str
     if kind == "csv":
         return "search.csv", html.table([["index", "class", "similarity"], *(
             [one["index"], one["class"], one["similarity"]] for one in report[0]["ways"][0]["neighbors"])])
-    shown = None if text.strip() else session.picture(query, charts.SIDE)
+    shown = None if text.strip() else session.picture(query, sheets.SIDE)
     with session.lock:
-        return "search.png", html.png(lambda file: charts.contact_sheet(
-            report, [shown], lambda index: session.picture(index, charts.SIDE), retrieval.title,
+        return "search.png", html.png(lambda file: sheets.contact_sheet(
+            report, [shown], lambda index: session.picture(index, sheets.SIDE), retrieval.title,
             f"{session.run.place.model}: {len(session.run)} images of {session.run.place.name}", file))

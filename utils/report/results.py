@@ -230,7 +230,7 @@ def paths(run: Run, results: Results) -> list[Path]:
 
 
 def sheet(results: Results, scores: np.ndarray, indices: np.ndarray, images: Images) -> list[tuple[str, list, list]]:
-    """The heads that vary most and have texts, as `charts.head_sheet` takes them: a title, and the images with the
+    """The heads that vary most and have texts, as `sheets.head_sheet` takes them: a title, and the images with the
     highest and the lowest scores [k, b]."""
     rows = []
     for head in _most_varying(results):

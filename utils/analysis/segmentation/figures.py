@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import binary_average_precision
 from torchvision.transforms import Compose, Normalize
 
 from utils import cli, processes
-from utils.plots import charts
+from utils.plots import sheets
 from utils.runs import files
 
 SHOWN = 12  # images on the sheet of pictures
@@ -175,7 +175,7 @@ def save_sheet(folder: str, names: list[str], methods: Sequence[str], title: str
     chosen = [names[i * len(names) // min(SHOWN, len(names))] for i in range(min(SHOWN, len(names)))]
     rows = [(name, [Image.open(Path(folder, column, f"{name}.png")).copy() for column in columns]) for name in chosen]
     path = Path(folder, "sheet.png")
-    charts.picture_grid(columns, rows, title, path)
+    sheets.picture_grid(columns, rows, title, path)
     return path
 
 
