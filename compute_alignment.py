@@ -32,7 +32,7 @@ def get_args_parser():
     parser.add_argument("--model", default="timm:vit_base_patch14_dinov2.lvd142m", metavar="NAME",
                         help="whose components are mapped, as given to compute_prs.py")
     parser.add_argument("--clip", default="emojiclip", metavar="NAME",
-                        help="to whose space, as its --model was given to compute_prs.py")
+                        help="CLIP to whose space they are mapped, as its --model was given to compute_prs.py")
     parser.add_argument("--dataset", default="imagenet", choices=NAMES, metavar="NAME",
                         help="as given to compute_prs.py")
     parser.add_argument("--split", type=str, default="train", metavar="NAME",
@@ -49,9 +49,10 @@ def get_args_parser():
     parser.add_argument("--epochs", type=cli.POSITIVE, default=2, help="passes over the images")
     parser.add_argument("--lr", type=cli.RATE, default=3e-4, help="Adam's learning rate")
     parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="images a step")
-    parser.add_argument("--penalty_weight", type=cli.WEIGHT, default=1.0, help="of the penalty")
+    parser.add_argument("--penalty_weight", type=cli.WEIGHT, default=1.0,
+                        help="weight of the penalty on maps that are not orthogonal")
     parser.add_argument("--seed", type=cli.SEED, default=0,
-                        help="of the held-out images, their order, and a random start")
+                        help="seed of the held-out images, their order, and a random start")
     cli.add_device(parser)
     return parser
 

@@ -25,12 +25,13 @@ def get_args_parser():
     cli.add_data_options(parser, NAMES)
     cli.add_split_option(parser)
     parser.add_argument("--num_images", type=cli.POSITIVE, default=500, metavar="N",
-                        help="of the data set, drawn at random")
+                        help="images of the data set that are looked at, drawn at random")
     parser.add_argument("--deviations", type=cli.RATE, default=15.0, metavar="K",
                         help="median absolute deviations above the median from which on a norm is an outlier")
     parser.add_argument("--top_layer", type=cli.NATURAL, metavar="L",
                         help="last layer of register neurons, counted from 0 (default: the middle one)")
-    parser.add_argument("--register_neurons", type=cli.POSITIVE, default=10, metavar="N", help="how many are named")
+    parser.add_argument("--register_neurons", type=cli.POSITIVE, default=10, metavar="N",
+                        help="register neurons to name")
     parser.add_argument("--image", metavar="FILE", help="a picture to show (default: one of the data set)")
     parser.add_argument("--batch_size", type=cli.SIZE, default=16, help="images a forward pass")
     cli.add_output_dir(parser, "results go, and the classifier may be")

@@ -27,7 +27,7 @@ def get_args_parser():
     cli.add_run_options(parser, NAMES, model=None)
     parser.add_argument("--probe", action="store_true", help="classify by linear probes (default: zero-shot)")
     parser.add_argument("--seed", type=cli.SEED, default=0,
-                        help="of the probe's held-out images, where there is no val split")
+                        help="seed of the probe's held-out images, where there is no val split")
     cli.add_output_dir(parser, "JSON and picture go", beside_input=True)
     return parser
 

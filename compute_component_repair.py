@@ -42,12 +42,12 @@ def get_args_parser():
                         help="where the images of binary_waterbirds are, for their places (default: none)")
     parser.add_argument("--classifier", default="texts", choices=("texts", "probe"),
                         help="zero-shot, or a linear head fitted on the train split")
-    parser.add_argument("--components", type=cli.POSITIVE, default=10, metavar="K", help="to ablate")
+    parser.add_argument("--components", type=cli.POSITIVE, default=10, metavar="K", help="components to ablate")
     parser.add_argument("--select_split", default="val", metavar="NAME", help="split that the components are chosen on")
     parser.add_argument("--spurious_texts", default="text_descriptions/spurious_backgrounds_waterbirds.txt",
-                        metavar="FILE.txt", help="of the cue, a text a line")
+                        metavar="FILE.txt", help="texts of the cue, one a line")
     parser.add_argument("--core_texts", default="text_descriptions/core_birds_waterbirds.txt", metavar="FILE.txt",
-                        help="of what should count, a text a line")
+                        help="texts of what should count, one a line")
     cli.add_source_model(parser, "with --classifier probe")
     parser.add_argument("--random_trials", type=cli.SIZE, default=10, metavar="N",
                         help="times that as many components are drawn at random")

@@ -40,11 +40,11 @@ def get_args_parser():
                         help="soft: an image goes with all values of an attribute at once, by a softmax of its "
                              "scores, which helps where texts cover few of the values (default: hard, its best text)")
     parser.add_argument("--compare", metavar="MODEL",
-                        help="hold the names against those of another run, made beforehand (default: none)")
+                        help="compare the names with those of another run, made beforehand (default: none)")
     parser.add_argument("--compare_dataset", choices=NAMES, metavar="NAME",
-                        help="of --compare: its data set (default: --dataset)")
+                        help="data set of the run of --compare (default: --dataset)")
     parser.add_argument("--compare_dir", metavar="FOLDER",
-                        help="of --compare: where its arrays and names are (default: --input_dir)")
+                        help="where the arrays and names of --compare are (default: --input_dir)")
     parser.add_argument("--describe", action="store_true",
                         help="ask a language model what each head is about, in words")
     parser.add_argument("--refine", type=cli.POSITIVE, metavar="ROUNDS",

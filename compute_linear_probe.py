@@ -26,7 +26,7 @@ def get_args_parser():
     cli.add_output_dir(parser, "the JSON goes")
     parser.add_argument("--keep_last_layers", type=cli.POSITIVE, default=4, metavar="N",
                         help="attention layers that stay where early ones are ablated")
-    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the held-out images")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="seed of the held-out images")
     return parser
 
 

@@ -35,7 +35,7 @@ def get_args_parser():
                              "whole)")
     parser.add_argument("--heads", metavar="LIST", help="compare by the sum of these heads, such as 22.11,23.4")
     parser.add_argument("--heads_file", metavar="FILE.yaml", help="list of heads (default: that of data set and model)")
-    parser.add_argument("--neighbors", type=cli.COLUMNS, default=8, metavar="K", help="of each query")
+    parser.add_argument("--neighbors", type=cli.COLUMNS, default=8, metavar="K", help="images for each query")
     return parser
 
 

@@ -28,7 +28,7 @@ def get_args_parser():
     parser.add_argument("--text", required=True, metavar="TEXT", help="a text")
     parser.add_argument("--against", metavar="TEXT", help="another text, to compare with (default: none)")
     parser.add_argument("--top_heads", type=cli.NATURAL, default=0, metavar="N",
-                        help="for each word, so many pairs of heads")
+                        help="pairs of heads to list for each word")
     parser.add_argument("--names", metavar="FILE.json",
                         help="names of the image tower's heads, by compute_head_names.py, for --top_heads (default: "
                              "none)")

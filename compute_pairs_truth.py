@@ -18,10 +18,11 @@ from utils.cli import UserError
 def get_args_parser():
     parser = cli.make_parser(__doc__)
     cli.add_model_options(parser, "emojiclip")
-    parser.add_argument("--scenes", type=cli.POSITIVE, default=520, metavar="N", help="of the data set, the first")
+    parser.add_argument("--scenes", type=cli.POSITIVE, default=520, metavar="N",
+                        help="scenes, the first of the data set")
     parser.add_argument("--baseline_scenes", type=cli.NATURAL, default=20, metavar="N",
-                        help="of these, for the baseline, which costs far more")
-    parser.add_argument("--steps", type=cli.POSITIVE, default=10, help="of the baseline's integrals")
+                        help="how many of these for the baseline, which costs far more")
+    parser.add_argument("--steps", type=cli.POSITIVE, default=10, help="steps of the baseline's integrals")
     cli.add_output_dir(parser, "the result goes")
     return parser
 

@@ -58,7 +58,7 @@ def get_args_parser():
                         help="processes that read images (default: one a core, at most 10)")
     cli.add_output_dir(parser, "the arrays go")
     parser.add_argument("--precision", default="float32", choices=tuple(TOLERANCE),
-                        help="of the model; terms are summed up in float32 in any case")
+                        help="precision of the model; terms are summed up in float32 in any case")
     cli.add_register_options(parser)
     parser.add_argument("--compile", action="store_true", help="let torch compile the model first")
     parser.add_argument("--save_dtype", default="float32", choices=("float32", "float16"),

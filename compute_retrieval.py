@@ -44,7 +44,7 @@ def get_args_parser():
     parser.add_argument("--components", type=cli.POSITIVE, default=10, metavar="K",
                         help="components that are summed for a feature")
     cli.add_source_model(parser, "with --index")
-    parser.add_argument("--neighbors", type=cli.COLUMNS, default=8, metavar="K", help="images of each query")
+    parser.add_argument("--neighbors", type=cli.COLUMNS, default=8, metavar="K", help="images for each query")
     cli.add_reload_options(parser, "of the text encoder: ")
     return parser
 

@@ -34,12 +34,13 @@ def get_args_parser():
                         help="layers whose neurons are studied, counted from 0; the last layer has no later heads")
     parser.add_argument("--fit_split", default="train", metavar="NAME",
                         help="split of means, directions and thresholds; 'same' for data sets with one split")
-    parser.add_argument("--fit_images", type=cli.POSITIVE, default=5000, metavar="N", help="of it, drawn at random")
+    parser.add_argument("--fit_images", type=cli.POSITIVE, default=5000, metavar="N",
+                        help="images of --fit_split, drawn at random")
     parser.add_argument("--text_descriptions", default="google_3498_english", metavar="POOL", help="the pool of texts")
     parser.add_argument("--text_dir", default="./text_descriptions", metavar="FOLDER", help="where POOL.txt is")
     parser.add_argument("--texts_per_neuron", type=cli.POSITIVE, nargs="+", default=[4, 16, 64], metavar="N",
                         help="texts that a direction is the sum of; neurons are described by the first number")
-    parser.add_argument("--neurons", type=cli.NATURAL, default=50, metavar="N", help="neurons that are shown")
+    parser.add_argument("--neurons", type=cli.NATURAL, default=50, metavar="N", help="neurons to show on the sheet")
     parser.add_argument("--indirect_images", type=cli.NATURAL, default=500, metavar="N",
                         help="images of the indirect effect, a full pass for each of 20 neurons; 0 leaves it out")
     parser.add_argument("--heads", metavar="LIST",

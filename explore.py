@@ -28,7 +28,7 @@ def get_args_parser():
     parser.add_argument("--compare_input_dir", metavar="FOLDER",
                         help="where the arrays of a second run are (default: --input_dir)")
     parser.add_argument("--compare_pretrained", metavar="TAG", help="weights of --compare_model (default: none)")
-    parser.add_argument("--port", type=cli.Number(int, 1, 65535), default=7860, help="of the page's address")
+    parser.add_argument("--port", type=cli.Number(int, 1, 65535), default=7860, help="port of the page's address")
     return parser
 
 

@@ -39,7 +39,7 @@ def add_generation_options(parser) -> None:
                         help="vllm in this process, hf (transformers), or an OpenAI-compatible server (default: vllm "
                              "where it runs, else hf)")
     parser.add_argument("--base_url", metavar="URL",
-                        help="of the server, such as http://localhost:8000/v1 (default: none)")
+                        help="URL of the server, such as http://localhost:8000/v1 (default: none)")
     parser.add_argument("--served_model_name", metavar="NAME", help="model of the server (default: its first)")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
                         help="question templates with {concept}, {a concept} or {concepts}, one a line; or the "
@@ -51,7 +51,8 @@ def add_generation_options(parser) -> None:
                              "language model's own, 512 on a CPU)")
     parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
     parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="descriptions at a time")
-    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the first description; the next one has the next")
+    parser.add_argument("--seed", type=cli.SEED, default=0,
+                        help="seed of the first description; each further one has the next")
 
 
 def main(args) -> None:

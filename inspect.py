@@ -56,14 +56,14 @@ def get_args_parser():
     parser.add_argument("--model", metavar="NAME",
                         help="the inspector: a chat model, such as OpenAI's gpt-5.4-mini, or words, the word lists of "
                              "--words (default: words where there is neither a key nor --base_url)")
-    parser.add_argument("--temperature", type=cli.WEIGHT, default=0.1, help="of the inspector's sampling")
-    parser.add_argument("--top_p", type=cli.FRACTION, default=0.1, help="of the inspector's sampling")
+    parser.add_argument("--temperature", type=cli.WEIGHT, default=0.1, help="temperature of the inspector's sampling")
+    parser.add_argument("--top_p", type=cli.FRACTION, default=0.1, help="top_p of the inspector's sampling")
     parser.add_argument("--max_tokens", type=cli.SIZE, default=128, help="tokens an answer")
     parser.add_argument("--concurrency", type=cli.CONNECTIONS, default=8, help="requests at a time")
     parser.add_argument("--max_requests", type=cli.POSITIVE, metavar="N",
                         help="budget: stop after N requests, retries included; run again to go on (default: no limit)")
     parser.add_argument("--max_retries", type=cli.NATURAL, default=5,
-                        help="of one question, after faults or unreadable answers")
+                        help="further tries of one question, after faults or unreadable answers")
     parser.add_argument("--timeout", type=cli.RATE, default=60.0, help="seconds a request may take")
     parser.add_argument("--dry_run", action="store_true", help="count requests, estimate tokens, send nothing")
     parser.add_argument("--price_per_million", type=cli.WEIGHT, nargs="+", metavar="PRICE",
@@ -76,7 +76,7 @@ def get_args_parser():
     parser.add_argument("--summarize", nargs="+", metavar="FILE.jsonl",
                         help="sum up these answers; ask nothing (default: ask)")
     parser.add_argument("--output_dir", metavar="FOLDER",
-                        help="for the summary (default: the folder of the first file)")
+                        help="where the summary goes (default: the folder of the first file)")
     return parser
 
 

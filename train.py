@@ -31,7 +31,7 @@ def get_args_parser():
     parser.add_argument("--output_dir", default="./output_dir/adapter", metavar="FOLDER",
                         help="where the adapter and the log go")
     parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"),
-                        help="of TRL: rloo clips the ratio of a description, grpo that of each token")
+                        help="algorithm of TRL: rloo clips the ratio of a description, grpo that of each token")
     parser.add_argument("--steps", type=cli.STEPS, default=1000, help="batches of fresh descriptions")
     parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="descriptions a step, over all processes")
     parser.add_argument("--minibatch_size", type=cli.SIZE, default=8,
@@ -42,7 +42,7 @@ def get_args_parser():
                         help="descriptions of the same query in a batch, each the others' baseline")
     parser.add_argument("--epochs_per_batch", type=cli.POSITIVE, default=4,
                         help="times that each batch is gone over, with a clipped ratio")
-    parser.add_argument("--learning_rate", type=cli.RATE, default=1.41e-5, help="of AdamW, constant")
+    parser.add_argument("--learning_rate", type=cli.RATE, default=1.41e-5, help="learning rate of AdamW, constant")
     parser.add_argument("--max_grad_norm", type=cli.WEIGHT, default=0.0,
                         help="longer gradients are cut to this length; 0 cuts none")
     parser.add_argument("--normalize_advantages", type=cli.boolean, default=True, metavar="True|False",
@@ -54,7 +54,7 @@ def get_args_parser():
     parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
     parser.add_argument("--lora_r", type=cli.RANK, default=16, help="rank of the adapter")
     parser.add_argument("--lora_alpha", type=cli.POSITIVE, default=32, help="scale of the adapter")
-    parser.add_argument("--lora_dropout", type=cli.FRACTION, default=0.05, help="of the adapter's input")
+    parser.add_argument("--lora_dropout", type=cli.FRACTION, default=0.05, help="dropout of the adapter's input")
     parser.add_argument("--load_in_8bit", action="store_true",
                         help="language model in 8 bits, on CUDA (default: bfloat16)")
     parser.add_argument("--load_in_4bit", action="store_true",
@@ -64,13 +64,14 @@ def get_args_parser():
                              "merges the adapter into it at every step and takes it out again")
     parser.add_argument("--vllm_mode", default="colocate", choices=("colocate", "server"),
                         help="vLLM on the trainer's GPUs, or as a server of its own (trl vllm-serve)")
-    parser.add_argument("--vllm_server_base_url", default="http://localhost:8000", metavar="URL", help="of that server")
+    parser.add_argument("--vllm_server_base_url", default="http://localhost:8000", metavar="URL",
+                        help="URL of that server")
     parser.add_argument("--vllm_gpu_memory_utilization", type=cli.FRACTION, default=0.3,
                         help="share of a GPU's memory for vLLM beside the trainer")
     parser.add_argument("--questions", default="configs/questions.txt", metavar="FILE.txt",
                         help="question templates with {concept}, {a concept} or {concepts}, one a line; or the "
                              "published JSON list")
-    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the queries, the adapter and the sampling")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="seed of the queries, the adapter and the sampling")
     parser.add_argument("--save_freq", type=cli.POSITIVE, default=100, help="steps between checkpoints")
     parser.add_argument("--log_freq", type=cli.POSITIVE, default=1, help="steps between log lines")
     parser.add_argument("--report_to", default="csv", choices=("csv", "tensorboard", "none"),

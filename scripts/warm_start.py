@@ -21,8 +21,8 @@ def get_args_parser():
     parser.add_argument("--questions", default="configs/questions_captions.txt", metavar="FILE.txt",
                         help="four question templates, a line each: for the style, the count, the color and the size")
     parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="captions an update")
-    parser.add_argument("--learning_rate", type=cli.RATE, default=2e-4, help="of AdamW, falling to 0")
-    parser.add_argument("--seed", type=cli.SEED, default=0, help="of the captions' order")
+    parser.add_argument("--learning_rate", type=cli.RATE, default=2e-4, help="learning rate of AdamW, falling to 0")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="seed of the captions' order")
     cli.add_output_dir(parser, "the language model goes")
     return parser
 

@@ -131,7 +131,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MO
                              "from --seed; not with a folder or hub name (default: "
                              f"{DEFAULT_PRETRAINED} for {DEFAULT_MODEL})")
     add_device(parser)
-    parser.add_argument("--seed", type=SEED, default=0, help="of random weights")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of random weights")
 
 
 def add_model_settings(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +160,7 @@ def add_reload_options(parser: argparse.ArgumentParser, of: str = "", seed: str 
     parser.add_argument("--pretrained", metavar="TAG",
                         help=f"{of}weights, as given to compute_prs.py; not for mapped models (default: none)")
     add_device(parser, of)
-    parser.add_argument("--seed", type=SEED, default=0, help=seed)
+    parser.add_argument("--seed", type=SEED, default=0, help=f"seed {seed}")
 
 
 def add_data_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -239,7 +239,8 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """The options that choose a chat server and its language model."""
     parser.add_argument("--base_url", metavar="URL",
                         help="OpenAI-compatible server, such as http://localhost:8000/v1 (default: OpenAI's own)")
-    parser.add_argument("--language_model", metavar="NAME", help="of that server, such as OpenAI's gpt-5.4-mini")
+    parser.add_argument("--language_model", metavar="NAME",
+                        help="language model of that server, such as OpenAI's gpt-5.4-mini")
 
 
 def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], option: str = "--dataset_name") -> None:
@@ -249,7 +250,7 @@ def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], o
     parser.add_argument("--data_root", metavar="FOLDER",
                         help="where the images are; emoji and emoji_fixed need none (default: none)")
     parser.add_argument("--split", default="train", metavar="NAME",
-                        help="of the data set: train, val, trainval or test, where it has them")
+                        help="split of the data set: train, val, trainval or test, where it has them")
     parser.add_argument("--class_names", metavar="FILE",
                         help="names of all concepts, one a line or a JSON list, in the order of the data set's labels "
                              "(default: the data set's own, as published)")
