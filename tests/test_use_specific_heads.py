@@ -265,6 +265,11 @@ def test_waterbirds_as_it_is_downloaded(run_script, refused, waterbirds, tmp_pat
     assert "there is no list of heads binary_waterbirds_emojiclip.yaml" in refused(*given, "--data_path", root)
     table = root / "waterbird_complete95_forest2water2" / "metadata.csv"
     table.write_text(table.read_text().replace(".png,0,2,", ".png,1,2,"))
+    assert "other images than the arrays, by their names or labels" in refused(*given, "--data_path", root, "--heads",
+                                                                               "5.4")
+    manifest = tmp_path / "binary_waterbirds_emojiclip.json"  # of an older version, which says nothing of the images
+    manifest.write_text(json.dumps({key: value for key, value in json.loads(manifest.read_text()).items()
+                                    if key != "images_sha256"}))
     assert "other labels than the arrays" in refused(*given, "--data_path", root, "--heads", "5.4")
 
 

@@ -110,8 +110,8 @@ class Run:
         else:
             labels = np.asarray(array("labels"))
         _check(place, arrays | {"labels": labels})
-        _check_same_labels(place, manifest)
         _check_labels(place, labels, (manifest or {}).get("classes"))
+        _check_same_labels(place, manifest)
         named = storage == "full" and (arrays["attn"].ndim == 3 or "conv" in arrays)  # shapes do not say which is whose
         components = _read_components(place, arrays) if named else None
         if storage == "compact":
