@@ -144,11 +144,12 @@ def generate(args, dataset: str, names: list[str], output: str) -> tuple[list[di
                 "weights_sha256": loading.adapter_hash(adapter)}
     if backend == "server":  # whose texts these are, whatever --model_name says
         manifest["served_model"] = args.served_model_name or generation.served_model(args.base_url)
-    if made := descriptions.finished(output, manifest, loading.last_written(base)):
+    written = loading.last_written(base)
+    if made := descriptions.finished(output, manifest, written):
         return made
 
     state = processes.start_processes(args.device) if backend == "hf" else None
-    with descriptions.kept(output, manifest) if processes.is_main_process() else nullcontext() as record:
+    with descriptions.kept(output, manifest, written) if processes.is_main_process() else nullcontext() as record:
         done = record.lines if record else None
         if state:
             done = processes.gather({0: done} if record else {})[0]

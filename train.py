@@ -81,6 +81,11 @@ def get_args_parser():
 
 
 def main(args) -> None:
+    with processes.alone(args.output_dir):  # two at once would write each other's checkpoints
+        train(args)
+
+
+def train(args) -> None:
     import sys
     import warnings
     from functools import partial
@@ -94,15 +99,14 @@ def main(args) -> None:
 
     # Begin, go on, or nothing to do.
     folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file; name a folder")
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     started = (folder / "train.json").is_file()
     if started and not args.resume:
         raise UserError(f"{folder} holds a run already; continue it with --resume, or name another --output_dir")
     if args.resume and not started:
         raise UserError(f"{folder} holds no run to resume; leave --resume out to begin one")
-    before = files.read_json(folder / "train.json", (), "name another --output_dir") if started else settings
+    before = files.read_json(folder / "train.json", (), "name another --output_dir") if started else dict(settings)
+    asked = before.pop("prompts_sha256", None)
     if before != settings:
         changed = [f"{name} ({before.get(name)}, and now {settings.get(name)})"
                    for name in sorted(settings.keys() | before.keys()) if settings.get(name) != before.get(name)]
@@ -151,6 +155,14 @@ def main(args) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     device = processes.pick_device(str(state.device))
 
+    # The prompts of all steps, which a run that goes on must ask again.
+    prompts = training.prompts(images.classes, questions, tokenizer,
+                               args.steps * args.batch_size // args.num_generations, args.seed)
+    settings["prompts_sha256"] = files.texts_hash([str(row["prompt"]) for row in prompts])
+    if asked not in (None, settings["prompts_sha256"]):
+        raise UserError(f"{folder} was begun with other questions or names of concepts; --questions, --class_names or "
+                        "the data set has changed since: put it back, or name another --output_dir to begin anew")
+
     # The reward, and the language model that is to gain by it.
     vlm = load_vlm(args.vlm_name, device, args.vlm_16bit)
     with state.main_process_first():
@@ -160,8 +172,6 @@ def main(args) -> None:
     reward = training.reward_function(partial(rewards.score, vlm, means), vlm.cut, images.classes, recent)
     precision = loading.precision(device)
     model = loading.load_model(args.model_name, torch.float32 if args.use_vllm else precision, quantization)
-    prompts = training.prompts(images.classes, questions, tokenizer,
-                               args.steps * args.batch_size // args.num_generations, args.seed)
 
     # Train.
     minibatches, passes = sizes[0] // sizes[1], sizes[1] // sizes[2]

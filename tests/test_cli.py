@@ -222,6 +222,31 @@ def test_exit_codes(monkeypatch, capsys):
         cli.run(wrong, parser())
 
 
+@pytest.mark.parametrize("error, message", [
+    (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 GiB."),
+     "the memory is full (OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.); give a smaller "
+     "--batch_size, or take a machine with more"),
+    (MemoryError(), "the memory is full (MemoryError: ); give"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+                  "tried"), "the memory is full (RuntimeError: [enforce fail"),
+    (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+     "a file could not be written to its end (ValueError: Error while"),
+    (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),    # torch.save
+     "unexpected pos 576 vs 534); free some space or choose another --output_dir")])
+def test_a_full_memory_or_disk_is_one_line_whichever_library_says_so(monkeypatch, capsys, error, message):
+    def full(args):
+        raise error
+
+    assert run(full, monkeypatch=monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", ["x.py", "--debug"])
+    with pytest.raises(type(error)):
+        cli.run(full, parser())
+
+
 def test_a_manifest_keeps_the_options_that_change_what_is_made():
     script = load_script("compute_prs")
 

@@ -1,5 +1,6 @@
 """inference.py: descriptions of concepts in order, their rewards, and runs that were cut off."""
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -221,6 +222,17 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(run_script, options, tm
         assert run_script("inference", *options)[0] == 0
         assert generated == list(range(kept, 6))
         assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
+
+
+def test_what_earlier_weights_said_is_not_gone_on_with(refused, run_script, options, tiny_lm, tmp_path):
+    base = shutil.copytree(tiny_lm, tmp_path / "base")
+    more = [*options, "--model_name", base]
+    assert run_script("inference", *more)[0] == 0
+    path = tmp_path / "out" / "d.json"
+    keep(str(path), header(json.loads(path.with_suffix(".manifest.json").read_text())), ["one"])
+    os.utime(base / "model.safetensors")
+    assert f"d.kept.partial holds what {base} said before its weights were written anew; delete it" in refused(
+        "inference", *more)
 
 
 def test_what_was_made_is_kept_as_it_is_made(run_script, options, tmp_path, monkeypatch):

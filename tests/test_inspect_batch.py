@@ -202,8 +202,27 @@ def test_settings_of_another_inspection_are_refused(ask, refused, descriptions, 
                                   '{"custom_id": "0-knowledge", "response": null, "error": null}',
                                   '{"custom_id": "2.0-knowledge", "response": null, "error": {"code": "a"}}',
                                   '{"custom_id": "0-knowledge", "response": {"status_code": 400, "body": "no"}}'])
-def test_what_is_no_batch_answer_is_refused(refused, descriptions, line):
+def test_what_is_no_batch_answer_is_refused(ask, refused, descriptions, line):
+    ask()
     output = descriptions.with_name("d_inspection_batch_output.jsonl")
     output.write_text(line + "\n")
     assert f"{output}, line 1: not an answer of the batch interface" in refused(
-        "inspect", "--input_filepath", descriptions, "--model", "m", "--batch")
+        "inspect", "--input_filepath", descriptions, "--model", "judge", "--batch")
+
+
+def test_answers_to_other_descriptions_are_not_taken_for_those_to_these(ask, refused, descriptions, files):
+    """A custom_id is a number: the answers of an earlier inspection would fit any other."""
+    ask()
+    with FaultServer() as server:
+        run_batch(server, *files)
+    ask()
+    descriptions.write_text(descriptions.read_text().replace("zebra fact", "another zebra fact"))
+    more = ["--input_filepath", descriptions, "--model", "judge", "--batch"]
+    assert "was made with another descriptions_sha256" in refused("inspect", *more)
+    for name in ("d_inspection.jsonl", "d_inspection_batch_settings.jsonl"):  # as one does to begin anew
+        descriptions.with_name(name).unlink()
+    assert f"{files[1]}: holds answers, and this inspection has asked nothing yet; delete it" in refused(
+        "inspect", *more)
+    assert not descriptions.with_name("d_inspection.jsonl").exists()
+    files[1].unlink()
+    assert "0 of 8 questions answered" in ask()[0]

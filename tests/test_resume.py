@@ -14,6 +14,9 @@ import pytest
 from builders import ROOT
 from PIL import Image
 
+from utils.runs import files
+from utils.runs.writer import RunWriter
+
 KILLS = int(os.environ.get("KILLS", "12"))  # of the test that kills at random moments
 
 # A fork server has imported everything, so that a run begins at once, and most kills meet it at work.
@@ -246,6 +249,20 @@ def test_nan_in_a_models_output_names_the_image(refused, folder_of_images, tmp_p
     line = refused("compute_prs", *arguments(folder_of_images, tmp_path / "o", "--num_workers", 0))
     assert "the model gives NaN or infinity for" in line
     assert "big_dog/3.png" in line
+
+
+def test_a_run_goes_on_whatever_its_split_is_called(tmp_path):
+    for split in ("val[1]", "a b*", "?"):
+        manifest = files.manifest_path(tmp_path, f"imagefolder_{split}", "m")
+        path = files.term_path(tmp_path, f"imagefolder_{split}", "attn", "m")
+        for number in range(2):
+            with RunWriter(manifest, {"split": split}, 4, 2, resume=True) as writer:
+                assert writer.left == [0, 1][number:]
+                writer.write(number, 2, {path: (np.full((2, 3), number), "float32")}, [])
+                if number:
+                    writer.finish({}, {})
+        assert np.load(path)[:, 0].tolist() == [0, 0, 1, 1]
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_an_interrupted_renaming_is_finished(run_script, folder_of_images, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from builders import ROOT
 from safetensors.torch import load_file
 
 import train
-from utils import cli
+from utils import cli, processes
 from utils.ex2 import rewards
 from utils.language import loading
 
@@ -30,15 +30,35 @@ def options(tiny_lm, tmp_path, monkeypatch):
     return [*SMALL, "--model_name", tiny_lm, "--output_dir", tmp_path / "run"]
 
 
-def begin(folder, options):
+def begin(folder, options, **more):
     """Leave a run's settings in its folder, as a run does that was cut off early."""
     folder.mkdir()
     args = cli.parse(train.get_args_parser(), [str(word) for word in options])
     settings = {name: value for name, value in vars(args).items() if name not in train.FREE}
-    cli.save_result(folder / "train.json", settings)
+    cli.save_result(folder / "train.json", settings | more)
 
 
 # What the user can mend.
+
+def test_two_runs_are_not_in_one_folder(refused, options, tmp_path):
+    begin(tmp_path / "run", options)
+    with processes.alone(tmp_path / "run"):
+        line = refused("train", *options, "--resume")
+    assert "run: another run writes there; wait for it, or name another --output_dir" in line
+    assert "holds a run already" in refused("train", *options)  # nobody is there any more
+
+
+def test_a_folder_in_which_nothing_was_written_is_not_left(refused, options, tmp_path):
+    deep = tmp_path / "new" / "deep"
+    assert "holds no run to resume" in refused("train", *options, "--resume", "--output_dir", deep)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_does_not_go_on_with_other_questions(refused, options, tmp_path):
+    begin(tmp_path / "run", options, prompts_sha256="of those that were asked")
+    line = refused("train", *options, "--resume")
+    assert "run was begun with other questions or names of concepts; --questions, --class_names or the data set" in line
+
 
 def test_a_run_is_not_overwritten(refused, options, tmp_path):
     begin(tmp_path / "run", options)

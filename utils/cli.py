@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from utils import options
-from utils.inputs import UserError, describe
+from utils.inputs import UserError, describe, no_room
 from utils.options import Number, boolean, filled
 from utils.processes import is_main_process
 
@@ -263,8 +263,8 @@ def add_concept_options(parser: argparse.ArgumentParser, names: Sequence[str], o
 # Running
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Run a script: exit code 2 and one line `error: ...` for what the user can mend, 130 when interrupted, and 143
-    when told to end (SIGTERM), which stops it as cleanly."""
+    """Run a script: exit code 2 and one line `error: ...` for what the user can mend, a full memory or disk too, 130
+    when interrupted, and 143 when told to end (SIGTERM), which stops it as cleanly."""
     debug, ended = "--debug" in sys.argv, []
 
     def end(*_) -> None:
@@ -280,6 +280,12 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         if debug:
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        full = no_room(error)
+        if debug or full is None:
+            raise
+        print(f"error: {full}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if debug:

@@ -18,6 +18,17 @@ def describe(error: Exception) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).split())
 
 
+def no_room(error: Exception) -> str | None:
+    """What to do where memory or a disk is full, whichever library says so and however, in one line; None for any other
+    error."""
+    said = f"{type(error).__name__}: {describe(error)}"
+    if re.search("MemoryError|can't allocate memory", said):
+        return f"the memory is full ({said[:200]}); give a smaller --batch_size, or take a machine with more"
+    if re.search("No space left on device|inline_container", said):  # the latter is torch's, which gives no reason
+        return f"a file could not be written to its end ({said[:200]}); free some space or choose another --output_dir"
+    return None
+
+
 def read_text(path: str | Path) -> str:
     """A text file, with or without a byte order mark. Raises UserError, with the line, for one that is not UTF-8."""
     data = Path(path).read_bytes()

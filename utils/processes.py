@@ -1,9 +1,12 @@
 """Where a script runs: its device, and the processes that share its work, on one machine or many, through accelerate.
 A script that is started alone is one process."""
+import contextlib
 import datetime
+import fcntl
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from utils.inputs import UserError
 
@@ -36,6 +39,31 @@ def process_count() -> int:
 def is_main_process() -> bool:
     """Whether this is the process that writes what all have computed."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made, for as long as this one lives; it is removed where nothing was
+    written. Raises UserError where another run is there."""
+    if not is_main_process():
+        yield
+        return
+    made = [place for place in (Path(folder), *Path(folder).parents) if not place.exists()]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{folder}: another run writes there; wait for it, or name another "
+                                "--output_dir") from error
+        yield
+    finally:
+        os.close(place)
+        with contextlib.suppress(OSError):  # some of them are not empty
+            for place in made:
+                place.rmdir()
 
 
 def start_processes(device: str | None):

@@ -26,11 +26,14 @@ def go_on(stem: str, model: str, sampling: dict, sheet: dict, rows: list[dict], 
     from utils.language import chat
 
     with jsonl.Record(Path(f"{stem}_batch_settings.jsonl"), record.header) as kept:
+        paths = [path for name in ("output", "errors") if (path := Path(f"{stem}_batch_{name}.jsonl")).is_file()]
+        if paths and not kept.lines:  # answers say which question they are to by its number alone
+            raise UserError(f"{paths[0]}: holds answers, and this inspection has asked nothing yet; delete it, or put "
+                            f"back {kept.path.name}, which was beside it")
         known = list(kept.lines) or [chat.Settings(sampling).by_name()]
         settings = chat.Settings({name: value for name, value in known[-1].items() if name != "response_format"},
                                  known[-1]["response_format"])
-        paths = [Path(f"{stem}_batch_{name}.jsonl") for name in ("output", "errors")]
-        for path in filter(Path.is_file, paths):
+        for path in paths:
             for task, answer in read(path, settings, known, sheet, rows):
                 before = answers.get(task, {})
                 again = all(before.get(key) == value for key, value in answer.items())  # an earlier run has read it

@@ -222,6 +222,11 @@ def finished(path: str, manifest: dict, after: float = 0.0) -> tuple[list[dict],
     return (rows, about) if manifest.items() <= about.items() else None
 
 
-def kept(path: str, manifest: dict) -> Record:
-    """The record of the descriptions, in order, of a run with that manifest, until they are all made."""
-    return Record(Path(path).with_suffix(KEPT), manifest)
+def kept(path: str, manifest: dict, after: float = 0.0) -> Record:
+    """The record of the descriptions, in order, of a run with that manifest, until they are all made. Raises UserError
+    as `Record` does, and where the last of them was not made `after` a time, as of `finished`."""
+    record = Path(path).with_suffix(KEPT)
+    if record.is_file() and record.stat().st_mtime <= after:
+        raise UserError(f"{record} holds what {manifest['base_model_name']} said before its weights were written anew; "
+                        "delete it, or name another --output_filepath")
+    return Record(record, manifest)

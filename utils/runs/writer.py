@@ -12,6 +12,7 @@ behind the arrays, never before them: what it lists is there, whatever happens n
 """
 import contextlib
 import fcntl
+import glob
 import io
 import json
 import os
@@ -155,7 +156,8 @@ class RunWriter:
         return _beside(self.manifest, what)
 
     def _all(self, pattern: str) -> list[Path]:
-        return sorted(self.manifest.parent.glob(self._beside(pattern).name))
+        # A split may be called after any folder: val[1].
+        return sorted(self.manifest.parent.glob(f"{glob.escape(self.manifest.stem)}@{pattern}.partial"))
 
     def _remove_partials(self) -> None:
         for path in [self.begun, *self._all("journal.*"), *self._all("*.npy")]:

@@ -6,6 +6,7 @@ status, error. The same questions again ask only what is missing.
 """
 import asyncio
 import functools
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ def client(model: str | None, base_url: str | None) -> Client:
 def span_texts(run: Run) -> dict[str, list[str]]:
     """The TextSpan texts of heads, from the last file of compute_complete_text_set.py for that run, if any."""
     place = run.place
-    there = sorted(Path(place.folder).glob(f"{place.name}_completeness_*_heads_{place.model_name}.json"),
+    there = sorted(Path(place.folder).glob(f"{glob.escape(place.name)}_completeness_*_heads_{place.model_name}.json"),
                    key=lambda file: file.stat().st_mtime)
     found = [content for file in there if run.is_about(content := json.loads(file.read_text(encoding="utf-8")))]
     heads = found[-1]["heads"] if found else []
