@@ -1,6 +1,7 @@
 """Outlying tokens that were planted are found, and moved to a register; terms stay exact."""
 import json
 
+import literal
 import numpy as np
 import pytest
 import torch
@@ -116,6 +117,32 @@ def test_registers_need_a_file_of_the_model(tmp_path):
         registers.read(1, None, str(tmp_path), model)
     with pytest.raises(UserError, match="has none"):
         Decomposer(model_of(torch.nn.Identity(), (32, 32)), registers=Registers(1, ((0, 0),)))
+
+
+def test_what_outliers_get_of_attention_and_add_to_scores_is_the_literal_sum():
+    visual, images = planted(), images_for(random_clip(), 3)
+    model, classifier = model_of(visual), torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    found = artefacts.measure(model, lambda: iter(images.split(2)), 15, top_layer=1, number=3)
+    of_score = artefacts.of_scores(Decomposer(model), lambda: iter(images.split(2)), classifier, found["threshold"])
+    outlying = slow_norms(visual, images)[0][3][:, 1:] > found["threshold"]
+    slow, classifier = literal.decompose(visual, images), classifier.double()
+    attention, sums = np.zeros(5), np.zeros(4)
+    with torch.no_grad():
+        for i, image in enumerate(images.double()):
+            layers, _ = literal.run_image(visual.double(), image)
+            for layer, inside in enumerate(layers):
+                attention[layer] += sum(head["weights"][0, 1:][outlying[i]].sum() for head in inside["heads"]) / 4 / 3
+            predicted = (slow["representation"][i] @ classifier).argmax()
+            column = classifier[:, predicted] - classifier.mean(dim=1)
+            heat = slow["attn"][i, :, 1:].sum(dim=(0, 2)) @ column
+            score = slow["representation"][i] @ column
+            sums += [float(value) for value in (heat[outlying[i]].abs().sum(), heat.abs().sum(),
+                                                heat[outlying[i]].sum(), score)]
+    assert [row["attention"] for row in found["layers"]] == pytest.approx(attention, rel=1e-3)
+    assert 0 < sums[0] < 0.9 * sums[1]
+    assert of_score["share_of_heat"] == pytest.approx(sums[0] / sums[1], rel=1e-3)
+    assert of_score["mean_score_of_outliers"] == pytest.approx(sums[2] / 3, abs=1e-5)
+    assert of_score["mean_score"] == pytest.approx(sums[3] / 3, abs=1e-5)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Second-order effects of neurons: their literal definition, what is kept of them, and the script."""
 import json
+from types import SimpleNamespace
 
 import literal
 import numpy as np
@@ -29,6 +30,44 @@ def test_effects_equal_their_definition_and_sum_to_the_walked_mlp(name):
         torch.testing.assert_close(found[i, :, :-1].double(), coefficients, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(directions.neurons(slice(None))[:-1].double(), slow, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(directions.total(found)[i].double(), walked, atol=1e-5, rtol=0)
+
+
+def test_the_neurons_that_feed_some_heads_are_those_whose_square_through_these_is_largest():
+    rng, heads = np.random.default_rng(0), {0: ["1.0", "1.1", "2.0", "2.1"], 1: ["2.0", "2.1"]}
+    powers = {layer: rng.random((5, len(own))) for layer, own in heads.items()}
+    fits = {layer: SimpleNamespace(heads=torch.from_numpy(power)) for layer, power in powers.items()}
+    slow = sorted(((power[neuron, [own.index(head) for head in ("1.1", "2.0") if head in own]].sum(), layer, neuron)
+                   for (layer, own), power in zip(heads.items(), powers.values()) for neuron in range(5)), reverse=True)
+    found = neurons.feeding(fits, heads, ["1.1", "2.0"], 4)
+    assert {(layer, neuron) for layer, own in found.items() for neuron in own} == {row[1:] for row in slow[:4]}
+
+
+def test_the_indirect_effect_is_that_of_each_set_of_neurons_alone():
+    network = random_clip()
+    model, images = model_of(network.visual), images_for(network, 6)
+    of_model, classifier = Neurons(model, [0, 1]), np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    own = torch.nn.functional.normalize(network.encode_image(images), dim=-1)
+    labels = (own.numpy() @ classifier).argmax(axis=1)
+    labels[0] = (labels[0] + 1) % 3
+    means = {layer: values.mean(dim=0) for layer, values in of_model.effects(images_for(network, 9, seed=4))
+             .activations.items()}
+    fits = {layer: SimpleNamespace(activations=values) for layer, values in means.items()}
+    singles = [(0, 3), (1, 7), (0, 11)]
+    found = neurons.indirect(of_model, fits, lambda: iter([(images[:4], labels[:4]), (images[4:], labels[4:])]),
+                             classifier, singles)
+    assert found["images"] == 6
+    assert found["baseline"] == pytest.approx(100 * 5 / 6)
+    sets = [(layer, list(range(192)), means[layer]) for layer in (0, 1)]
+    for entry, own_set in zip([*found["layers"].items(), *found["neurons"]],
+                              [*sets, *((layer, [neuron], means[layer]) for layer, neuron in singles)]):
+        (changed,) = of_model.without(images, [own_set])
+        accuracy = pytest.approx(100 * float(((changed.numpy() @ classifier).argmax(axis=1) == labels).mean()))
+        if isinstance(entry, tuple):
+            assert entry == (str(own_set[0]), accuracy)
+        else:
+            assert entry["accuracy"] == accuracy
+            assert entry["neuron"] == f"{own_set[0]}.{own_set[1][0]}"
+            assert entry["mean_change"] == pytest.approx((changed - own).norm(dim=-1).mean().item(), rel=1e-3)
 
 
 def test_gram_gives_lengths_of_effects():
