@@ -9,6 +9,7 @@ import pytest
 import torch
 from builders import VISION, call_script, model_of, move
 
+from utils.analysis import text_heads
 from utils.cli import UserError
 from utils.data import captions, datasets
 from utils.decompose.texts import END, PADDING, START, TextDecomposer, group
@@ -211,3 +212,56 @@ def test_heads_of_the_text_side_are_ablated_and_described(tmp_path, run_script, 
     assert head["accuracy_without"] == pytest.approx(100 * (scores.argmax(axis=1) == run.labels).mean())
     assert head["texts_of_image"][0]["text"] in TEXTS
     assert (tmp_path / "emoji_text_heads_pool_emojiclip.png").is_file()
+
+
+def test_ablated_parts_are_replaced_by_their_means_over_the_pool():
+    rng = np.random.default_rng(0)
+    terms, means = rng.normal(size=(5, 4, 6)), 3 * rng.normal(size=(4, 6))
+    representations, labels = rng.normal(size=(300, 6)), rng.integers(5, size=300)
+    sets = {"baseline": [], "one": [2], "two": [0, 3]}
+    found = text_heads.accuracies(terms, means, representations, labels, sets)
+    for name, columns in sets.items():
+        right = 0
+        for image, label in zip(representations, labels):
+            cosines = []
+            for of_class in terms:
+                column = sum(means[c] if c in columns else of_class[c] for c in range(4))
+                cosines.append(image @ column / np.linalg.norm(column))
+            right += int(np.argmax(cosines)) == label
+        assert found[name] == pytest.approx(100 * right / 300)
+    assert len(set(found.values())) == 3
+
+
+def test_what_a_head_reads_is_its_mean_attention_over_the_texts_that_have_a_word():
+    texts = ["red cat", "a red red dog", "three owls", "a cat"]
+    decomposer = TextDecomposer(clip_of("clip"))
+    each = [decomposer.words([text])[1][0] for text in texts]
+    found = text_heads.read_words(decomposer, texts, 3, 9)
+    for layer in range(3):
+        for head in range(3):
+            slow = {word: np.mean([sum(float(words.attention[layer, head, i]) for i, name in enumerate(words.names)
+                                       if name == word) for words in each if word in words.names])
+                    for word in ("red", "cat", "a")}
+            own = found[f"{layer}.{head}"]
+            assert {entry["word"]: entry["attention"] for entry in own["words"]} == pytest.approx(slow, abs=1e-5)
+            assert [entry["word"] for entry in own["words"]] == sorted(slow, key=slow.get, reverse=True)
+            start = np.mean([float(words.attention[layer, head, words.names.index(START)]) for words in each])
+            assert own["attention"][START] == pytest.approx(start, abs=1e-5)
+            on_words = np.mean([sum(float(words.attention[layer, head, i]) for i, name in enumerate(words.names)
+                                    if name not in (START, END, PADDING)) for words in each])
+            assert own["attention"]["words"] == pytest.approx(on_words, abs=1e-5)
+
+
+def test_the_texts_that_a_head_parts_and_that_it_brings_nearest():
+    rng = np.random.default_rng(0)
+    terms, texts = rng.normal(size=(40, 6)) * [5, 2, 1, 1, 1, 1] + 7, [f"text {i}" for i in range(40)]
+    high, low, share = text_heads.extremes(terms, texts, 3)
+    values, vectors = np.linalg.eigh(np.cov(terms.T, bias=True))
+    order = [f"text {i}" for i in np.argsort((terms - terms.mean(axis=0)) @ vectors[:, -1])]
+    assert (high, low) in ((order[::-1][:3], order[:3]), (order[:3], order[::-1][:3]))
+    assert share == pytest.approx(values[-1] / values.sum())
+    image = rng.normal(size=6)
+    found = text_heads.retrieve(terms, image, texts, 40)
+    slow = {text: own @ image - np.mean([other @ image for other in terms]) for text, own in zip(texts, terms)}
+    assert {entry["text"]: entry["score"] for entry in found} == pytest.approx(slow)
+    assert [entry["text"] for entry in found] == sorted(slow, key=slow.get, reverse=True)
