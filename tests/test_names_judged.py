@@ -68,6 +68,23 @@ def test_falls_are_the_accuracy_lost_where_that_is_no_chance():
     assert judges.names(found, ["a", "b"]) == ["a", "b" if found[1, 1] > 0 else "none"]
 
 
+def test_a_fall_within_chance_is_none():
+    rng = RNG(0)
+    values, attn = {"a": rng.integers(4, size=120)}, 0.6 * rng.normal(size=(120, 1, 40, 4)).astype(np.float32)
+    attn[:, 0] += 0.05 * np.eye(4, dtype=np.float32)[values["a"]][:, None]
+    run = opened({"attn": attn, "mlp": np.zeros((120, 2, 4), np.float32)})
+    found, terms, small = judges.falls(run, {"a": np.eye(4)}, values, range(40))[0], attn[:, 0].astype(np.float64), 0
+    centred = terms.sum(axis=1) - terms.sum(axis=1).mean(axis=0)
+    for head in range(40):
+        without = centred - (terms[:, head] - terms[:, head].mean(axis=0))
+        before, after = (scores.argmax(axis=1) == values["a"] for scores in (centred, without))
+        lost, won = int((before & ~after).sum()), int((~before & after).sum())
+        sure = lost - won > 1.96 * np.sqrt(lost + won)
+        small += lost > won and not sure
+        assert found[head] == pytest.approx(100 * (lost - won) / 120 if sure else 0)
+    assert small > 3
+
+
 def test_scores_of_perfect_wrong_and_constant_names():
     truth = np.array([[0.9, 0.8, 0.1, 0.2], [0.1, 0.1, 0.9, 0.7]])
     perfect = judges.score(truth, truth, ["a", "b"])
