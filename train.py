@@ -48,7 +48,8 @@ def get_args_parser():
     parser.add_argument("--normalize_advantages", type=cli.boolean, default=True, metavar="True|False",
                         help="scale the advantages of a batch to a standard deviation of 1")
     parser.add_argument("--beta", type=cli.WEIGHT, default=0.2,
-                        help="weight of the KL divergence from the untrained model; with --kl adaptive, at first")
+                        help="weight of the KL divergence from the untrained model, in units of the reward; with --kl "
+                             "adaptive, at first")
     parser.add_argument("--kl", default="adaptive", choices=("adaptive", "fixed"),
                         help="adaptive: --beta moves towards a KL divergence of 10 nats a description, as published")
     parser.add_argument("--max_new_tokens", type=cli.SIZE, default=32, help="tokens a description")
@@ -177,20 +178,21 @@ def train(args) -> None:
     minibatches, passes = sizes[0] // sizes[1], sizes[1] // sizes[2]
     updates = minibatches * args.epochs_per_batch
     log = training.Log(folder, recent, updates, args.report_to == "csv")
-    kl = [training.AdaptiveKL(args.beta, args.batch_size, updates)] if args.kl == "adaptive" else []
+    kl = training.KLWeight(args.beta, args.batch_size, updates, args.kl == "adaptive",
+                           args.algorithm == "grpo" and args.normalize_advantages)
     vllm = {"vllm_mode": args.vllm_mode, "vllm_server_base_url": args.vllm_server_base_url,
             "vllm_gpu_memory_utilization": args.vllm_gpu_memory_utilization} if args.use_vllm else {}
     trainer = training.make_trainer(
         args.algorithm, model, tokenizer, prompts, reward,
         {"r": args.lora_r, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout},
-        [*kl, log, training.StepNames(folder, updates)], args.epochs_per_batch, minibatches, passes,
+        [kl, log, training.StepNames(folder, updates)], args.epochs_per_batch, minibatches, passes,
         args.normalize_advantages, vllm, output_dir=str(folder), max_steps=args.steps * updates,
         per_device_train_batch_size=args.per_device_batch_size, num_generations=args.num_generations,
         max_completion_length=args.max_new_tokens, learning_rate=args.learning_rate, max_grad_norm=args.max_grad_norm,
         beta=args.beta, seed=args.seed, bf16=precision == torch.bfloat16, use_cpu=device.type == "cpu",
         gradient_checkpointing=quantization is not None, logging_steps=args.log_freq * updates,
         save_steps=args.save_freq * updates, report_to="tensorboard" if args.report_to == "tensorboard" else "none")
-    for callback in (log, *kl):
+    for callback in (log, kl):
         callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # the log's own lines say it better
     if state.is_main_process:

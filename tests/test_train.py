@@ -270,7 +270,7 @@ def test_descriptions_that_the_vlm_does_not_read_to_their_end_are_said(tmp_path,
 def test_beta_follows_the_kl_as_in_ppo():
     from utils.ex2 import training
 
-    kl = training.AdaptiveKL(0.2, 32, 16)
+    kl = training.KLWeight(0.2, 32, 16, True, False)
     kl.trainer = SimpleNamespace(beta=0.2)
     logged, expected = [], 0.2
     for step, (token, length) in enumerate([(0.0, 30.0), (0.33, 30.0), (0.35, 30.0), (1.0, 30.0)], 1):
@@ -281,14 +281,28 @@ def test_beta_follows_the_kl_as_in_ppo():
         assert kl.trainer.beta == kl.beta == pytest.approx(expected, rel=1e-12)
     kl.on_log(None, state(4, 16), None, {"train_runtime": 1.0})
     assert kl.beta == pytest.approx(expected)
-    again = training.AdaptiveKL(0.2, 32, 16)
+    again = training.KLWeight(0.2, 32, 16, True, False)
     again.trainer = SimpleNamespace(beta=0.2)
     again.on_train_begin(None, SimpleNamespace(log_history=logged), None)  # a run that is resumed
     assert again.trainer.beta == kl.beta
-    rare = training.AdaptiveKL(0.2, 32, 16)
+    rare = training.KLWeight(0.2, 32, 16, True, False)
     rare.trainer = SimpleNamespace(beta=0.2)
     rare.on_log(None, state(1000, 16), None, logged[-1])  # logged once in 1,000 steps
     assert rare.beta == pytest.approx(0.2 * (1 + 0.2 * 3.2))
+
+
+def test_beta_is_in_units_of_the_reward_beside_scaled_advantages():
+    from utils.ex2 import training
+
+    kl = training.KLWeight(0.2, 32, 16, False, True)
+    kl.trainer = SimpleNamespace(beta=0.2)
+    for deviation, weight in ((8.0, 0.025), (0.5, 0.4), (0.0, 0.2)):  # the last: all rewards were the same
+        kl.on_log(None, state(1, 16), None, {"kl": 1.0, "reward_std": deviation})
+        assert kl.trainer.beta == pytest.approx(weight)
+    fixed = training.KLWeight(0.2, 32, 16, False, False)
+    fixed.trainer = SimpleNamespace(beta=0.2)
+    fixed.on_log(None, state(1, 16), None, {"kl": 1.0, "reward_std": 8.0})
+    assert fixed.trainer.beta == 0.2
 
 
 # The trainer.
@@ -522,6 +536,9 @@ def test_grpo_trains_too(tiny_lm, tmp_path):
     assert row["step"] == "1"
     assert float(row["kl"]) >= 0
     assert float(row["reward"]) > 0
+    rewards = [json.loads(line)["reward"] for line in (folder / "top_descriptions.jsonl").read_text().splitlines()]
+    assert len(rewards) == 8  # the whole batch, over which TRL scales the advantages
+    assert float(row["beta"]) == pytest.approx(0.2 / torch.tensor(rewards).std().item(), rel=1e-3)
     tensors = load_file(folder / "adapter_model.safetensors")
     assert all(value.abs().max() > 1e-3 for name, value in tensors.items() if "lora_B" in name)
 

@@ -1,4 +1,4 @@
-"""What train.py needs around TRL's trainers: the prompts of a whole run, the reward function, the adaptive KL, the log.
+"""What train.py needs around TRL's trainers: the prompts of a run, the reward function, the weight of the KL, the log.
 
 Imported by train.py alone, since transformers' trainer takes a while to import.
 """
@@ -97,19 +97,27 @@ def make_trainer(algorithm: str, model, tokenizer, rows: list[dict], reward: Cal
     return trainer
 
 
-class AdaptiveKL(TrainerCallback):
-    """Sets the trainer's weight of the KL divergence so that a description's is KL_TARGET nats, as PPO did: by at most
-    KL_STEP for every KL_HORIZON descriptions."""
+class KLWeight(TrainerCallback):
+    """Sets the trainer's weight of the KL divergence, `beta` in units of the reward, after every step that is logged.
 
-    def __init__(self, beta: float, batch_size: int, updates: int):
-        self.beta, self.batch_size, self.updates, self.seen, self.trainer = beta, batch_size, updates, 0, None
+    `adaptive` moves beta so that a description's divergence is KL_TARGET nats, as PPO did: by at most KL_STEP for every
+    KL_HORIZON descriptions. `scaled` is for advantages that are divided by the standard deviation of a batch's rewards
+    beside a divergence that is not (GRPO's loss): beta is divided by the last batch's. The first batch, which begins
+    without a divergence, has beta itself.
+    """
+
+    def __init__(self, beta: float, batch_size: int, updates: int, adaptive: bool, scaled: bool):
+        self.beta, self.batch_size, self.updates, self.adaptive, self.scaled = (
+            beta, batch_size, updates, adaptive, scaled)
+        self.seen, self.trainer = 0, None
 
     def follow(self, logs: dict, step: int) -> None:
         """Set the weight by what was logged at that update."""
         number, self.seen = (step // self.updates - self.seen) * self.batch_size, step // self.updates
-        error = logs["kl"] * logs["completions/mean_length"] / KL_TARGET - 1
-        self.beta *= 1 + min(max(error, -KL_STEP), KL_STEP) * number / KL_HORIZON
-        self.trainer.beta = self.beta
+        if self.adaptive:
+            error = logs["kl"] * logs["completions/mean_length"] / KL_TARGET - 1
+            self.beta *= 1 + min(max(error, -KL_STEP), KL_STEP) * number / KL_HORIZON
+        self.trainer.beta = self.beta / (logs["reward_std"] or 1.0) if self.scaled else self.beta
 
     def on_train_begin(self, args, state, control, **_):
         for logs in state.log_history:  # of a run that is resumed
