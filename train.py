@@ -30,8 +30,9 @@ def get_args_parser():
                         help="the language model: a hub name, a folder, a .gguf file, smollm2-135m or gemma3-270m")
     parser.add_argument("--output_dir", default="./output_dir/adapter", metavar="FOLDER",
                         help="where the adapter and the log go")
-    parser.add_argument("--algorithm", default="rloo", choices=("rloo", "grpo"),
-                        help="algorithm of TRL: rloo clips the ratio of a description, grpo that of each token")
+    parser.add_argument("--algorithm", default="grpo", choices=("grpo", "rloo"),
+                        help="algorithm of TRL: grpo clips the ratio of each token, as PPO did, and rloo that of a "
+                             "description, which suits few updates of a batch")
     parser.add_argument("--steps", type=cli.STEPS, default=1000, help="batches of fresh descriptions")
     parser.add_argument("--batch_size", type=cli.SIZE, default=32, help="descriptions a step, over all processes")
     parser.add_argument("--minibatch_size", type=cli.SIZE, default=8,

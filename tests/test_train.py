@@ -529,18 +529,26 @@ def test_a_run_without_a_checkpoint_begins_again(whole_run, tiny_lm, tmp_path):
 
 
 @long
-def test_grpo_trains_too(tiny_lm, tmp_path):
+def test_rloo_trains_too(tiny_lm, tmp_path):
     folder = tmp_path / "run"
-    run(tiny_lm, folder, "--algorithm", "grpo", "--steps", 1)
+    run(tiny_lm, folder, "--algorithm", "rloo", "--steps", 1)
     (row,) = log_rows(folder)
     assert row["step"] == "1"
-    assert float(row["kl"]) >= 0
     assert float(row["reward"]) > 0
+    assert float(row["beta"]) == pytest.approx(0.2, rel=1e-3)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert all(value.abs().max() > 1e-3 for name, value in tensors.items() if "lora_B" in name)
+
+
+@long
+def test_beta_is_divided_by_the_deviation_of_a_batch(tiny_lm, tmp_path):
+    folder = tmp_path / "run"
+    run(tiny_lm, folder, "--steps", 1)
+    (row,) = log_rows(folder)
+    assert float(row["kl"]) >= 0
     rewards = [json.loads(line)["reward"] for line in (folder / "top_descriptions.jsonl").read_text().splitlines()]
     assert len(rewards) == 8  # the whole batch, over which TRL scales the advantages
     assert float(row["beta"]) == pytest.approx(0.2 / torch.tensor(rewards).std().item(), rel=1e-3)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    assert all(value.abs().max() > 1e-3 for name, value in tensors.items() if "lora_B" in name)
 
 
 @long
