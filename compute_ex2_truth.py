@@ -18,6 +18,9 @@ FIGURES = {"true_over_article": "true - a NAME", "true_over_bare": "true - NAME"
            "lift_before": "lift before", "lift_after": "lift after", "gain": "gain",
            "gain_over_others": "gain over other concepts"}
 
+REWARDS = {"bare": "the bare name", "article": "a NAME", "best": "the best text with at most one word more",
+           "before": "descriptions before", "after": "descriptions after"}
+
 
 def get_args_parser():
     parser = cli.make_parser(__doc__)
@@ -118,7 +121,8 @@ def lines_of(result: dict) -> list[str]:
         cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) if name in row else "-" for name in shown]
         lines.append(f"| {attribute} | {row['number']} | {row['best']:.0%} | {row['best_over_bare']:.0%} | "
                      f"{' | '.join(cells)} |")
-    lines += ["", "Mean rewards: " + ", ".join(f"{name} {value:.1f}" for name, value in result["rewards"].items())]
+    lines += ["", "Mean rewards: " + ", ".join(
+        f"{REWARDS[name]} {value:.1f}" for name, value in result["rewards"].items())]
     if "spearman" in result:
         found = result["spearman"]
         lines += [f"Spearman of the VLM's preference and the gain, over {found['pairs']} pairs: "
