@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then ruff and the tests. At most 10 minutes on 2 cores, the installation not counted.
+# Set up, then ruff and the tests. 11 minutes on 2 idle cores, the installation not counted.
 #   bash scripts/test.sh -k textspan     # further arguments go to pytest
 #   bash scripts/test.sh --all           # the long tests too, with a real language model and vLLM's engine: half an hour
 set -euo pipefail
