@@ -32,8 +32,9 @@ def test_effects_equal_their_definition_and_sum_to_the_walked_mlp(name):
         torch.testing.assert_close(directions.total(found)[i].double(), walked, atol=1e-5, rtol=0)
 
 
-def test_the_neurons_that_feed_some_heads_are_those_whose_square_through_these_is_largest():
-    rng, heads = np.random.default_rng(0), {0: ["1.0", "1.1", "2.0", "2.1"], 1: ["2.0", "2.1"]}
+@pytest.mark.parametrize("seed", range(5))  # by chance, the largest over all heads may be the same
+def test_the_neurons_that_feed_some_heads_are_those_whose_square_through_these_is_largest(seed):
+    rng, heads = np.random.default_rng(seed), {0: ["1.0", "1.1", "2.0", "2.1"], 1: ["2.0", "2.1"]}
     powers = {layer: rng.random((5, len(own))) for layer, own in heads.items()}
     fits = {layer: SimpleNamespace(heads=torch.from_numpy(power)) for layer, power in powers.items()}
     slow = sorted(((power[neuron, [own.index(head) for head in ("1.1", "2.0") if head in own]].sum(), layer, neuron)
