@@ -49,7 +49,7 @@ def main(args) -> None:
     run = Run.open(args.input_dir, args.dataset, args.model, args.split, needs="heads")
     spans = run.place.path(files.texts_of_heads(args.text_descriptions, args.texts_per_head), ".json")
     heads = truth.read_heads(run, spans, commands.make_texts_of_heads(*run.place.words, args.text_descriptions,
-                                                                 args.texts_per_head))
+                                                                      args.texts_per_head))
     readings = [truth.reading(head["texts"], attributes) for head in heads]
     images = datasets.load_images(args.dataset, split=args.split)
     groups = truth.codes([images.scenes[i] for i in run.indices(images)])

@@ -3,9 +3,11 @@ import importlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,20 @@ def run_command(command: list, folder, **variables) -> subprocess.CompletedProce
                           env=environment | {name: str(value) for name, value in variables.items()})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def runner_copy(name: str, folder) -> Path:
+    """A copy of a runner of scripts/ whose python prints the words it is called with, a call a line; python -c runs."""
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "setup.sh").touch()
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"""#!/usr/bin/env bash
+[ "$1" = -c ] && exec {shlex.quote(sys.executable)} "$@"
+printf '%q ' "$@"; echo
+""")
+    python.chmod(0o755)
+    return Path(shutil.copy(ROOT / "scripts" / name, folder / "scripts"))
 
 
 def free_port() -> int:

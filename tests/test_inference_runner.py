@@ -1,11 +1,9 @@
 """inference_runner.sh: describes with what was trained, on what it was trained on; its commands, none of them run."""
 import json
 import shlex
-import shutil
-import sys
 
 import pytest
-from builders import ROOT, load_script, run_command
+from builders import load_script, run_command, runner_copy
 
 from utils import cli
 
@@ -18,23 +16,14 @@ TRAINED = {"model_name": "owner/model", "dataset_name": "cub", "vlm_name": "v", 
 def runner(tmp_path):
     """Run a copy of the script with those settings of a training; python says what it is called with. Returns the
     options of each call of inference.py."""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "setup.sh").touch()
-    shutil.copy(ROOT / "scripts" / "inference_runner.sh", tmp_path / "scripts")
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f"""#!/usr/bin/env bash
-[ "$1" = -c ] && exec {shlex.quote(sys.executable)} "$@"
-printf '%q ' "$@"; echo
-""")
-    python.chmod(0o755)
+    script = runner_copy("inference_runner.sh", tmp_path)
     adapter = tmp_path / "out put" / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_model.safetensors").touch()
 
     def run(trained, *arguments, **variables):
         (adapter / "train.json").write_text(json.dumps(trained))
-        done = run_command(["bash", tmp_path / "scripts" / "inference_runner.sh", *arguments], tmp_path,
+        done = run_command(["bash", script, *arguments], tmp_path,
                            OUTPUT_DIR=adapter.parent, **variables)
         calls = [shlex.split(line) for line in done.stdout.splitlines()]
         assert [call[:2] for call in calls[:3]] == [["inference.py", "--model_name"]] * 2 + [

@@ -1,10 +1,9 @@
 """inspection_runner.sh: which options go to both of its inspections; its commands, none of them run."""
 import shlex
-import shutil
 import subprocess
 
 import pytest
-from builders import ROOT, load_script
+from builders import load_script, runner_copy
 
 from utils import cli
 
@@ -13,20 +12,14 @@ from utils import cli
 def runner(tmp_path):
     """Run a copy of the script, in whose folder of results `there` lies; python says what it is called with. Returns
     the calls, the exit code and stderr."""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "setup.sh").touch()
-    shutil.copy(ROOT / "scripts" / "inspection_runner.sh", tmp_path / "scripts")
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/usr/bin/env bash\nprintf '%q ' \"$@\"; echo\n")
-    python.chmod(0o755)
+    script = runner_copy("inspection_runner.sh", tmp_path)
     out = tmp_path / "out put"
     out.mkdir()
 
     def run(*arguments, there=("aligned", "aligned_inspection", "labels_inspection"), **variables):
         for name in there:
             (out / f"{name}.jsonl").touch()
-        done = subprocess.run(["bash", tmp_path / "scripts" / "inspection_runner.sh", *arguments], capture_output=True,
+        done = subprocess.run(["bash", script, *arguments], capture_output=True,
                               text=True, env={"PATH": "/usr/bin:/bin", "OUTPUT_DIR": str(out), **variables})
         calls = [shlex.split(line) for line in done.stdout.splitlines()]
         for call in calls:

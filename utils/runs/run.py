@@ -289,8 +289,9 @@ def _check_same_labels(place: Place, manifest: dict | None) -> None:
     path = place.path("labels")
     if not path.is_file():
         return
-    entry = next((entry for entry in (manifest or {}).get("arrays", []) if entry["file"] == path.name), {})
-    if entry.get("sha256", found := files.checksum(path)) != found:
+    made = [entry["sha256"] for entry in (manifest or {}).get("arrays", [])
+            if entry["file"] == path.name and "sha256" in entry]
+    if made and made != [files.checksum(path)]:
         raise UserError(f"{path}: holds other labels than those of {place.model}: a run of another model, of other "
                         "images, has replaced them; give each set of images an --output_dir of its own, and make this "
                         f"run again with: {place.command()}")
