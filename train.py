@@ -47,7 +47,8 @@ def get_args_parser():
     parser.add_argument("--max_grad_norm", type=cli.WEIGHT, default=0.0,
                         help="longer gradients are cut to this length; 0 cuts none")
     parser.add_argument("--normalize_advantages", type=cli.boolean, default=True, metavar="True|False",
-                        help="scale the advantages of a batch to a standard deviation of 1")
+                        help="divide the advantages of a batch by a standard deviation: grpo by that of its rewards, "
+                             "rloo by their own")
     parser.add_argument("--beta", type=cli.WEIGHT, default=0.2,
                         help="weight of the KL divergence from the untrained model, in units of the reward; with --kl "
                              "adaptive, at first")

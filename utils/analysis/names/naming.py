@@ -38,7 +38,7 @@ def describe(components: list[Component], shares: Shares, texts: Mapping[str, li
         by_place = there[np.argsort(along[there], kind="stable")]
         ends = [[own[i] for i in by_place[:ENDS]], [own[i] for i in by_place[::-1][:ENDS]]]
         # The largest of many shares is above its own chance more often than one is; its interval says how sure it is.
-        name = "none" if share <= max(chance, error) else "mixed" if second > MIXED * share else attribute
+        name = "none" if share <= max(chance, error, 0) else "mixed" if second > MIXED * share else attribute
         rows.append({**({"layer": part.layer, "head": part.head} if part.kind == "attn" else part.to_dict()),
                      "attribute": attribute, "name": name, "role": role(name, shares.attributes, order, ends),
                      "shares": by_name(shares.attributes, shares.plain[:, c]),
